@@ -1,0 +1,31 @@
+//! Every system call of `org.example.IPC`.
+//!
+//! The idea: a *mechanism* (pipe, FIFO, socket, semaphore, …) is one file under [`mechanisms`]
+//! that exports one row, its [`Descriptor`]; the register in `mechanisms/mod.rs` lists the rows.
+//! A mechanism's objects are [`Endpoint`]s. What can be done with an endpoint is its *shapes*
+//! ([`shape`]): traits that every mechanism of that shape implements in the same way.
+//!
+//! Nothing here blocks for long and nothing here waits: an operation either completes or says
+//! what has to happen first ([`Attempt`], [`Readiness`]); whoever calls does the waiting. There
+//! is no D-Bus, no async runtime and no logging in this crate.
+
+pub mod address;
+pub mod error;
+pub mod fd;
+pub mod guard;
+pub mod mechanism;
+pub mod mechanisms;
+pub mod parameters;
+pub mod pipe_io;
+pub mod proc;
+pub mod shape;
+pub mod socket_io;
+pub mod value;
+pub mod word;
+
+pub use address::Address;
+pub use error::{Error, Kind, Result};
+pub use fd::Fd;
+pub use mechanism::{Attempt, Descriptor, Endpoint, Opening, Readiness};
+pub use parameters::{Parameter, Parameters, Type};
+pub use value::{Dict, Value};

@@ -1,0 +1,313 @@
+//! The shapes: what can be done with an endpoint, whatever its mechanism.
+//!
+//! Every trait here has one conformance suite (`tests/conformance/`) that runs over every
+//! mechanism in the register, and one D-Bus interface in the bus layer.
+
+use std::{os::fd::OwnedFd, str::FromStr};
+
+use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, mechanism::End};
+
+/// The name of a shape, as in the property `Shapes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Shape {
+    Stream,
+    Listener,
+    Messages,
+    Memory,
+    Semaphore,
+    Watch,
+}
+
+impl Shape {
+    pub const ALL: &[Shape] =
+        &[Self::Stream, Self::Listener, Self::Messages, Self::Memory, Self::Semaphore, Self::Watch];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Listener => "listener",
+            Self::Messages => "messages",
+            Self::Memory => "memory",
+            Self::Semaphore => "semaphore",
+            Self::Watch => "watch",
+        }
+    }
+}
+
+/// A direction of a stream, seen from the service: `Read` is what comes out of the endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    Write,
+    Both,
+}
+
+impl FromStr for Direction {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "read" => Ok(Self::Read),
+            "write" => Ok(Self::Write),
+            "both" => Ok(Self::Both),
+            other => Err(Error::invalid(format!("the direction must be read, write or both, not {other:?}"))),
+        }
+    }
+}
+
+/// Bytes without borders.
+pub trait Stream: Send + Sync {
+    /// Up to `max` bytes; empty means end of stream.
+    fn read(&self, max: usize) -> Result<Attempt<Vec<u8>>>;
+
+    /// Writes as much as fits at this moment and says how much that was (at least one byte).
+    fn write(&self, data: &[u8]) -> Result<Attempt<usize>>;
+
+    /// Ends a direction: after `Write` the peer sees end of stream.
+    fn shutdown(&self, direction: Direction) -> Result<()>;
+
+    /// The end that a relay reads from. Waits where there is none yet.
+    fn source(&self) -> Result<Attempt<End>>;
+
+    /// The end that a relay writes into. Waits where there is none yet (a FIFO without reader).
+    fn sink(&self) -> Result<Attempt<End>>;
+}
+
+/// A listening socket.
+pub trait Listener: Send + Sync {
+    /// The next connection, an endpoint of its own.
+    fn accept(&self) -> Result<Attempt<Box<dyn Endpoint>>>;
+}
+
+/// A message: its bytes, what the kernel says about it, and the fds that came with it.
+#[derive(Debug, Default)]
+pub struct Message {
+    pub data: Vec<u8>,
+    /// `address`, `pid`, `uid`, `gid`, `priority`, `type`, …: whatever the mechanism has.
+    pub attributes: Dict,
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A message to be sent. Fds are shared, so that an attempt that has to wait keeps them.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    pub data: &'a [u8],
+    pub attributes: &'a Dict,
+    pub fds: &'a [Fd],
+}
+
+/// Bytes with borders.
+pub trait Messages: Send + Sync {
+    /// Sends the whole message or nothing.
+    fn send(&self, message: Outgoing<'_>) -> Result<Attempt<()>>;
+
+    /// Takes a message. An empty `selector` takes the next one; what else it may hold is the
+    /// mechanism's (`type` for System V queues).
+    fn receive(&self, selector: &Dict) -> Result<Attempt<Message>>;
+
+    /// The next message, which stays where it is. Fds are not passed.
+    fn peek(&self, _selector: &Dict) -> Result<Attempt<Message>> {
+        Err(Error::not_supported("the kernel cannot peek at this queue"))
+    }
+
+    /// What to wait for before a message can be received, without receiving it.
+    fn arrival(&self) -> Result<Attempt<()>>;
+
+    /// The largest message that `send` takes, in bytes.
+    fn max_message_size(&self) -> u64;
+
+    /// How many messages wait, where the kernel tells.
+    fn depth(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A word of memory, for the atomic operations.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Word {
+    U8(u8),
+    U16(u16),
+    U32(u32),
+    U64(u64),
+    I16(i16),
+    I32(i32),
+    I64(i64),
+    F64(f64),
+}
+
+impl Word {
+    /// A zero of the type with this D-Bus signature or name (`u32`).
+    pub fn zero(name: &str) -> Result<Self> {
+        Ok(match name {
+            "y" | "u8" => Self::U8(0),
+            "q" | "u16" => Self::U16(0),
+            "u" | "u32" => Self::U32(0),
+            "t" | "u64" => Self::U64(0),
+            "n" | "i16" => Self::I16(0),
+            "i" | "i32" => Self::I32(0),
+            "x" | "i64" => Self::I64(0),
+            "d" | "f64" => Self::F64(0.0),
+            other => {
+                return Err(Error::invalid(format!(
+                    "the type must be one of u8 u16 u32 u64 i16 i32 i64 f64 (or the D-Bus type \
+                     y q u t n i x d), not {other:?}"
+                )));
+            }
+        })
+    }
+
+    /// The width in bytes: 1, 2, 4 or 8.
+    pub fn width(self) -> usize {
+        match self {
+            Self::U8(_) => 1,
+            Self::U16(_) | Self::I16(_) => 2,
+            Self::U32(_) | Self::I32(_) => 4,
+            Self::U64(_) | Self::I64(_) | Self::F64(_) => 8,
+        }
+    }
+
+    /// The bits, in the low end.
+    pub fn bits(self) -> u64 {
+        match self {
+            Self::U8(n) => n.into(),
+            Self::U16(n) => n.into(),
+            Self::U32(n) => n.into(),
+            Self::U64(n) => n,
+            Self::I16(n) => (n as u16).into(),
+            Self::I32(n) => (n as u32).into(),
+            Self::I64(n) => n as u64,
+            Self::F64(n) => n.to_bits(),
+        }
+    }
+
+    /// A word of the same type with these bits.
+    pub fn with_bits(self, bits: u64) -> Self {
+        match self {
+            Self::U8(_) => Self::U8(bits as u8),
+            Self::U16(_) => Self::U16(bits as u16),
+            Self::U32(_) => Self::U32(bits as u32),
+            Self::U64(_) => Self::U64(bits),
+            Self::I16(_) => Self::I16(bits as i16),
+            Self::I32(_) => Self::I32(bits as i32),
+            Self::I64(_) => Self::I64(bits as i64),
+            Self::F64(_) => Self::F64(f64::from_bits(bits)),
+        }
+    }
+
+    /// The sum, wrapping around for integers.
+    pub fn wrapping_add(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::F64(a), Self::F64(b)) => Self::F64(a + b),
+            (a, b) => a.with_bits(a.bits().wrapping_add(b.bits())),
+        }
+    }
+}
+
+/// Memory that processes share.
+pub trait Memory: Send + Sync {
+    /// Exactly `length` bytes from `offset`; a range beyond the end is an error.
+    fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>>;
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// An aligned word, read atomically; `kind` says the type.
+    fn load(&self, offset: u64, kind: Word) -> Result<Word>;
+
+    fn store(&self, offset: u64, value: Word) -> Result<()>;
+
+    /// Stores `desired` if the word is `expected`; says whether it did, and what was there.
+    fn compare_exchange(&self, offset: u64, expected: Word, desired: Word) -> Result<(bool, Word)>;
+
+    /// Adds and returns what was there before.
+    fn fetch_add(&self, offset: u64, value: Word) -> Result<Word>;
+
+    fn resize(&self, size: u64) -> Result<()>;
+
+    /// Adds seals (`shrink`, `grow`, `write`, `future-write`, `exec`, `seal`); they cannot be taken back.
+    fn seal(&self, seals: &[String]) -> Result<()>;
+
+    /// Flushes to the file behind it; nothing to do for anonymous memory.
+    fn sync(&self) -> Result<()>;
+
+    fn size(&self) -> Result<u64>;
+
+    fn seals(&self) -> Vec<String>;
+
+    fn read_only(&self) -> bool;
+
+    /// The bytes as a relay reads them: all that is there, then end of stream.
+    fn source(&self) -> Result<End>;
+
+    /// The bytes as a relay writes them: from the start, as many as there is room for.
+    fn sink(&self) -> Result<End>;
+}
+
+/// An operation of a System V set: semaphore number, operation, flags.
+pub type SemaphoreOperation = (u16, i16, u16);
+
+/// A counter to wait on.
+pub trait Semaphore: Send + Sync {
+    /// Adds to the value and wakes waiters.
+    fn post(&self, count: u32) -> Result<()>;
+
+    /// Takes one.
+    fn wait(&self) -> Result<Attempt<()>>;
+
+    fn value(&self) -> Result<i32>;
+
+    /// All or nothing over a set.
+    fn operate(&self, _operations: &[SemaphoreOperation]) -> Result<Attempt<()>> {
+        Err(Error::not_supported("only System V semaphore sets have Operate; use Post and Wait"))
+    }
+
+    fn values(&self) -> Result<Vec<i32>> {
+        Ok(vec![self.value()?])
+    }
+
+    fn set_values(&self, _values: &[i32]) -> Result<()> {
+        Err(Error::not_supported(
+            "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
+        ))
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Event {
+    /// Names from the manual page: `CREATE`, `ISDIR`, …
+    pub names: Vec<&'static str>,
+    pub path: Vec<u8>,
+    /// The former path of what was renamed.
+    pub from: Vec<u8>,
+}
+
+/// What a source of events has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    Event(Event),
+    /// The kernel dropped events, and does not say how many.
+    Overflow,
+    /// No more will come; the text says why.
+    End(String),
+}
+
+/// A source of events.
+pub trait Events: Send + Sync {
+    /// What has happened since the last call, at least one; else what to wait for.
+    fn next(&self) -> Result<Attempt<Vec<Notice>>>;
+}
+
+/// The fds of a message as a value, for the attributes of a received message.
+pub fn fds_value(fds: Vec<OwnedFd>) -> Value {
+    Value::Fds(fds.into_iter().map(Fd::from).collect())
+}
+
+/// The readiness of an fd that is about to be read.
+pub fn readable<T>(fd: &Fd) -> Attempt<T> {
+    Attempt::Wait(Readiness::Readable(fd.clone()))
+}
+
+/// The readiness of an fd that is about to be written.
+pub fn writable<T>(fd: &Fd) -> Attempt<T> {
+    Attempt::Wait(Readiness::Writable(fd.clone()))
+}
