@@ -63,6 +63,11 @@ pub trait Stream: Send + Sync {
     /// Writes as much as fits at this moment and says how much that was (at least one byte).
     fn write(&self, data: &[u8]) -> Result<Attempt<usize>>;
 
+    /// Whether bytes may come after an end of stream: a FIFO's next writer begins anew.
+    fn continues(&self) -> bool {
+        false
+    }
+
     /// Ends a direction: after `Write` the peer sees end of stream.
     fn shutdown(&self, direction: Direction) -> Result<()>;
 

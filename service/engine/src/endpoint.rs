@@ -1,0 +1,419 @@
+//! An endpoint: a kernel object with a number, a lifetime, its events, and the calls on it.
+//!
+//! What a call takes and cannot deliver is kept at the front and handed to the next one, so that
+//! nothing that was taken is lost.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use event_listener::Event;
+use ipc_kernel::{
+    Attempt, Descriptor, Dict, Error, Kind, Result, Value, mechanism,
+    shape::{Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
+};
+
+use crate::{
+    Engine,
+    client::Call,
+    events::Ring,
+    flag::Flag,
+    options::Lifetime,
+    wait::{Cancel, Patience, complete},
+};
+
+pub struct Endpoint {
+    /// Unique in the service, never used again.
+    pub id: u64,
+    pub mechanism: &'static Descriptor,
+    pub kernel: Box<dyn mechanism::Endpoint>,
+    /// Canonical, accepted by Attach.
+    pub address: String,
+    pub shapes: Vec<Shape>,
+    pub lifetime: Lifetime,
+    /// The connection that made it.
+    pub creator: String,
+    /// Microseconds since the epoch.
+    pub created_at: u64,
+    pub remove_on_close: bool,
+    pub events: Ring,
+    /// Set when the endpoint was closed; then there is a reason.
+    pub closed: Flag,
+    pub(crate) reason: OnceLock<String>,
+    /// Something is to be announced; see `Engine::next_news`.
+    pub(crate) dirty: AtomicBool,
+    /// Notified when a message was received through the service.
+    pub(crate) received: Event,
+    /// Messages that were taken from the kernel but not delivered.
+    kept: Mutex<VecDeque<Message>>,
+    /// Bytes likewise.
+    kept_bytes: Mutex<VecDeque<u8>>,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("id", &self.id)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a new endpoint is made of.
+pub(crate) struct Made {
+    pub mechanism: &'static Descriptor,
+    pub kernel: Box<dyn mechanism::Endpoint>,
+    pub lifetime: Lifetime,
+    pub creator: String,
+    pub remove_on_close: Option<bool>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(id: u64, made: Made, events_kept: u32) -> Self {
+        Self {
+            id,
+            mechanism: made.mechanism,
+            address: made.kernel.address().to_string(),
+            shapes: made.kernel.shapes(),
+            remove_on_close: made.remove_on_close.unwrap_or_else(|| made.kernel.remove_by_default()),
+            kernel: made.kernel,
+            lifetime: made.lifetime,
+            creator: made.creator,
+            created_at: crate::events::now(),
+            events: Ring::new(events_kept),
+            closed: Flag::new(),
+            reason: OnceLock::new(),
+            dirty: AtomicBool::new(false),
+            received: Event::new(),
+            kept: Mutex::default(),
+            kept_bytes: Mutex::default(),
+        }
+    }
+
+    /// Why it was closed.
+    pub fn closed_reason(&self) -> Option<&str> {
+        self.reason.get().map(String::as_str)
+    }
+
+    pub fn stream(&self) -> Result<&dyn Stream> {
+        self.kernel.stream().ok_or_else(|| self.lacks(Shape::Stream))
+    }
+
+    pub fn messages(&self) -> Result<&dyn Messages> {
+        self.kernel.messages().ok_or_else(|| self.lacks(Shape::Messages))
+    }
+
+    pub fn memory(&self) -> Result<&dyn Memory> {
+        self.kernel.memory().ok_or_else(|| self.lacks(Shape::Memory))
+    }
+
+    pub fn semaphore(&self) -> Result<&dyn Semaphore> {
+        self.kernel.semaphore().ok_or_else(|| self.lacks(Shape::Semaphore))
+    }
+
+    fn lacks(&self, shape: Shape) -> Error {
+        let shapes: Vec<_> = self.shapes.iter().map(|shape| shape.name()).collect();
+        Error::not_supported(format!(
+            "{} has no shape {}; it has {}",
+            self.address,
+            shape.name(),
+            shapes.join(", ")
+        ))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept_bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.kept_bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message that was taken earlier and not delivered.
+    pub fn take_kept(&self) -> Option<Message> {
+        self.kept().pop_front()
+    }
+
+    /// Puts a message that was taken back to the front.
+    pub fn keep(&self, message: Message) {
+        self.kept().push_front(message);
+    }
+
+    /// Bytes that were taken earlier and not delivered, at most `max`.
+    pub fn take_kept_bytes(&self, max: usize) -> Option<Vec<u8>> {
+        let mut kept = self.kept_bytes();
+        let length = kept.len().min(max);
+        (length > 0).then(|| kept.drain(..length).collect())
+    }
+
+    /// Puts bytes that were taken back to the front.
+    pub fn keep_bytes(&self, data: &[u8]) {
+        let mut kept = self.kept_bytes();
+        for &byte in data.iter().rev() {
+            kept.push_front(byte);
+        }
+    }
+
+    /// The number of bytes or messages that are kept, for `Inspect`.
+    pub fn kept_count(&self) -> (usize, usize) {
+        (self.kept().len(), self.kept_bytes().len())
+    }
+
+    /// Live state: the kernel's, and what the service itself holds.
+    pub fn inspect(&self) -> Result<Dict> {
+        let mut state = self.kernel.inspect()?;
+        let (messages, bytes) = self.kept_count();
+        if messages > 0 {
+            state.insert("kept-messages".into(), (messages as u64).into());
+        }
+        if bytes > 0 {
+            state.insert("kept-bytes".into(), (bytes as u64).into());
+        }
+        Ok(state)
+    }
+
+    /// One attempt to read, what was kept first.
+    pub fn attempt_read(&self, max: usize) -> Result<Attempt<Vec<u8>>> {
+        if let Some(kept) = self.take_kept_bytes(max) {
+            return Ok(Attempt::Done(kept));
+        }
+        self.stream()?.read(max)
+    }
+
+    /// One attempt to receive, what was kept first.
+    pub fn attempt_receive(&self, selector: &Dict) -> Result<Attempt<Message>> {
+        let attempt = match self.take_kept() {
+            Some(kept) => Attempt::Done(kept),
+            None => self.messages()?.receive(selector)?,
+        };
+        if matches!(attempt, Attempt::Done(_)) {
+            self.received.notify(usize::MAX);
+        }
+        Ok(attempt)
+    }
+}
+
+/// The calls on endpoints. Each takes the [`Call`] that was admitted, and ends.
+impl Engine {
+    async fn wait_on<T>(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        verb: &str,
+        timeout_ms: u32,
+        mut attempt: impl FnMut() -> Result<Attempt<T>>,
+    ) -> Result<T> {
+        let patience = self.patience(timeout_ms)?;
+        if let Attempt::Done(value) = attempt()? {
+            return Ok(value);
+        }
+        // From here on it counts as a wait, unless the caller did not want one.
+        let _counted = match patience {
+            Patience::None => None,
+            _ => Some(self.counters.waits.take(self.limits.waits, "there are too many waits", "waits")?),
+        };
+        let cancel = Cancel { closed: &endpoint.closed, gone: &call.client.gone, stopping: &self.stopping };
+        complete(patience, cancel, || format!("{verb} {}", endpoint.address), attempt).await
+    }
+
+    pub fn patience(&self, timeout_ms: u32) -> Result<Patience> {
+        Patience::from_ms(timeout_ms, self.limits.default_wait_ms, self.limits.max_wait_ms)
+    }
+
+    fn payload(&self, length: usize) -> Result<()> {
+        let limit = self.limits.payload;
+        if length > limit as usize {
+            return Err(Error::new(
+                Kind::TooLarge,
+                format!(
+                    "the payload has {length} bytes; one call carries at most {limit} (payload): split it, or use Open() and write to the file descriptor"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    pub async fn read(&self, call: &Call, endpoint: &Endpoint, max: u32, timeout_ms: u32) -> Result<Vec<u8>> {
+        if max == 0 {
+            return Err(Error::invalid("max must be at least 1 byte"));
+        }
+        let max = max.min(self.limits.payload) as usize;
+        let data =
+            self.wait_on(call, endpoint, "read from", timeout_ms, || endpoint.attempt_read(max)).await?;
+        if call.client.gone.is_set() {
+            endpoint.keep_bytes(&data);
+            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
+        }
+        Ok(data)
+    }
+
+    /// Writes all of it, unless time runs out: then what was written is in the error.
+    pub async fn write(&self, call: &Call, endpoint: &Endpoint, data: &[u8], timeout_ms: u32) -> Result<u64> {
+        self.payload(data.len())?;
+        let stream = endpoint.stream()?;
+        let mut written = 0;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let attempt = || loop {
+            match stream.write(&data[written..])? {
+                Attempt::Done(more) => written += more,
+                Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+            }
+            if written >= data.len() {
+                return Ok(Attempt::Done(()));
+            }
+        };
+        let done = self.wait_on(call, endpoint, "write to", timeout_ms, attempt).await;
+        match done {
+            Ok(()) => Ok(written as u64),
+            // Part of it is in the kernel: the caller must know how much.
+            Err(error) if written > 0 && matches!(error.kind, Kind::Timeout | Kind::Busy) => {
+                Ok(written as u64)
+            }
+            Err(error) if written > 0 => {
+                Err(error.help(format_args!("{written} of {} bytes were written", data.len())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn send(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        message: Outgoing<'_>,
+        timeout_ms: u32,
+    ) -> Result<()> {
+        self.payload(message.data.len())?;
+        let messages = endpoint.messages()?;
+        self.wait_on(call, endpoint, "send to", timeout_ms, || messages.send(message)).await
+    }
+
+    pub async fn receive(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        selector: &Dict,
+        timeout_ms: u32,
+    ) -> Result<Message> {
+        let message = self
+            .wait_on(call, endpoint, "receive from", timeout_ms, || endpoint.attempt_receive(selector))
+            .await?;
+        let refused = if call.client.gone.is_set() {
+            Error::new(Kind::Cancelled, "the caller has left the bus")
+        } else if message.fds.len() > self.limits.fds_per_reply as usize {
+            Error::new(
+                Kind::TooLarge,
+                format!(
+                    "the next message carries {} file descriptors; one reply carries at most {} (fds-per-reply). \
+                     It was kept: raise the limit, or relay it",
+                    message.fds.len(),
+                    self.limits.fds_per_reply
+                ),
+            )
+        } else if message.data.len() > self.limits.payload as usize {
+            Error::new(
+                Kind::TooLarge,
+                format!(
+                    "the next message has {} bytes; one reply carries at most {} (payload). It was kept: raise the \
+                     limit, or relay it",
+                    message.data.len(),
+                    self.limits.payload
+                ),
+            )
+        } else {
+            return Ok(message);
+        };
+        endpoint.keep(message);
+        Err(refused)
+    }
+
+    pub async fn peek(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        selector: &Dict,
+        timeout_ms: u32,
+    ) -> Result<Message> {
+        let messages = endpoint.messages()?;
+        let attempt = || {
+            if let Some(kept) = endpoint.kept().front() {
+                return Ok(Attempt::Done(Message {
+                    data: kept.data.clone(),
+                    attributes: kept.attributes.clone(),
+                    fds: Vec::new(),
+                }));
+            }
+            messages.peek(selector)
+        };
+        self.wait_on(call, endpoint, "peek at", timeout_ms, attempt).await
+    }
+
+    pub async fn accept(
+        self: &Arc<Self>,
+        call: &Call,
+        endpoint: &Endpoint,
+        timeout_ms: u32,
+    ) -> Result<Arc<Endpoint>> {
+        let listener = endpoint.kernel.listener().ok_or_else(|| {
+            Error::not_supported(format!("{} does not listen for connections", endpoint.address))
+        })?;
+        let place = self.place_for_endpoint()?;
+        let kernel = self.wait_on(call, endpoint, "accept on", timeout_ms, || listener.accept()).await?;
+        Ok(self.accepted(endpoint, kernel, place))
+    }
+
+    pub fn memory_read(&self, endpoint: &Endpoint, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let memory = endpoint.memory()?;
+        self.payload(usize::try_from(length).unwrap_or(usize::MAX))?;
+        memory.read(offset, length as usize)
+    }
+
+    pub fn memory_write(&self, endpoint: &Endpoint, offset: u64, data: &[u8]) -> Result<()> {
+        self.payload(data.len())?;
+        endpoint.memory()?.write(offset, data)
+    }
+
+    pub async fn semaphore_wait(&self, call: &Call, endpoint: &Endpoint, timeout_ms: u32) -> Result<()> {
+        let semaphore = endpoint.semaphore()?;
+        self.wait_on(call, endpoint, "wait for", timeout_ms, || semaphore.wait()).await?;
+        if call.client.gone.is_set() {
+            semaphore.post(1)?;
+            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
+        }
+        Ok(())
+    }
+
+    pub async fn operate(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        operations: &[SemaphoreOperation],
+        timeout_ms: u32,
+    ) -> Result<()> {
+        let semaphore = endpoint.semaphore()?;
+        self.wait_on(call, endpoint, "operate on", timeout_ms, || semaphore.operate(operations)).await
+    }
+}
+
+/// The attributes of a message as the bus shows them: with its fds.
+pub fn attributes(message: &mut Message) -> Dict {
+    let mut attributes = std::mem::take(&mut message.attributes);
+    if !message.fds.is_empty() {
+        let fds = std::mem::take(&mut message.fds);
+        attributes.insert("fds".into(), Value::Fds(fds.into_iter().map(Arc::new).collect()));
+    }
+    attributes
+}
+
+impl Endpoint {
+    /// Marks that something is to be announced; says whether it was not marked before.
+    pub(crate) fn mark(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+}

@@ -1,0 +1,474 @@
+//! The engine itself: the table of endpoints and relays, and the verbs that fill it.
+//!
+//! The engine knows nothing of buses. What changes without being asked for (an event, an end of a
+//! lifetime, a finished relay) becomes *news*: a queue of objects with something to announce,
+//! each in it once, so that the queue is never longer than the table. Whoever serves the objects
+//! takes the news and announces them ([`Engine::next_news`]).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use event_listener::Event;
+use ipc_kernel::{
+    Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
+    mechanism::{self, Adoption},
+    mechanisms,
+    shape::Shape,
+};
+
+use crate::{
+    client::{Call, Client, Clients, Counter, Taken},
+    endpoint::{Endpoint, Made},
+    flag::Flag,
+    limits::{Limits, exceeded},
+    options::{Lifetime, Options},
+    relay::Relay,
+    wait::{self, Cancel},
+};
+
+pub struct Engine {
+    pub limits: Limits,
+    pub clients: Clients,
+    pub counters: Counters,
+    pub(crate) stopping: Flag,
+    next_id: AtomicU64,
+    table: Mutex<Table>,
+    news: Mutex<VecDeque<Object>>,
+    news_event: Event,
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub calls: Arc<Counter>,
+    pub waits: Arc<Counter>,
+    pub endpoints: Arc<Counter>,
+    pub watches: Arc<Counter>,
+    pub leases: Arc<Counter>,
+    pub subscriptions: Arc<Counter>,
+    pub connections: Arc<Counter>,
+}
+
+#[derive(Default)]
+struct Table {
+    endpoints: BTreeMap<u64, (Arc<Endpoint>, Place)>,
+    relays: BTreeMap<u64, Arc<Relay>>,
+    /// Which mechanisms' drivers run.
+    driven: Vec<&'static str>,
+}
+
+/// The right to one more endpoint, given back when the endpoint leaves the table.
+#[derive(Debug)]
+pub struct Place {
+    _endpoint: Taken,
+    _watch: Option<Taken>,
+}
+
+/// Something in the object tree.
+#[derive(Debug, Clone)]
+pub enum Object {
+    Endpoint(Arc<Endpoint>),
+    Relay(Arc<Relay>),
+}
+
+impl Engine {
+    pub fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            clients: Clients::default(),
+            counters: Counters::default(),
+            stopping: Flag::new(),
+            next_id: AtomicU64::new(1),
+            table: Mutex::default(),
+            news: Mutex::default(),
+            news_event: Event::new(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn news(&self) -> MutexGuard<'_, VecDeque<Object>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Admits a call of a client, within the limits.
+    pub fn admit(&self, client: Arc<Client>) -> Result<Call> {
+        if self.stopping.is_set() {
+            return Err(Error::new(Kind::Cancelled, "the service is stopping"));
+        }
+        let in_all =
+            self.counters.calls.take(self.limits.calls, "there are too many calls in flight", "calls")?;
+        Call::admit(client, self.limits.calls_per_connection, in_all)
+    }
+
+    /// Makes the kernel object that the address names, and an endpoint for it.
+    pub async fn create(
+        self: &Arc<Self>,
+        call: &Call,
+        address: &str,
+        options: Dict,
+    ) -> Result<Arc<Endpoint>> {
+        let (own, address, options) = Options::split(Address::parse(address)?, options)?;
+        let mechanism = mechanisms::by_scheme(&address.scheme)?;
+        (mechanism.available)()?;
+        let place = self.place_for(mechanism)?;
+        let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
+        let kernel = match self.open(call, mechanism.create, parameters).await {
+            Err(error) if error.kind == Kind::Exists && own.or_attach => {
+                let (address, options) = attachable(mechanism, address, options);
+                let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
+                self.open(call, mechanism.attach, parameters).await?
+            }
+            opened => opened?,
+        };
+        self.add(call, mechanism, kernel, own, place)
+    }
+
+    /// Makes an endpoint for something that exists.
+    pub async fn attach(
+        self: &Arc<Self>,
+        call: &Call,
+        address: &str,
+        options: Dict,
+    ) -> Result<Arc<Endpoint>> {
+        let (own, address, options) = Options::split(Address::parse(address)?, options)?;
+        let mechanism = mechanisms::by_scheme(&address.scheme)?;
+        (mechanism.available)()?;
+        let place = self.place_for(mechanism)?;
+        let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
+        let kernel = self.open(call, mechanism.attach, parameters).await?;
+        self.add(call, mechanism, kernel, own, place)
+    }
+
+    /// Makes an endpoint for an fd that the caller hands over.
+    pub async fn adopt(self: &Arc<Self>, call: &Call, fd: OwnedFd, options: Dict) -> Result<Arc<Endpoint>> {
+        let (own, _, rest) = Options::split(Address::new("adopt"), options)?;
+        if let Some(key) = rest.keys().next() {
+            return Err(Error::invalid(format!(
+                "Adopt has no option {key:?}; what the endpoint is, the file descriptor says"
+            )));
+        }
+        let mut fd = fd;
+        for mechanism in mechanisms::ALL {
+            match (mechanism.adopt)(fd)? {
+                Adoption::Taken(kernel) => {
+                    let place = self.place_for(mechanism)?;
+                    return self.add(call, mechanism, kernel, own, place);
+                }
+                Adoption::Refused(refused) => fd = refused,
+            }
+        }
+        Err(ipc_kernel::fd::unsupported_kind(&fd))
+    }
+
+    /// Runs an open on the blocking pool (file systems may be slow), and waits where it must.
+    async fn open(
+        &self,
+        call: &Call,
+        open: fn(&Parameters) -> Result<Opening>,
+        parameters: Parameters,
+    ) -> Result<Box<dyn mechanism::Endpoint>> {
+        let opening = blocking(move || open(&parameters)).await?;
+        let mut pending = match opening {
+            Opening::Done(kernel) => return Ok(kernel),
+            Opening::Pending(pending) => pending,
+        };
+        // The mechanism has its own deadline; this one only bounds it.
+        let patience = self.patience(self.limits.max_wait_ms)?;
+        let _counted = self.counters.waits.take(self.limits.waits, "there are too many waits", "waits")?;
+        let open = Flag::new();
+        let cancel = Cancel { closed: &open, gone: &call.client.gone, stopping: &self.stopping };
+        wait::complete(patience, cancel, || "connect".to_owned(), move || pending()).await
+    }
+
+    fn place_for(&self, mechanism: &Descriptor) -> Result<Place> {
+        let watch = mechanism
+            .shapes
+            .contains(&Shape::Watch)
+            .then(|| self.counters.watches.take(self.limits.watches, "there are too many watches", "watches"))
+            .transpose()?;
+        // Watches have a limit of their own, as there may be many more of them.
+        let endpoints = if watch.is_some() {
+            self.limits.endpoints.max(self.limits.watches)
+        } else {
+            self.limits.endpoints
+        };
+        let endpoint =
+            self.counters.endpoints.take(endpoints, "there are too many endpoints", "endpoints")?;
+        Ok(Place { _endpoint: endpoint, _watch: watch })
+    }
+
+    pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
+        let endpoint = self.counters.endpoints.take(
+            self.limits.endpoints,
+            "there are too many endpoints",
+            "endpoints",
+        )?;
+        Ok(Place { _endpoint: endpoint, _watch: None })
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        call: &Call,
+        mechanism: &'static Descriptor,
+        kernel: Box<dyn mechanism::Endpoint>,
+        own: Options,
+        place: Place,
+    ) -> Result<Arc<Endpoint>> {
+        let shapes = kernel.shapes();
+        let has = |shape| shapes.contains(&shape);
+        let misfit = [
+            (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
+            (own.notify && !has(Shape::Messages), "notify", "messages"),
+            (own.accept && !has(Shape::Listener), "accept", "listener"),
+        ]
+        .into_iter()
+        .find(|(wrong, ..)| *wrong);
+        if let Some((_, option, wanted)) = misfit {
+            undo(&*kernel, own.remove_on_close);
+            return Err(Error::invalid(format!("the option {option:?} needs an endpoint of shape {wanted}")));
+        }
+        let guardian = match own.lifetime {
+            Lifetime::Process(pid) => match crate::lifetime::pidfd(pid) {
+                Ok(pidfd) => Some(pidfd),
+                Err(error) => {
+                    undo(&*kernel, own.remove_on_close);
+                    return Err(error);
+                }
+            },
+            _ => None,
+        };
+        let made = Made {
+            mechanism,
+            kernel,
+            lifetime: own.lifetime.clone(),
+            creator: call.client.name.clone(),
+            remove_on_close: own.remove_on_close,
+        };
+        let endpoint = self.enter(made, place);
+        crate::lifetime::guard(self, &endpoint, &call.client, guardian);
+        crate::pump::start(self, &endpoint, &own);
+        Ok(endpoint)
+    }
+
+    /// Puts a new endpoint into the table.
+    fn enter(self: &Arc<Self>, made: Made, place: Place) -> Arc<Endpoint> {
+        let id = self.next_id();
+        let endpoint = Arc::new(Endpoint::new(id, made, self.limits.events_kept));
+        let mut table = self.table();
+        table.endpoints.insert(id, (endpoint.clone(), place));
+        if let Some(driver) = endpoint.mechanism.driver
+            && !table.driven.contains(&endpoint.mechanism.name)
+        {
+            table.driven.push(endpoint.mechanism.name);
+            crate::pump::drive(self.clone(), driver);
+        }
+        endpoint
+    }
+
+    /// An endpoint for an accepted connection; it lives as its listener does.
+    pub(crate) fn accepted(
+        self: &Arc<Self>,
+        listener: &Endpoint,
+        kernel: Box<dyn mechanism::Endpoint>,
+        place: Place,
+    ) -> Arc<Endpoint> {
+        let made = Made {
+            mechanism: listener.mechanism,
+            kernel,
+            lifetime: listener.lifetime.clone(),
+            creator: listener.creator.clone(),
+            remove_on_close: Some(false),
+        };
+        let endpoint = self.enter(made, place);
+        let guardian = match listener.lifetime {
+            Lifetime::Process(pid) => crate::lifetime::pidfd(pid).ok(),
+            _ => None,
+        };
+        crate::lifetime::guard(self, &endpoint, &self.clients.get(&listener.creator), guardian);
+        endpoint
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn endpoint(&self, id: u64) -> Option<Arc<Endpoint>> {
+        self.table().endpoints.get(&id).map(|(endpoint, _)| endpoint.clone())
+    }
+
+    pub fn relay(&self, id: u64) -> Option<Arc<Relay>> {
+        self.table().relays.get(&id).cloned()
+    }
+
+    pub(crate) fn enter_relay(&self, relay: &Arc<Relay>) -> Result<()> {
+        let mut table = self.table();
+        let limit = self.limits.relays;
+        if table.relays.len() >= limit as usize {
+            return Err(exceeded("there are too many relays", "relays", limit));
+        }
+        table.relays.insert(relay.id, relay.clone());
+        Ok(())
+    }
+
+    /// Everything in the table.
+    pub fn objects(&self) -> Vec<Object> {
+        let table = self.table();
+        let endpoints = table.endpoints.values().map(|(endpoint, _)| Object::Endpoint(endpoint.clone()));
+        endpoints.chain(table.relays.values().cloned().map(Object::Relay)).collect()
+    }
+
+    /// Takes an endpoint out of the table and ends what waits on it. The kernel object goes too
+    /// if it was made to (`remove-on-close`). Says whether this call was the one that closed it.
+    pub fn close(&self, endpoint: &Arc<Endpoint>, reason: &str) -> bool {
+        if endpoint.reason.set(reason.to_owned()).is_err() {
+            return false;
+        }
+        endpoint.closed.set();
+        if endpoint.remove_on_close {
+            // The name may be gone already; closing succeeds all the same.
+            let _ = endpoint.kernel.remove();
+        }
+        self.table().endpoints.remove(&endpoint.id);
+        self.announce(Object::Endpoint(endpoint.clone()));
+        true
+    }
+
+    pub(crate) fn forget_relay(&self, relay: &Arc<Relay>) {
+        self.table().relays.remove(&relay.id);
+        self.announce(Object::Relay(relay.clone()));
+    }
+
+    /// Puts an object into the news, unless it is there.
+    pub(crate) fn announce(&self, object: Object) {
+        let fresh = match &object {
+            Object::Endpoint(endpoint) => endpoint.mark(),
+            Object::Relay(relay) => relay.mark(),
+        };
+        if fresh {
+            self.news().push_back(object);
+            self.news_event.notify(1);
+        }
+    }
+
+    /// The next object that has something to announce. What it is, the object says: new events, a
+    /// reason why it was closed, a changed state.
+    pub async fn next_news(&self) -> Object {
+        loop {
+            if let Some(object) = self.take_news() {
+                return object;
+            }
+            let listener = self.news_event.listen();
+            if let Some(object) = self.take_news() {
+                return object;
+            }
+            listener.await;
+        }
+    }
+
+    fn take_news(&self) -> Option<Object> {
+        let object = self.news().pop_front()?;
+        match &object {
+            Object::Endpoint(endpoint) => endpoint.dirty.store(false, Ordering::Release),
+            Object::Relay(relay) => relay.unmark(),
+        }
+        Some(object)
+    }
+
+    /// Whether nothing is left to announce.
+    pub fn news_are_out(&self) -> bool {
+        self.news().is_empty()
+    }
+
+    /// A connection has ended: its waits end, and what lives as long as it does is closed.
+    pub fn client_left(&self, name: &str) {
+        self.clients.left(name);
+        for object in self.objects() {
+            if let Object::Endpoint(endpoint) = object
+                && endpoint.lifetime == Lifetime::Client
+                && endpoint.creator == name
+            {
+                self.close(&endpoint, "the connection that it belonged to has ended");
+            }
+        }
+    }
+
+    /// Ends everything: waits are cancelled, relays stop, endpoints are closed.
+    pub fn stop(&self) {
+        self.stopping.set();
+        for object in self.objects() {
+            match object {
+                Object::Relay(relay) => relay.stop("the service is stopping"),
+                Object::Endpoint(endpoint) => {
+                    self.close(&endpoint, "shutdown");
+                }
+            }
+        }
+    }
+
+    /// Objects of a mechanism on the whole machine that match the filter.
+    pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Vec<Dict>> {
+        for key in filter.keys() {
+            if !mechanism.columns.iter().any(|column| column.key == key) {
+                let known: Vec<_> = mechanism.columns.iter().map(|column| column.key).collect();
+                return Err(Error::invalid(format!(
+                    "{} has no column {key:?} to filter by; it has {}",
+                    mechanism.name,
+                    known.join(", ")
+                )));
+            }
+        }
+        let mut rows = blocking(move || (mechanism.list)()).await?;
+        rows.retain(|row| {
+            filter.iter().all(|(key, wanted)| row.get(key).is_some_and(|value| value.same(wanted)))
+        });
+        Ok(rows)
+    }
+
+    /// What is in use, under the keys of the limits.
+    pub fn usage(&self) -> Dict {
+        let relays = self.table().relays.len() as u32;
+        dict! {
+            "calls" => self.counters.calls.value(),
+            "waits" => self.counters.waits.value(),
+            "endpoints" => self.counters.endpoints.value(),
+            "relays" => relays,
+            "watches" => self.counters.watches.value(),
+            "leases" => self.counters.leases.value(),
+            "subscriptions" => self.counters.subscriptions.value(),
+            "connections" => self.counters.connections.value(),
+        }
+    }
+}
+
+/// The part of what was given to Create that Attach understands as well.
+fn attachable(mechanism: &Descriptor, mut address: Address, mut options: Dict) -> (Address, Dict) {
+    let known = |key: &str| mechanism.attach_parameters.iter().any(|parameter| parameter.key == key);
+    address.pairs.retain(|(key, _)| known(key));
+    options.retain(|key, _| known(key));
+    (address, options)
+}
+
+/// A Create that cannot be completed leaves nothing behind.
+fn undo(kernel: &dyn mechanism::Endpoint, remove_on_close: Option<bool>) {
+    if remove_on_close.unwrap_or_else(|| kernel.remove_by_default()) {
+        let _ = kernel.remove();
+    }
+}
+
+/// Runs what may block for a while (file systems, name resolution) on the blocking pool.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(Kind::Cancelled, "the service is stopping")),
+    }
+}

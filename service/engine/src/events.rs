@@ -1,0 +1,164 @@
+//! What happened to an endpoint, numbered and kept: nothing is lost silently.
+//!
+//! The last events of each endpoint stay in a ring, bounded in number and in bytes. Whoever
+//! missed a signal sees the gap in the numbers and asks `Since`.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use ipc_kernel::{Dict, shape::Event};
+
+/// One thing that happened.
+#[derive(Debug, Clone)]
+pub enum Happening {
+    /// A watched file changed.
+    Changed(Event),
+    /// The kernel dropped events; how many it does not say.
+    Overflow,
+    /// Bytes or a message came and were taken (option `deliver`).
+    Received { data: Vec<u8>, attributes: Dict },
+    /// A connection was accepted (option `accept`): the new endpoint's number.
+    Accepted(u64),
+    /// Something is waiting to be received (option `notify`).
+    Ready,
+}
+
+impl Happening {
+    fn bytes(&self) -> usize {
+        64 + match self {
+            Self::Changed(event) => event.path.len() + event.from.len(),
+            Self::Received { data, .. } => data.len(),
+            Self::Overflow | Self::Accepted(_) | Self::Ready => 0,
+        }
+    }
+}
+
+/// A happening with its number (from 1) and its time (microseconds since the epoch).
+#[derive(Debug, Clone)]
+pub struct Numbered {
+    pub seq: u64,
+    pub at: u64,
+    pub happening: Happening,
+}
+
+/// The bytes that one endpoint's ring may hold.
+const RING_BYTES: usize = 1 << 20;
+
+#[derive(Debug)]
+pub struct Ring {
+    kept: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    last: u64,
+    announced: u64,
+    bytes: usize,
+    events: VecDeque<Numbered>,
+}
+
+impl Ring {
+    pub fn new(kept: u32) -> Self {
+        Self { kept: kept as usize, inner: Mutex::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn push(&self, happening: Happening) -> u64 {
+        let mut inner = self.inner();
+        inner.last += 1;
+        inner.bytes += happening.bytes();
+        let numbered = Numbered { seq: inner.last, at: now(), happening };
+        inner.events.push_back(numbered);
+        while inner.events.len() > self.kept || (inner.bytes > RING_BYTES && inner.events.len() > 1) {
+            if let Some(oldest) = inner.events.pop_front() {
+                inner.bytes -= oldest.happening.bytes();
+            }
+        }
+        inner.last
+    }
+
+    /// The number of the newest event, 0 where there was none.
+    pub fn last(&self) -> u64 {
+        self.inner().last
+    }
+
+    /// What came after `seq`, and how much of that is no longer kept.
+    pub fn since(&self, seq: u64) -> (Vec<Numbered>, u64) {
+        let inner = self.inner();
+        inner.since(seq, usize::MAX)
+    }
+
+    /// The next events that nobody has announced yet, at most `max`; they count as announced.
+    pub fn unannounced(&self, max: usize) -> Vec<Numbered> {
+        let mut inner = self.inner();
+        let (events, _) = inner.since(inner.announced, max);
+        if let Some(newest) = events.last() {
+            inner.announced = newest.seq;
+        }
+        events
+    }
+}
+
+impl Inner {
+    fn since(&self, seq: u64, max: usize) -> (Vec<Numbered>, u64) {
+        let oldest = self.events.front().map_or(self.last + 1, |event| event.seq);
+        let lost = oldest.saturating_sub(seq.saturating_add(1));
+        let skip = usize::try_from(seq.saturating_add(1).saturating_sub(oldest)).unwrap_or(usize::MAX);
+        (self.events.iter().skip(skip).take(max).cloned().collect(), lost)
+    }
+}
+
+/// Microseconds since the epoch.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_keeps_the_newest_and_counts_the_rest() {
+        let ring = Ring::new(4);
+        for _ in 0..10 {
+            ring.push(Happening::Ready);
+        }
+        let (events, lost) = ring.since(0);
+        assert_eq!(events.iter().map(|e| e.seq).collect::<Vec<_>>(), [7, 8, 9, 10]);
+        assert_eq!(lost, 6);
+        let (events, lost) = ring.since(8);
+        assert_eq!(events.len(), 2);
+        assert_eq!(lost, 0);
+        assert_eq!(ring.since(10).0.len(), 0);
+        assert_eq!(ring.since(u64::MAX).0.len(), 0);
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let ring = Ring::new(1024);
+        for _ in 0..100 {
+            ring.push(Happening::Received { data: vec![0; 64 * 1024], attributes: Dict::new() });
+        }
+        let (events, lost) = ring.since(0);
+        assert!(events.len() < 20 && !events.is_empty());
+        assert_eq!(lost + events.len() as u64, 100);
+    }
+
+    #[test]
+    fn announcing_goes_on_where_it_stopped() {
+        let ring = Ring::new(8);
+        (0..5).for_each(|_| drop(ring.push(Happening::Ready)));
+        assert_eq!(ring.unannounced(3).len(), 3);
+        assert_eq!(ring.unannounced(3).iter().map(|e| e.seq).collect::<Vec<_>>(), [4, 5]);
+        assert!(ring.unannounced(3).is_empty());
+    }
+}

@@ -1,0 +1,90 @@
+//! The limits of the service: one table that is the source of the configuration file's keys, of
+//! the property `Limits` and of the reference page. Every refusal names the key and the value.
+
+use ipc_kernel::{Dict, Error, Kind};
+use serde::Deserialize;
+
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])+ $field:ident ($key:literal) = $default:literal, at most $max:literal;)*) => {
+        /// The limits in force.
+        #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Limits {
+            $($(#[doc = $doc])+ #[serde(rename = $key)] pub $field: u32,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl Limits {
+            /// Key, meaning, default and hard maximum of each.
+            pub const TABLE: &[(&str, &str, u32, u32)] =
+                &[$(($key, concat!($($doc),+), $default, $max)),*];
+
+            /// The limits as `Limits` shows them.
+            pub fn to_dict(&self) -> Dict {
+                let mut dict = Dict::new();
+                $(dict.insert($key.to_owned(), self.$field.into());)*
+                dict
+            }
+
+            /// The first limit that is set beyond its hard maximum: key, value, maximum.
+            pub fn beyond_maximum(&self) -> Option<(&'static str, u32, u32)> {
+                $(if self.$field > $max {
+                    return Some(($key, self.$field, $max));
+                })*
+                None
+            }
+        }
+    };
+}
+
+limits! {
+    /// Calls in flight of one connection.
+    calls_per_connection("calls-per-connection") = 16, at most 64;
+    /// Calls in flight in all.
+    calls("calls") = 64, at most 256;
+    /// Waits at once: calls that did not complete at once, and leases being waited for.
+    waits("waits") = 32, at most 128;
+    /// Endpoints.
+    endpoints("endpoints") = 256, at most 4096;
+    /// Relays.
+    relays("relays") = 64, at most 1024;
+    /// inotify watches.
+    watches("watches") = 1024, at most 16384;
+    /// Subscriptions, of endpoints and of the manager.
+    subscriptions("subscriptions") = 128, at most 512;
+    /// Leases of semaphores that are held.
+    leases("leases") = 128, at most 1024;
+    /// Private connections from Connect().
+    connections("connections") = 16, at most 64;
+    /// Bytes of payload of one call, reply or message.
+    payload("payload") = 1048576, at most 4194304;
+    /// Bytes of payload of one signal.
+    signal_payload("signal-payload") = 65536, at most 65536;
+    /// File descriptors of one reply.
+    fds_per_reply("fds-per-reply") = 4, at most 8;
+    /// File descriptors of one call.
+    fds_per_call("fds-per-call") = 2, at most 4;
+    /// Bytes that one relay may hold in the service's memory.
+    relay_buffer("relay-buffer") = 262144, at most 1048576;
+    /// Events that are kept of each endpoint, for Since().
+    events_kept("events-kept") = 1024, at most 16384;
+    /// Milliseconds that a call waits that gives no timeout.
+    default_wait_ms("default-wait-ms") = 20000, at most 300000;
+    /// Milliseconds that a call may wait.
+    max_wait_ms("max-wait-ms") = 300000, at most 3600000;
+}
+
+/// The error for a limit that is reached.
+pub fn exceeded(what: &str, key: &str, value: u32) -> Error {
+    Error::new(
+        Kind::LimitExceeded,
+        format!(
+            "{what}: the limit {key} is {value}; close what is not needed, or raise {key} in the service's configuration file"
+        ),
+    )
+}

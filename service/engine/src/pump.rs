@@ -1,0 +1,193 @@
+//! Pumps: tasks that take what comes by itself (events, and on request bytes, messages and
+//! connections) and put it into the endpoint's ring of events.
+
+use std::{sync::Arc, time::Duration};
+
+use ipc_kernel::{
+    Attempt, Dict, Error, Kind, Readiness, Result,
+    shape::{Notice, Shape},
+};
+
+use crate::{Engine, endpoint::Endpoint, engine::Object, events::Happening, options::Options, wait::until};
+
+/// Starts what the endpoint needs.
+pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Options) {
+    let has = |shape| endpoint.shapes.contains(&shape);
+    if has(Shape::Watch) {
+        spawn(engine, endpoint, watch);
+    }
+    if options.accept {
+        spawn(engine, endpoint, accept);
+    }
+    if options.deliver && has(Shape::Stream) {
+        spawn(engine, endpoint, deliver_bytes);
+    } else if options.deliver {
+        spawn(engine, endpoint, deliver_messages);
+    }
+    if options.notify {
+        let (engine, endpoint) = (engine.clone(), endpoint.clone());
+        until_closed(engine.clone(), endpoint.clone(), notify(engine, endpoint));
+    }
+}
+
+/// Runs a mechanism's shared driver for as long as the service runs.
+pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
+    tokio::spawn(async move {
+        loop {
+            let readiness = match driver() {
+                Ok(Attempt::Done(())) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Ok(Attempt::Wait(readiness)) => readiness,
+                // The endpoints report it, each on its own.
+                Err(_) => return,
+            };
+            tokio::select! {
+                () = engine.stopping.wait() => return,
+                ready = until(readiness) => if ready.is_err() { return },
+            }
+        }
+    });
+}
+
+/// How often a queue that nobody empties through the service is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// One step of a pump; an error ends it and closes the endpoint.
+type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
+
+fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
+    let (engine, endpoint) = (engine.clone(), endpoint.clone());
+    until_closed(engine.clone(), endpoint.clone(), run(engine, endpoint, step));
+}
+
+/// Runs a pump until the endpoint is closed; the pump's own end closes it.
+fn until_closed(
+    engine: Arc<Engine>,
+    endpoint: Arc<Endpoint>,
+    pump: impl Future<Output = Error> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let reason = tokio::select! {
+            () = endpoint.closed.wait() => return,
+            reason = pump => reason,
+        };
+        engine.close(&endpoint, &reason.text);
+    });
+}
+
+/// Repeats the step until it fails; says why.
+async fn run(engine: Arc<Engine>, endpoint: Arc<Endpoint>, step: Step) -> Error {
+    loop {
+        match step(&engine, &endpoint) {
+            Ok(Attempt::Done(())) => tokio::task::yield_now().await,
+            Ok(Attempt::Wait(readiness)) => {
+                if let Err(error) = until(readiness).await {
+                    return error;
+                }
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+fn happened(engine: &Engine, endpoint: &Arc<Endpoint>, happening: Happening) {
+    endpoint.events.push(happening);
+    engine.announce(Object::Endpoint(endpoint.clone()));
+}
+
+fn watch(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
+    let Some(events) = endpoint.kernel.events() else {
+        return Err(Error::new(Kind::Closed, "the endpoint has no events"));
+    };
+    let notices = match events.next()? {
+        Attempt::Done(notices) => notices,
+        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+    };
+    for notice in notices {
+        match notice {
+            Notice::Event(event) => happened(engine, endpoint, Happening::Changed(event)),
+            Notice::Overflow => happened(engine, endpoint, Happening::Overflow),
+            Notice::End(reason) => return Err(Error::new(Kind::Gone, reason)),
+        }
+    }
+    Ok(Attempt::Done(()))
+}
+
+fn accept(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
+    let Some(listener) = endpoint.kernel.listener() else {
+        return Err(Error::new(Kind::Closed, "the endpoint does not listen"));
+    };
+    // At the limit connections stay in the kernel's backlog until there is room again.
+    let Ok(place) = engine.place_for_endpoint() else {
+        return Ok(Attempt::Wait(Readiness::After(LOOK_AGAIN)));
+    };
+    Ok(listener.accept()?.map(|kernel| {
+        let accepted = engine.accepted(endpoint, kernel, place);
+        engine.announce(Object::Endpoint(accepted.clone()));
+        happened(engine, endpoint, Happening::Accepted(accepted.id));
+    }))
+}
+
+fn deliver_bytes(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
+    let stream = endpoint.stream()?;
+    let data = match endpoint.attempt_read(engine.limits.signal_payload as usize)? {
+        Attempt::Done(data) => data,
+        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+    };
+    let end = data.is_empty();
+    happened(engine, endpoint, Happening::Received { data, attributes: Dict::new() });
+    if end && !stream.continues() {
+        return Err(Error::new(Kind::Closed, "end of stream"));
+    }
+    Ok(Attempt::Done(()))
+}
+
+/// A message that no signal can carry, for its size or its fds, is kept and announced by `Ready`;
+/// delivery goes on when a `Receive` has taken it.
+fn deliver_messages(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
+    let taken = endpoint.received.listen();
+    if endpoint.kept_count().0 > 0 {
+        return Ok(Attempt::Wait(Readiness::Notified(taken)));
+    }
+    let message = match endpoint.messages()?.receive(&Dict::new())? {
+        Attempt::Done(message) => message,
+        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+    };
+    if !message.fds.is_empty() || message.data.len() > engine.limits.signal_payload as usize {
+        endpoint.keep(message);
+        happened(engine, endpoint, Happening::Ready);
+    } else {
+        happened(
+            engine,
+            endpoint,
+            Happening::Received { data: message.data, attributes: message.attributes },
+        );
+    }
+    Ok(Attempt::Done(()))
+}
+
+/// Says `Ready` when something waits, and again when something still waits after a `Receive`.
+async fn notify(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Error {
+    let waiting = || {
+        let messages = endpoint.messages()?;
+        if endpoint.kept_count().0 > 0 { Ok(Attempt::Done(())) } else { messages.arrival() }
+    };
+    let mut announced = false;
+    loop {
+        let taken = endpoint.received.listen();
+        // Another process may take it, and the kernel has no event for that: look again.
+        let mut readiness = Readiness::Any(vec![Readiness::Notified(taken), Readiness::After(LOOK_AGAIN)]);
+        match waiting() {
+            Err(error) => return error,
+            Ok(Attempt::Done(())) if announced => {}
+            Ok(Attempt::Done(())) => happened(&engine, &endpoint, Happening::Ready),
+            Ok(Attempt::Wait(arrival)) => readiness = arrival,
+        }
+        announced = matches!(readiness, Readiness::Any(_));
+        if let Err(error) = until(readiness).await {
+            return error;
+        }
+    }
+}
