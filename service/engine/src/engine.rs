@@ -347,7 +347,7 @@ impl Engine {
     }
 
     /// Puts an object into the news, unless it is there.
-    pub(crate) fn announce(&self, object: Object) {
+    pub fn announce(&self, object: Object) {
         let fresh = match &object {
             Object::Endpoint(endpoint) => endpoint.mark(),
             Object::Relay(relay) => relay.mark(),

@@ -4,9 +4,11 @@
 //! Every call says MSG_DONTWAIT for itself: a caller who holds a duplicate of the fd may clear
 //! O_NONBLOCK on the description that we share.
 
+use std::os::fd::OwnedFd;
+
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags, Shutdown},
+    net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType},
 };
 
 use crate::{Attempt, Error, Fd, Kind, Result, error::Attempted, fd::retry, shape, shape::Direction};
@@ -56,4 +58,11 @@ pub fn failed(errno: Errno, attempt: &str) -> Error {
         ),
         errno => Error::from_errno(errno, attempt),
     }
+}
+
+/// A connected pair of unix stream sockets, non-blocking.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .attempted(|| "create a pair of sockets")
 }

@@ -1,0 +1,164 @@
+//! The announcer: turns the engine's news into signals.
+//!
+//! One task, so that what happens to one object is told in order: it was added, its events, it
+//! was closed, it was removed. News of an object come after the reply to the call that caused
+//! them, because the task runs only when that call has done all it had to do.
+
+use std::{collections::HashSet, sync::Arc};
+
+use ipc_engine::{Endpoint, Object, Relay, events::Happening};
+use zbus::{
+    Message, ObjectPath,
+    object_server::{Interface, SignalEmitter},
+};
+
+use crate::{
+    interfaces::{
+        self, listener::Listener, messages::Messages, object_manager, relay, stream::Stream,
+        watch::{self, Watch},
+    },
+    paths,
+    tree::{Tree, id},
+    variants::{Vardict, vardict},
+};
+
+/// Events of one object that are announced before another one has its turn.
+const TURN: usize = 64;
+
+/// Announces for as long as the service runs.
+pub async fn run(tree: Arc<Tree>) {
+    let mut announcer = Announcer { tree, introduced: HashSet::new() };
+    loop {
+        let object = announcer.tree.engine.next_news().await;
+        announcer.announce(object).await;
+    }
+}
+
+struct Announcer {
+    tree: Arc<Tree>,
+    /// The objects for which InterfacesAdded was sent.
+    introduced: HashSet<u64>,
+}
+
+impl Announcer {
+    async fn announce(&mut self, object: Object) {
+        self.introduce(&object).await;
+        match &object {
+            Object::Endpoint(endpoint) => self.endpoint(endpoint).await,
+            Object::Relay(relay) => self.relay(relay).await,
+        }
+    }
+
+    /// Tells that the object is there, once. What the engine made by itself (accepted
+    /// connections) enters the tree here.
+    async fn introduce(&mut self, object: &Object) {
+        if self.introduced.contains(&id(object)) {
+            return;
+        }
+        if !self.tree.has(object).await && self.tree.enter(object).await.is_err() {
+            return;
+        }
+        self.introduced.insert(id(object));
+        let path = paths::of(object);
+        for serving in self.tree.served().await {
+            let server = serving.connection.object_server();
+            let found =
+                object_manager::interfaces(&serving.face, &self.tree, object, server, &serving.connection).await;
+            let message = match found {
+                Ok(found) => of_manager("InterfacesAdded", &(&path, found)),
+                Err(error) => {
+                    tracing::error!("{path} could not be announced: {error}");
+                    continue;
+                }
+            };
+            match message {
+                Ok(message) => serving.outbox.send(message).await,
+                Err(error) => tracing::error!("{path} could not be announced: {error}"),
+            }
+        }
+    }
+
+    async fn endpoint(&mut self, endpoint: &Arc<Endpoint>) {
+        let path = paths::endpoint(endpoint);
+        let events = endpoint.events.unannounced(TURN);
+        let more = events.len() == TURN;
+        for event in events {
+            if let Happening::Accepted(accepted) = event.happening
+                && let Some(accepted) = self.tree.engine.endpoint(accepted)
+            {
+                self.introduce(&Object::Endpoint(accepted)).await;
+            }
+            self.tree.signal(self.event(endpoint, &path, event.seq, event.happening)).await;
+        }
+        if more {
+            // The rest has its turn after the others.
+            self.tree.engine.announce(Object::Endpoint(endpoint.clone()));
+        } else if let Some(reason) = endpoint.closed_reason() {
+            self.tree.signal(signal::<interfaces::endpoint::Endpoint, _>(&path, "Closed", &(reason,))).await;
+            self.removed(&Object::Endpoint(endpoint.clone())).await;
+        }
+    }
+
+    fn event(&self, endpoint: &Endpoint, path: &ObjectPath<'_>, seq: u64, happening: Happening) -> zbus::Result<Message> {
+        match happening {
+            Happening::Changed(change) => {
+                let text = String::from_utf8_lossy;
+                let details = watch::details(&change).unwrap_or_default();
+                signal::<Watch, _>(path, "Changed", &(seq, &change.names, text(&change.path), text(&change.from), details))
+            }
+            Happening::Overflow => signal::<Watch, _>(path, "Overflow", &(seq, 0u64)),
+            Happening::Received { data, attributes } => {
+                let data = serde_bytes::Bytes::new(&data);
+                if endpoint.kernel.stream().is_some() {
+                    return signal::<Stream, _>(path, "Received", &(seq, data));
+                }
+                let attributes: Vardict = vardict(attributes).unwrap_or_default();
+                signal::<Messages, _>(path, "Received", &(seq, data, attributes))
+            }
+            Happening::Accepted(id) => {
+                let accepted = ObjectPath::try_from(format!("{}/{id}", paths::node(endpoint.mechanism.name)))?;
+                signal::<Listener, _>(path, "Accepted", &(seq, accepted))
+            }
+            Happening::Ready => signal::<Messages, _>(path, "Ready", &(seq,)),
+        }
+    }
+
+    async fn relay(&mut self, relay: &Arc<Relay>) {
+        let path = paths::relay(relay);
+        for serving in self.tree.served().await {
+            let emitter = SignalEmitter::from_parts(serving.connection.clone(), path.as_ref());
+            let interface = relay::Relay::new(&serving.face, relay);
+            // Fails only when the connection has ended.
+            let _ = interface.state_changed(&emitter).await;
+        }
+        if let Some(end) = relay.finished() {
+            let body = (end.reason.as_str(), end.bytes, end.messages);
+            self.tree.signal(signal::<relay::Relay, _>(&path, "Finished", &body)).await;
+            self.removed(&Object::Relay(relay.clone())).await;
+        }
+    }
+
+    async fn removed(&mut self, object: &Object) {
+        self.introduced.remove(&id(object));
+        if !self.tree.leave(object).await {
+            return;
+        }
+        let body = (paths::of(object), object_manager::interface_names(object));
+        self.tree.signal(of_manager("InterfacesRemoved", &body)).await;
+    }
+}
+
+/// A signal of an interface, with the body that its declaration in the interface's file says; the
+/// black-box suite reads every one of them through the generated proxies.
+fn signal<I: Interface, B: serde::Serialize + zbus::DynamicType>(
+    path: &ObjectPath<'_>,
+    member: &'static str,
+    body: &B,
+) -> zbus::Result<Message> {
+    Message::signal(path, I::name(), member).build(body)
+}
+
+/// A signal of the object manager.
+fn of_manager<B: serde::Serialize + zbus::DynamicType>(member: &'static str, body: &B) -> zbus::Result<Message> {
+    Message::signal(paths::MANAGER, object_manager::ObjectManager::name(), member).build(body)
+}

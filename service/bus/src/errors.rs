@@ -1,0 +1,91 @@
+//! The one file that names errors on the wire.
+//!
+//! `org.example.IPC.Error.<Name>` for each meaning; an errno without a better name is
+//! `org.example.IPC.Error.Errno.<EXXXX>`. The text is the kernel layer's, unchanged.
+
+use ipc_kernel::{Error, Kind, error};
+use zbus::{
+    message::{Header, Message},
+    names::ErrorName,
+};
+
+/// An error on its way to a caller.
+#[derive(Debug)]
+pub struct Failure {
+    name: String,
+    text: String,
+}
+
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// Every name but the `Errno` ones, with its meaning, for the reference.
+pub const NAMES: &[(&str, &str)] = &[
+    ("InvalidArgument", "a parameter is unknown, missing, given twice, of the wrong type or out of range"),
+    ("InvalidAddress", "the address does not follow the grammar"),
+    ("NoSuchMechanism", "no mechanism has this name or scheme"),
+    ("NoSuchEndpoint", "no endpoint or relay has the object path that was given as an argument"),
+    ("Exists", "Create found an object of this name; Create never opens what exists"),
+    ("NotFound", "Attach found no object of this name; Attach never creates"),
+    ("PermissionDenied", "the kernel refuses the caller"),
+    ("NotSupported", "the mechanism or this kernel does not offer this operation"),
+    ("Busy", "it would have to wait and timeout_ms was 0, or it is in use"),
+    ("Timeout", "it did not happen within timeout_ms"),
+    ("LimitExceeded", "a limit of the service or of the kernel is reached; the text names it and its value"),
+    ("TooLarge", "the payload is larger than one call or one message may carry"),
+    ("Closed", "this end was closed or shut down, or the peer has gone"),
+    ("Gone", "the kernel object was removed under the endpoint"),
+    ("Overflow", "events were lost"),
+    ("Unavailable", "this machine does not offer the mechanism now; the text says what to do"),
+    ("Cancelled", "the wait was given up: the endpoint was closed or the service stops"),
+];
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let name = match error.kind {
+            Kind::InvalidArgument => "InvalidArgument",
+            Kind::InvalidAddress => "InvalidAddress",
+            Kind::NoSuchMechanism => "NoSuchMechanism",
+            Kind::NoSuchEndpoint => "NoSuchEndpoint",
+            Kind::Exists => "Exists",
+            Kind::NotFound => "NotFound",
+            Kind::PermissionDenied => "PermissionDenied",
+            Kind::NotSupported => "NotSupported",
+            Kind::Busy => "Busy",
+            Kind::Timeout => "Timeout",
+            Kind::LimitExceeded => "LimitExceeded",
+            Kind::TooLarge => "TooLarge",
+            Kind::Closed => "Closed",
+            Kind::Gone => "Gone",
+            Kind::Overflow => "Overflow",
+            Kind::Unavailable => "Unavailable",
+            Kind::Cancelled => "Cancelled",
+            Kind::Errno(errno) => {
+                let name = format!("org.example.IPC.Error.Errno.{}", error::name(errno));
+                return Self { name, text: error.text };
+            }
+        };
+        Self { name: format!("org.example.IPC.Error.{name}"), text: error.text }
+    }
+}
+
+/// A failure of the bus itself, while serving a call.
+impl From<zbus::Error> for Failure {
+    fn from(error: zbus::Error) -> Self {
+        Self { name: "org.freedesktop.DBus.Error.Failed".to_owned(), text: error.to_string() }
+    }
+}
+
+impl zbus::DBusError for Failure {
+    fn create_reply(&self, call: &Header<'_>) -> zbus::Result<Message> {
+        Message::error(call, self.name()).build(&(&self.text,))
+    }
+
+    fn name(&self) -> ErrorName<'_> {
+        // Made of our own names and those of errno(3) only, all of which are valid.
+        ErrorName::from_str_unchecked(&self.name)
+    }
+
+    fn description(&self) -> Option<&str> {
+        Some(&self.text)
+    }
+}

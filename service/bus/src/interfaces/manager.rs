@@ -1,0 +1,147 @@
+//! `org.example.IPC`, the manager: the three verbs.
+
+use std::sync::Arc;
+
+use ipc_engine::Object;
+use ipc_kernel::mechanisms;
+use zbus::{ObjectPath, OwnedFd, OwnedObjectPath, interface, message::Header};
+
+use crate::{
+    errors::Result,
+    face::Face,
+    paths,
+    tree::Tree,
+    variants::{Given, Vardict, dict, vardict},
+};
+
+pub struct Manager {
+    face: Arc<Face>,
+    tree: Arc<Tree>,
+}
+
+impl Manager {
+    pub fn new(face: &Arc<Face>, tree: &Arc<Tree>) -> Self {
+        Self { face: face.clone(), tree: tree.clone() }
+    }
+
+    async fn enter(&self, object: Object) -> Result<OwnedObjectPath> {
+        let path = paths::of(&object);
+        self.tree.enter(&object).await?;
+        Ok(path)
+    }
+}
+
+/// Creates, attaches to and relays between the kernel's objects for inter-process communication.
+///
+/// An address says what: scheme:key=value,key=value, in the syntax of D-Bus addresses. Any key may
+/// be given in the options instead, under the same name with its own D-Bus type. Describe() on a
+/// mechanism's node lists the keys. See docs/reference for everything.
+#[interface(name = "org.example.IPC")]
+impl Manager {
+    /// Makes the kernel object that the address names, and an endpoint for it. Never opens what
+    /// exists: that is org.example.IPC.Error.Exists, unless the option or-attach is true.
+    #[zbus(out_args("endpoint"))]
+    async fn create(
+        &self,
+        address: &str,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let call = self.face.call(&header)?;
+        let endpoint = self.face.engine.create(&call, address, dict(options)?).await?;
+        self.enter(Object::Endpoint(endpoint)).await
+    }
+
+    /// Makes an endpoint for something that exists. Never creates: what does not exist is
+    /// org.example.IPC.Error.NotFound.
+    #[zbus(out_args("endpoint"))]
+    async fn attach(
+        &self,
+        address: &str,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let call = self.face.call(&header)?;
+        let endpoint = self.face.engine.attach(&call, address, dict(options)?).await?;
+        self.enter(Object::Endpoint(endpoint)).await
+    }
+
+    /// Makes an endpoint for a file descriptor that the caller hands over: a pipe, FIFO, socket,
+    /// memfd or file. The service finds out what it is.
+    #[zbus(out_args("endpoint"))]
+    async fn adopt(
+        &self,
+        fd: OwnedFd,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let call = self.face.call(&header)?;
+        let endpoint = self.face.engine.adopt(&call, fd.into(), dict(options)?).await?;
+        self.enter(Object::Endpoint(endpoint)).await
+    }
+
+    /// Moves everything that comes out of source into sink, until the end of the source, an error
+    /// or Stop. Options: both (b), framing (s: none, line, length, fixed), record-size (u), fds
+    /// (b), shutdown (b), lifetime (s: service, client); see the reference.
+    #[zbus(out_args("relay"))]
+    async fn relay(
+        &self,
+        source: ObjectPath<'_>,
+        sink: ObjectPath<'_>,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let call = self.face.call(&header)?;
+        let engine = &self.face.engine;
+        let source = paths::find_endpoint(engine, &source)?;
+        let sink = paths::find_endpoint(engine, &sink)?;
+        let relay = engine.start_relay(&call, source, sink, dict(options)?).await?;
+        self.enter(Object::Relay(relay)).await
+    }
+
+    /// Opens a private connection: one end of a socket on which the same object tree is served
+    /// peer-to-peer, without the bus in between. The client authenticates as on a bus, but does
+    /// not say Hello.
+    #[zbus(out_args("socket"))]
+    async fn connect(&self, #[zbus(header)] header: Header<'_>) -> Result<OwnedFd> {
+        let _call = self.face.call(&header)?;
+        let socket = self.tree.connect()?;
+        Ok(socket.into())
+    }
+
+    /// Asks for the signals of all objects. On a session or private bus they go to everybody
+    /// anyway; the call is accepted so that the same program works on the system bus.
+    fn subscribe(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        self.face.subscribe(self.face.client_name(&header)?, None)
+    }
+
+    /// Takes Subscribe() back.
+    fn unsubscribe(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        self.face.unsubscribe(self.face.client_name(&header)?, None);
+        Ok(())
+    }
+
+    /// The version of the service.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    /// The mechanisms that the service knows; each has a node of its name below this object.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn mechanisms(&self) -> Vec<&str> {
+        mechanisms::ALL.iter().map(|mechanism| mechanism.name).collect()
+    }
+
+    /// The limits of the service, under the keys of its configuration file.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn limits(&self) -> Result<Vardict> {
+        vardict(self.face.engine.limits.to_dict())
+    }
+
+    /// What is in use of the limits.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn usage(&self) -> Result<Vardict> {
+        vardict(self.face.engine.usage())
+    }
+}

@@ -1,0 +1,103 @@
+//! `org.example.IPC.Relay`: what moves from one endpoint to another.
+
+use std::sync::Arc;
+
+use zbus::{OwnedObjectPath, interface, message::Header, object_server::SignalEmitter};
+
+use crate::{
+    errors::Result,
+    face::Face,
+    paths,
+    variants::{Vardict, vardict},
+};
+
+pub struct Relay {
+    face: Arc<Face>,
+    relay: Arc<ipc_engine::Relay>,
+}
+
+impl Relay {
+    pub fn new(face: &Arc<Face>, relay: &Arc<ipc_engine::Relay>) -> Self {
+        Self { face: face.clone(), relay: relay.clone() }
+    }
+}
+
+/// A relay moves everything that comes out of its source into its sink, with back-pressure: when
+/// the sink is full, it stops reading.
+#[interface(name = "org.example.IPC.Relay")]
+impl Relay {
+    /// Stops moving, until Resume. Nothing is lost: what comes stays in the kernel.
+    fn pause(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let _call = self.face.call(&header)?;
+        self.relay.pause(&self.face.engine);
+        Ok(())
+    }
+
+    /// Goes on after Pause.
+    fn resume(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let _call = self.face.call(&header)?;
+        self.relay.resume(&self.face.engine);
+        Ok(())
+    }
+
+    /// Ends the relay; Finished tells when it has. What was taken and not yet moved is kept at
+    /// the source.
+    fn stop(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let _call = self.face.call(&header)?;
+        self.relay.stop("stopped");
+        Ok(())
+    }
+
+    /// How it moves the data (method: splice, read and write, …), and the counters of both ways.
+    #[zbus(out_args("state"))]
+    fn inspect(&self, #[zbus(header)] header: Header<'_>) -> Result<Vardict> {
+        let _call = self.face.call(&header)?;
+        vardict(self.relay.inspect())
+    }
+
+    /// It has ended: at the end of the stream, by Stop, or by an error. Then the object is gone.
+    #[zbus(signal)]
+    pub async fn finished(emitter: &SignalEmitter<'_>, reason: &str, bytes: u64, messages: u64) -> zbus::Result<()>;
+
+    /// The endpoint that it reads from.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn source(&self) -> OwnedObjectPath {
+        paths::endpoint(&self.relay.source)
+    }
+
+    /// The endpoint that it writes into.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn sink(&self) -> OwnedObjectPath {
+        paths::endpoint(&self.relay.sink)
+    }
+
+    /// waiting (for a peer), running, paused, finished or failed.
+    #[zbus(property)]
+    pub fn state(&self) -> &str {
+        self.relay.state().name()
+    }
+
+    /// Bytes moved from source to sink.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn bytes(&self) -> u64 {
+        self.relay.bytes()
+    }
+
+    /// Messages moved from source to sink.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn messages(&self) -> u64 {
+        self.relay.messages()
+    }
+
+    /// Bytes a second, over the last seconds.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn rate(&self) -> u64 {
+        self.relay.rate()
+    }
+
+    /// What went wrong; empty if nothing did.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn error(&self) -> String {
+        self.relay.error()
+    }
+}

@@ -1,0 +1,20 @@
+//! The bus layer: it translates between D-Bus and the engine, and does nothing else.
+//!
+//! One file an interface under [`interfaces`]; [`errors`] is the one place that names errors on
+//! the wire; [`tree`] serves the objects on every connection; [`announcer`] turns what happens
+//! into signals. No system call is made here and nothing is unsafe.
+
+#![forbid(unsafe_code)]
+
+mod announcer;
+pub mod errors;
+mod face;
+pub mod interfaces;
+pub mod introspect;
+mod outbox;
+mod paths;
+pub mod serve;
+mod tree;
+mod variants;
+
+pub use serve::{NAME, Service, StartError};

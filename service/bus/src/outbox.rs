@@ -1,0 +1,64 @@
+//! How signals leave: a bounded queue and a task for each face, so that a reader that does not
+//! read costs only itself.
+//!
+//! The bus reads: when its queue is full, the sender waits, events stay in their rings, and the
+//! oldest of them go when those are full. A private connection may belong to somebody who never
+//! reads: when its queue is full, signals for it are dropped. Either way the numbers of the
+//! events show the gap, and Since() fills it.
+
+use tokio::sync::mpsc;
+use zbus::{Connection, Message};
+
+#[derive(Clone)]
+pub struct Outbox {
+    queue: mpsc::Sender<Message>,
+    waits: bool,
+}
+
+/// Signals that may wait for one face.
+const CAPACITY: usize = 256;
+
+/// Signals that are sent at once.
+const BATCH: usize = 64;
+
+impl Outbox {
+    /// For the bus: a full queue makes the sender wait.
+    pub fn waiting(connection: &Connection) -> Self {
+        Self::new(connection, true)
+    }
+
+    /// For a private connection: a full queue drops.
+    pub fn dropping(connection: &Connection) -> Self {
+        Self::new(connection, false)
+    }
+
+    fn new(connection: &Connection, waits: bool) -> Self {
+        let (queue, mut waiting) = mpsc::channel(CAPACITY);
+        let connection = connection.clone();
+        tokio::spawn(async move {
+            let mut batch = Vec::with_capacity(BATCH);
+            while waiting.recv_many(&mut batch, BATCH).await > 0 {
+                // The connection's own end is seen elsewhere.
+                if connection.send_all(&batch).await.is_err() {
+                    return;
+                }
+                batch.clear();
+            }
+        });
+        Self { queue, waits }
+    }
+
+    pub async fn send(&self, message: Message) {
+        if self.waits {
+            // Fails only when the connection has ended.
+            let _ = self.queue.send(message).await;
+        } else {
+            let _ = self.queue.try_send(message);
+        }
+    }
+
+    /// Whether everything that was sent has been taken for sending.
+    pub fn is_empty(&self) -> bool {
+        self.queue.capacity() == self.queue.max_capacity()
+    }
+}

@@ -1,0 +1,54 @@
+//! Object paths: `/org/example/IPC`, a node for each mechanism, an object for each endpoint and relay.
+
+use std::sync::Arc;
+
+use ipc_engine::{Endpoint, Engine, Object, Relay};
+use ipc_kernel::{Error, Kind};
+use zbus::{ObjectPath, OwnedObjectPath};
+
+use crate::errors::Result;
+
+pub const MANAGER: &str = "/org/example/IPC";
+pub const RELAYS: &str = "/org/example/IPC/relay";
+
+pub fn node(mechanism: &str) -> String {
+    format!("{MANAGER}/{mechanism}")
+}
+
+pub fn endpoint(endpoint: &Endpoint) -> OwnedObjectPath {
+    valid(format!("{MANAGER}/{}/{}", endpoint.mechanism.name, endpoint.id))
+}
+
+pub fn relay(relay: &Relay) -> OwnedObjectPath {
+    valid(format!("{RELAYS}/{}", relay.id))
+}
+
+pub fn of(object: &Object) -> OwnedObjectPath {
+    match object {
+        Object::Endpoint(it) => endpoint(it),
+        Object::Relay(it) => relay(it),
+    }
+}
+
+fn valid(path: String) -> OwnedObjectPath {
+    // Made of mechanism names and decimal numbers, which are valid elements.
+    ObjectPath::from_string_unchecked(path).into()
+}
+
+/// The endpoint that an argument of type `o` names.
+pub fn find_endpoint(engine: &Engine, path: &ObjectPath<'_>) -> Result<Arc<Endpoint>> {
+    let found = number(path).and_then(|(name, id)| {
+        let endpoint = engine.endpoint(id)?;
+        (endpoint.mechanism.name == name).then_some(endpoint)
+    });
+    found.ok_or_else(|| {
+        Error::new(Kind::NoSuchEndpoint, format!("there is no endpoint {path}; it was closed, or never made")).into()
+    })
+}
+
+fn number<'a>(path: &'a ObjectPath<'_>) -> Option<(&'a str, u64)> {
+    let (name, id) = path.as_str().strip_prefix(MANAGER)?.strip_prefix('/')?.split_once('/')?;
+    // "1", never "01" or "+1": one object has one path.
+    let parsed: u64 = id.parse().ok()?;
+    (parsed.to_string() == id).then_some((name, parsed))
+}

@@ -1,0 +1,174 @@
+//! Serving: on a bus under the service's name, and on private connections.
+
+use std::{num::NonZeroUsize, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use ipc_engine::Engine;
+use ipc_kernel::{Error, Kind, socket_io};
+use zbus::{
+    Connection, Guid, MatchRule, MessageStream,
+    connection::Builder,
+    fdo::{DBusProxy, RequestNameFlags},
+    message,
+};
+
+use crate::{announcer, errors::Result, face::Face, tree::Tree};
+
+pub const NAME: &str = "org.example.IPC";
+
+/// How long a client of Connect() may take to authenticate.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long the last signals may take at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The service on a bus.
+pub struct Service {
+    pub tree: Arc<Tree>,
+    pub connection: Connection,
+}
+
+/// Why the service could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Another process has the name; who, in words.
+    NameTaken(String),
+    Bus(zbus::Error),
+    Other(String),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NameTaken(owner) => write!(f, "the name {NAME} is owned already, by {owner}; stop that one first"),
+            Self::Bus(error) => write!(f, "the bus: {error}"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<zbus::Error> for StartError {
+    fn from(error: zbus::Error) -> Self {
+        Self::Bus(error)
+    }
+}
+
+impl Service {
+    /// Connects to a bus (None: the session bus), serves the tree and takes the name.
+    pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
+        let builder = address.map_or_else(Builder::session, Builder::address);
+        let connection = builder.build().await?;
+        let tree = Tree::new(engine.clone());
+        let face = Face::on_bus(engine);
+        tree.serve(face, &connection).await.map_err(|failure| StartError::Other(format!("{failure:?}")))?;
+        let departures = departures(&connection).await?;
+        tokio::spawn(watch_departures(tree.clone(), departures));
+        tokio::spawn(announcer::run(tree.clone()));
+        take_name(&connection).await?;
+        Ok(Self { tree, connection })
+    }
+
+    /// Ends everything: waits are cancelled, relays stop, endpoints close and say so, and what was
+    /// to be said has left.
+    pub async fn stop(self) {
+        self.tree.engine.stop();
+        let farewell = async {
+            // The announcer runs beside us: let it empty the news, and the outboxes.
+            loop {
+                let outboxes = self.tree.served().await;
+                if self.tree.engine.news_are_out() && outboxes.iter().all(|serving| serving.outbox.is_empty()) {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::warn!("some signals could not be sent before the end");
+        }
+        // Sends what is queued, then closes.
+        self.connection.graceful_shutdown().await;
+    }
+}
+
+async fn take_name(connection: &Connection) -> std::result::Result<(), StartError> {
+    match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
+        Ok(_) => Ok(()),
+        Err(zbus::Error::NameTaken) => Err(StartError::NameTaken(owner(connection).await)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Who owns the name, in words.
+async fn owner(connection: &Connection) -> String {
+    let Ok(bus) = DBusProxy::new(connection).await else { return "somebody".to_owned() };
+    let Ok(name) = NAME.try_into() else { return "somebody".to_owned() };
+    let Ok(owner) = bus.get_name_owner(name).await else { return "somebody".to_owned() };
+    let unique = owner.to_string();
+    match bus.get_connection_unix_process_id(owner.into_inner().into()).await {
+        Ok(pid) => format!("process {pid} ({}), connection {unique}", ipc_kernel::proc::command(pid)),
+        Err(_) => format!("connection {unique}"),
+    }
+}
+
+/// The news of connections that leave the bus.
+async fn departures(connection: &Connection) -> zbus::Result<MessageStream> {
+    let rule = MatchRule::builder()
+        .msg_type(message::Type::Signal)
+        .sender("org.freedesktop.DBus")
+        .interface("org.freedesktop.DBus")
+        .member("NameOwnerChanged")
+        .arg(2, "")
+        .build()?;
+    MessageStream::for_match_rule(rule, connection, NonZeroUsize::new(1024)).await
+}
+
+/// Always polled: an unread stream would stall its whole connection.
+async fn watch_departures(tree: Arc<Tree>, mut departures: MessageStream) {
+    while let Some(Ok(message)) = departures.next().await {
+        let body = message.body();
+        let Ok((name, _, _)) = body.deserialize::<(&str, &str, &str)>() else { continue };
+        if name.starts_with(':') {
+            tree.client_left(name).await;
+        }
+    }
+}
+
+impl Tree {
+    /// One end of a socket on whose other end the tree is served peer-to-peer.
+    pub fn connect(self: &Arc<Self>) -> Result<OwnedFd> {
+        let engine = &self.engine;
+        let limit = engine.limits.connections;
+        let counted =
+            engine.counters.connections.take(limit, "there are too many private connections", "connections")?;
+        let (ours, theirs) = socket_io::pair()?;
+        let tree = self.clone();
+        tokio::spawn(async move {
+            let _counted = counted;
+            if let Err(error) = tree.serve_private(ours).await {
+                tracing::info!("a private connection ended: {error:?}");
+            }
+        });
+        Ok(theirs)
+    }
+
+    async fn serve_private(self: &Arc<Self>, socket: OwnedFd) -> Result<()> {
+        let guid = Guid::generate();
+        let builder = Builder::unix_stream(socket.into()).server(guid).p2p();
+        let connection = match tokio::time::timeout(HANDSHAKE, builder.build()).await {
+            Ok(built) => built?,
+            Err(_) => return Err(Error::new(Kind::Timeout, "the client did not authenticate within 10 s").into()),
+        };
+        let client = self.next_peer();
+        let face = Face::private(self.engine.clone(), client.clone());
+        let served = self.serve(face.clone(), &connection).await;
+        if served.is_ok() {
+            connection.closed().await;
+        }
+        self.unserve(&face).await;
+        self.client_left(&client).await;
+        served
+    }
+}
+

@@ -1,0 +1,207 @@
+//! The object tree, served on every face: one on the bus, one for each private connection.
+//!
+//! An object enters all faces before the call that made it is answered, so that its path works as
+//! soon as the caller has it. Entering and leaving are serialised; a new private connection gets
+//! all that is there.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ipc_engine::{Engine, Object};
+use ipc_kernel::{Error, Kind, mechanisms, shape::Shape};
+use tokio::sync::Mutex;
+use zbus::{Connection, Message, ObjectServer, names::InterfaceName, object_server::Interface};
+
+use crate::{
+    errors::Result,
+    face::Face,
+    interfaces::{
+        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
+        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager, object_manager::ObjectManager,
+        relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+    },
+    outbox::Outbox,
+    paths,
+};
+
+pub struct Tree {
+    pub engine: Arc<Engine>,
+    faces: Mutex<Faces>,
+    next_peer: AtomicU64,
+}
+
+#[derive(Default)]
+struct Faces {
+    served: Vec<Serving>,
+    entered: HashSet<u64>,
+}
+
+/// One face, and how its signals leave.
+#[derive(Clone)]
+pub struct Serving {
+    pub face: Arc<Face>,
+    pub connection: Connection,
+    pub outbox: Outbox,
+}
+
+impl Tree {
+    pub fn new(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self { engine, faces: Mutex::default(), next_peer: AtomicU64::new(1) })
+    }
+
+    /// A name for the client of a private connection.
+    pub fn next_peer(&self) -> String {
+        format!("peer:{}", self.next_peer.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Serves the whole tree on a connection.
+    pub async fn serve(self: &Arc<Self>, face: Arc<Face>, connection: &Connection) -> Result<()> {
+        let server = connection.object_server();
+        server.at(paths::MANAGER, Manager::new(&face, self)).await?;
+        server.at(paths::MANAGER, ObjectManager::new(&face, self)).await?;
+        for mechanism in mechanisms::ALL {
+            server.at(paths::node(mechanism.name), Mechanism::new(&face, mechanism)).await?;
+        }
+        for path in self.nodes() {
+            // zbus's own is there from the start, except where the node itself is not.
+            match server.remove_named(path.as_str(), Introspectable::name()).await {
+                Ok(_) | Err(zbus::Error::InterfaceNotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+            server.at(path, Introspectable::new(self)).await?;
+        }
+        let mut faces = self.faces.lock().await;
+        for object in self.engine.objects() {
+            if faces.entered.contains(&id(&object)) {
+                self.register(server, &face, &object).await?;
+            }
+        }
+        let outbox = if face.is_private() { Outbox::dropping(connection) } else { Outbox::waiting(connection) };
+        faces.served.push(Serving { face, connection: connection.clone(), outbox });
+        Ok(())
+    }
+
+    /// Ends a face: its connection has ended.
+    pub async fn unserve(&self, face: &Arc<Face>) {
+        self.faces.lock().await.served.retain(|served| !Arc::ptr_eq(&served.face, face));
+    }
+
+    /// The nodes above the endpoints and relays.
+    fn nodes(&self) -> Vec<String> {
+        let mut nodes: Vec<String> = ["/", "/org", "/org/example", paths::MANAGER, paths::RELAYS].map(str::to_owned).into();
+        nodes.extend(mechanisms::ALL.iter().map(|mechanism| paths::node(mechanism.name)));
+        nodes
+    }
+
+    /// Puts an object into the tree of every face. The call that made it may be answered then.
+    pub async fn enter(self: &Arc<Self>, object: &Object) -> Result<()> {
+        let mut faces = self.faces.lock().await;
+        if closed(object) {
+            return Err(Error::new(Kind::Cancelled, "it was closed at once: its lifetime has ended").into());
+        }
+        if faces.entered.insert(id(object)) {
+            for served in &faces.served {
+                self.register(served.connection.object_server(), &served.face, object).await?;
+            }
+        }
+        drop(faces);
+        self.engine.announce(object.clone());
+        Ok(())
+    }
+
+    /// Takes an object out of the tree of every face; says whether it was in it.
+    pub async fn leave(&self, object: &Object) -> bool {
+        let mut faces = self.faces.lock().await;
+        if !faces.entered.remove(&id(object)) {
+            return false;
+        }
+        let path = paths::of(object);
+        for served in &faces.served {
+            let server = served.connection.object_server();
+            for name in object_manager::interface_names(object) {
+                let Ok(name) = InterfaceName::try_from(name) else { continue };
+                // A connection that has just ended has nothing to take out.
+                let _ = server.remove_named(path.as_str(), name).await;
+            }
+            if let Object::Endpoint(endpoint) = object {
+                served.face.forget(None, Some(endpoint));
+            }
+        }
+        true
+    }
+
+    /// Whether the object is in the tree.
+    pub async fn has(&self, object: &Object) -> bool {
+        self.faces.lock().await.entered.contains(&id(object))
+    }
+
+    async fn register(self: &Arc<Self>, server: &ObjectServer, face: &Arc<Face>, object: &Object) -> Result<()> {
+        let path = paths::of(object);
+        let path = path.as_str();
+        match object {
+            Object::Relay(relay) => {
+                server.at(path, Relay::new(face, relay)).await?;
+            }
+            Object::Endpoint(endpoint) => {
+                server.at(path, Endpoint::new(face, endpoint)).await?;
+                for shape in &endpoint.shapes {
+                    match shape {
+                        Shape::Stream => drop(server.at(path, Stream::new(face, endpoint)).await?),
+                        Shape::Listener => drop(server.at(path, Listener::new(face, self, endpoint)).await?),
+                        Shape::Messages => drop(server.at(path, Messages::new(face, endpoint)).await?),
+                        Shape::Memory => drop(server.at(path, Memory::new(face, endpoint)).await?),
+                        Shape::Semaphore => drop(server.at(path, Semaphore::new(face, endpoint)).await?),
+                        Shape::Watch => drop(server.at(path, Watch::new(face, endpoint)).await?),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The faces as they are now.
+    pub async fn served(&self) -> Vec<Serving> {
+        self.faces.lock().await.served.clone()
+    }
+
+    /// Sends a signal to everybody: to the bus, and to every private connection.
+    pub async fn signal(&self, message: zbus::Result<Message>) {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::error!("a signal could not be built: {error}");
+                return;
+            }
+        };
+        for served in self.served().await {
+            served.outbox.send(message.clone()).await;
+        }
+    }
+
+    /// A client of a face has left.
+    pub async fn client_left(&self, name: &str) {
+        for served in self.served().await {
+            served.face.forget(Some(name), None);
+        }
+        self.engine.client_left(name);
+    }
+}
+
+pub fn id(object: &Object) -> u64 {
+    match object {
+        Object::Endpoint(endpoint) => endpoint.id,
+        Object::Relay(relay) => relay.id,
+    }
+}
+
+fn closed(object: &Object) -> bool {
+    match object {
+        Object::Endpoint(endpoint) => endpoint.closed.is_set(),
+        Object::Relay(_) => false,
+    }
+}

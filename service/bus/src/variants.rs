@@ -1,0 +1,164 @@
+//! The kernel layer's values as D-Bus values and back, one to one.
+
+use std::{collections::BTreeMap, os::fd, sync::Arc};
+
+use ipc_kernel::{Dict, Error, Value, fd::duplicate, shape::Word};
+use zbus::{Array, Fd, OwnedVariant, Signature, Variant, wire};
+
+use crate::errors::Result;
+
+/// A dictionary on the wire, `a{sv}`, sorted by key.
+pub type Vardict = BTreeMap<String, OwnedVariant>;
+
+/// A dictionary as it comes in.
+pub type Given<'a> = BTreeMap<String, Variant<'a>>;
+
+pub fn vardict(dict: Dict) -> Result<Vardict> {
+    dict.into_iter().map(|(key, value)| Ok((key, OwnedVariant::try_from(variant(value)?)?))).collect()
+}
+
+pub fn vardicts(dicts: Vec<Dict>) -> Result<Vec<Vardict>> {
+    dicts.into_iter().map(vardict).collect()
+}
+
+fn variant(value: Value) -> Result<Variant<'static>> {
+    Ok(match value {
+        Value::Bool(value) => value.into(),
+        Value::I32(value) => value.into(),
+        Value::U32(value) => value.into(),
+        Value::I64(value) => value.into(),
+        Value::U64(value) => value.into(),
+        Value::F64(value) => value.into(),
+        Value::Text(value) => value.into(),
+        Value::Bytes(value) => value.into(),
+        Value::Texts(value) => value.into(),
+        Value::U32s(value) => value.into(),
+        Value::Dict(value) => Variant::Dict(inner_dict(value)?),
+        Value::Dicts(value) => {
+            let mut array = Array::new(&Signature::dict(Signature::Str, Signature::Variant));
+            for dict in value {
+                array.append(Variant::Dict(inner_dict(dict)?))?;
+            }
+            Variant::Array(array)
+        }
+        Value::Fd(fd) => Variant::Fd(shared_fd(fd)?),
+        Value::Fds(fds) => {
+            let mut array = Array::new(&Signature::Fd);
+            for fd in fds {
+                array.append(Variant::Fd(shared_fd(fd)?))?;
+            }
+            Variant::Array(array)
+        }
+    })
+}
+
+fn inner_dict(dict: Dict) -> Result<wire::Dict<'static, 'static>> {
+    let mut made = wire::Dict::new(&Signature::Str, &Signature::Variant);
+    for (key, value) in dict {
+        made.append(key.into(), Variant::Variant(Box::new(variant(value)?)))?;
+    }
+    Ok(made)
+}
+
+fn shared_fd(fd: Arc<fd::OwnedFd>) -> Result<Fd<'static>> {
+    Ok(match Arc::try_unwrap(fd) {
+        Ok(fd) => fd.into(),
+        Err(shared) => duplicate(&shared)?.into(),
+    })
+}
+
+/// Options or a selector as they come in.
+pub fn dict(given: Given<'_>) -> Result<Dict> {
+    given
+        .into_iter()
+        .map(|(key, variant)| {
+            let value = value(&variant).ok_or_else(|| {
+                Error::invalid(format!(
+                    "the value of the key {key:?} has the D-Bus type {}, which no key has",
+                    variant.value_signature()
+                ))
+            })?;
+            Ok((key, value))
+        })
+        .collect()
+}
+
+fn value(variant: &Variant<'_>) -> Option<Value> {
+    Some(match variant {
+        Variant::Bool(value) => (*value).into(),
+        Variant::U8(value) => u32::from(*value).into(),
+        Variant::I16(value) => i32::from(*value).into(),
+        Variant::U16(value) => u32::from(*value).into(),
+        Variant::I32(value) => (*value).into(),
+        Variant::U32(value) => (*value).into(),
+        Variant::I64(value) => (*value).into(),
+        Variant::U64(value) => (*value).into(),
+        Variant::F64(value) => (*value).into(),
+        Variant::Str(value) => value.as_str().into(),
+        Variant::ObjectPath(value) => value.as_str().into(),
+        Variant::Variant(inner) => return value(inner),
+        Variant::Array(array) => match array.element_signature() {
+            Signature::U8 => {
+                let bytes = array.iter().map(|item| if let Variant::U8(byte) = item { Some(*byte) } else { None });
+                Value::Bytes(bytes.collect::<Option<_>>()?)
+            }
+            Signature::Str => {
+                let texts =
+                    array.iter().map(|item| if let Variant::Str(text) = item { Some(text.to_string()) } else { None });
+                Value::Texts(texts.collect::<Option<_>>()?)
+            }
+            Signature::U32 => {
+                let numbers =
+                    array.iter().map(|item| if let Variant::U32(number) = item { Some(*number) } else { None });
+                Value::U32s(numbers.collect::<Option<_>>()?)
+            }
+            Signature::Fd => {
+                let fds = array.iter().map(|item| {
+                    let Variant::Fd(fd) = item else { return None };
+                    duplicate(fd).ok().map(Arc::new)
+                });
+                Value::Fds(fds.collect::<Option<_>>()?)
+            }
+            _ => return None,
+        },
+        Variant::Fd(fd) => Value::Fd(Arc::new(duplicate(fd).ok()?)),
+        Variant::Signature(_) | Variant::Dict(_) | Variant::Structure(_) => return None,
+    })
+}
+
+/// A word of memory as a variant.
+pub fn word_variant(word: Word) -> Result<OwnedVariant> {
+    let variant: Variant<'static> = match word {
+        Word::U8(n) => n.into(),
+        Word::U16(n) => n.into(),
+        Word::U32(n) => n.into(),
+        Word::U64(n) => n.into(),
+        Word::I16(n) => n.into(),
+        Word::I32(n) => n.into(),
+        Word::I64(n) => n.into(),
+        Word::F64(n) => n.into(),
+    };
+    Ok(OwnedVariant::try_from(variant)?)
+}
+
+/// A variant as a word of memory: its D-Bus type says the width.
+pub fn word(variant: &Variant<'_>) -> Result<Word> {
+    Ok(match variant {
+        Variant::U8(n) => Word::U8(*n),
+        Variant::U16(n) => Word::U16(*n),
+        Variant::U32(n) => Word::U32(*n),
+        Variant::U64(n) => Word::U64(*n),
+        Variant::I16(n) => Word::I16(*n),
+        Variant::I32(n) => Word::I32(*n),
+        Variant::I64(n) => Word::I64(*n),
+        Variant::F64(n) => Word::F64(*n),
+        Variant::Variant(inner) => return word(inner),
+        other => {
+            return Err(Error::invalid(format!(
+                "a word must have one of the D-Bus types y q u t n i x d, not {}",
+                other.value_signature()
+            ))
+            .into());
+        }
+    })
+}
