@@ -1,0 +1,72 @@
+//! The command line.
+
+use std::{env, path::PathBuf, str::FromStr};
+
+use clap::Parser;
+use tracing::level_filters::LevelFilter;
+
+/// Serves every IPC mechanism of the Linux kernel over D-Bus, as org.example.IPC.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = LONG)]
+pub struct Arguments {
+    /// Where to serve: session, private (an own bus, made for the occasion), or a D-Bus address.
+    /// Without it: the session bus if there is one, else a private bus.
+    #[arg(long, value_name = "session|private|ADDRESS")]
+    pub bus: Option<BusChoice>,
+
+    /// The configuration file (TOML). Without it: ipcd.toml in $XDG_CONFIG_HOME (~/.config), else
+    /// /etc/ipcd.toml, else the defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Checks the configuration and ends.
+    #[arg(long)]
+    pub check_config: bool,
+
+    /// Prints the introspection data of an interface, or the names of all interfaces, and ends.
+    /// Needs no bus.
+    #[arg(long, value_name = "INTERFACE", num_args = 0..=1, default_missing_value = "")]
+    pub introspect: Option<String>,
+
+    /// What is logged: error, warn, info, debug, trace or off. To the journal under systemd, else to
+    /// standard error.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LevelFilter,
+}
+
+const LONG: &str = "\
+Serves every IPC mechanism of the Linux kernel over D-Bus, as org.example.IPC: any program that can
+speak D-Bus creates, attaches to and relays between pipes, FIFOs, sockets, shared memory, semaphores
+and watches.
+
+Ends on SIGTERM or SIGINT: waits are cancelled, relays stop, endpoints close. Tells systemd (sd_notify)
+when it is ready.";
+
+/// Where to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BusChoice {
+    Session,
+    Private,
+    Address(String),
+}
+
+impl FromStr for BusChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "session" => Ok(Self::Session),
+            "private" => Ok(Self::Private),
+            "system" => Err("the system bus is not served yet; use session, private or an address".into()),
+            address if address.contains(':') => Ok(Self::Address(address.to_owned())),
+            _ => Err("it must be session, private, or a D-Bus address such as unix:path=/run/user/1000/bus".into()),
+        }
+    }
+}
+
+/// The session bus if there is one: where its address is known, or where systemd puts its socket.
+pub fn default_bus() -> BusChoice {
+    let by_address = env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty());
+    let by_socket = env::var_os("XDG_RUNTIME_DIR").is_some_and(|dir| PathBuf::from(dir).join("bus").exists());
+    if by_address || by_socket { BusChoice::Session } else { BusChoice::Private }
+}

@@ -1,0 +1,18 @@
+//! Logs: to the journal under systemd, else to standard error.
+
+use std::env;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{layer::SubscriberExt, registry, util::SubscriberInitExt};
+
+pub fn start(level: LevelFilter) {
+    // systemd sets it when it has connected our output to the journal (systemd.exec(5)).
+    if env::var_os("JOURNAL_STREAM").is_some()
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        registry().with(level).with(journal).init();
+        return;
+    }
+    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    registry().with(level).with(to_stderr).init();
+}

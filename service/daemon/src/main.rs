@@ -1,0 +1,131 @@
+//! `ipcd`: arguments, configuration, and the wiring of the layers.
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod config;
+mod logs;
+mod private_bus;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use arguments::{Arguments, BusChoice};
+use clap::Parser;
+use ipc_bus::{Service, introspect};
+use ipc_engine::Engine;
+use private_bus::PrivateBus;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Opens and listings run there, so that a slow file system delays nobody else.
+        .max_blocking_threads(16)
+        .build();
+    let outcome = runtime
+        .context("the runtime could not be started")
+        .and_then(|runtime| runtime.block_on(run(arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ipcd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    if let Some(interface) = arguments.introspect {
+        return print_introspection(&interface).await;
+    }
+    let config = config::load(arguments.config.as_deref())?;
+    if arguments.check_config {
+        println!("the configuration is valid");
+        return Ok(());
+    }
+    logs::start(arguments.log_level);
+    raise_file_limit();
+    let choice = arguments.bus.unwrap_or_else(arguments::default_bus);
+    let private = match choice {
+        BusChoice::Private => Some(PrivateBus::start().context("the private bus could not be started")?),
+        _ => None,
+    };
+    let address = match (&choice, &private) {
+        (BusChoice::Address(address), _) => Some(address.as_str()),
+        (_, Some(private)) => Some(private.address()),
+        _ => None,
+    };
+    let service = Service::start(Engine::new(config.limits), address).await?;
+    // Before readiness: a signal that comes right after it is handled.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    ready(&choice, private.as_ref());
+    let lost = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = service.connection.closed() => true,
+    };
+    notify(&[NotifyState::Stopping]);
+    tokio::select! {
+        () = service.stop() => {}
+        // Somebody insists.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    if let Some(private) = private {
+        private.remove();
+    }
+    if lost {
+        bail!("the bus has gone");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Says that calls are served, to whoever started us.
+fn ready(choice: &BusChoice, private: Option<&PrivateBus>) {
+    let status = match (choice, private) {
+        (_, Some(private)) => {
+            println!("{}", private.welcome());
+            format!("serving on the private bus {}", private.address())
+        }
+        (BusChoice::Address(address), _) => format!("serving on {address}"),
+        _ => "serving on the session bus".to_owned(),
+    };
+    tracing::info!("{status}");
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!("readiness could not be told: {error}");
+    }
+}
+
+async fn print_introspection(interface: &str) -> Result<()> {
+    let documents = introspect::documents().await.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+    if interface.is_empty() {
+        for (name, _) in documents {
+            println!("{name}");
+        }
+        return Ok(());
+    }
+    let Some((_, document)) = documents.iter().find(|(name, _)| name == interface) else {
+        let known: Vec<_> = documents.iter().map(|(name, _)| name.as_str()).collect();
+        bail!("there is no interface {interface:?}; there are {}", known.join(", "));
+    };
+    print!("{document}");
+    Ok(())
+}
+
+/// Endpoints are file descriptors: as many as the administrator allows, not as the shell does.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("RLIMIT_NOFILE could not be raised: {error}");
+    }
+}
