@@ -87,8 +87,9 @@ impl Service {
         if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
             tracing::warn!("some signals could not be sent before the end");
         }
-        // Sends what is queued, then closes.
-        self.connection.graceful_shutdown().await;
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!("the connection could not be closed: {error}");
+        }
     }
 }
 
