@@ -19,6 +19,7 @@ pub mod parameters;
 pub mod pipe_io;
 pub mod proc;
 pub mod shape;
+pub mod sock_diag;
 pub mod socket_io;
 pub mod value;
 pub mod word;
