@@ -205,7 +205,10 @@ impl UnixEndpoint {
             ),
             Errno::CONNREFUSED if to.is_some() => Error::new(
                 Kind::NotFound,
-                format!("cannot {attempt}: nobody receives there any more (ECONNREFUSED)"),
+                format!(
+                    "cannot {attempt}: no {} socket is there any more (ECONNREFUSED)",
+                    unix_name::type_word(self.kind)
+                ),
             ),
             Errno::CONNREFUSED | Errno::DESTADDRREQ => Error::new(
                 Kind::Closed,
@@ -245,7 +248,7 @@ impl Endpoint for UnixEndpoint {
         let inode = fd::stat(&self.fd)?.st_ino;
         let attempt = || "read the options of the socket";
         let mut state = dict! {
-            "type" => unix_name::type_word(self.kind.as_raw() as i32),
+            "type" => unix_name::type_word(self.kind),
             "state" => self.state()?,
             "inode" => inode,
             "sndbuf" => sockopt::socket_send_buffer_size(&self.fd).attempted(attempt)? as u64,
@@ -427,7 +430,7 @@ impl Messages for UnixEndpoint {
 pub fn with_type(address: Address, kind: SocketType) -> Address {
     match kind {
         SocketType::STREAM => address,
-        kind => address.with("type", unix_name::type_word(kind.as_raw() as i32)),
+        kind => address.with("type", unix_name::type_word(kind)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use rustix::fs::FileType;
+use rustix::{fs::FileType, net::SocketType};
 
 use crate::{
     Dict, Error, Result, Value, dict,
@@ -64,12 +64,7 @@ fn row(socket: &UnixSocket, holders: &HashMap<&[u8], Vec<&Held>>) -> Dict {
         Name::Abstract(name) => !name.contains(&0),
     };
     if findable && socket.state != ESTABLISHED {
-        let address = match socket.kind {
-            libc::SOCK_DGRAM => with_type(name.address(), rustix::net::SocketType::DGRAM),
-            libc::SOCK_SEQPACKET => with_type(name.address(), rustix::net::SocketType::SEQPACKET),
-            _ => name.address(),
-        };
-        row.insert("address".into(), address.to_string().into());
+        row.insert("address".into(), with_type(name.address(), socket.kind).to_string().into());
     }
     row
 }
@@ -101,7 +96,7 @@ fn parse_line(line: &[u8]) -> Option<UnixSocket> {
     };
     let [_number, _references, _protocol] = [field()?, field()?, field()?];
     let flags = u32::from_str_radix(field()?, 16).ok()?;
-    let kind = i32::from_str_radix(field()?, 16).ok()?;
+    let kind = SocketType::from_raw(u32::from_str_radix(field()?, 16).ok()?);
     let connected = field()? == "03"; // SS_CONNECTED
     let inode = field()?.parse().ok()?;
     let state = match connected {
@@ -116,7 +111,7 @@ fn parse_line(line: &[u8]) -> Option<UnixSocket> {
     if let Some(first @ b'@') = name.first_mut() {
         *first = 0;
     }
-    Some(UnixSocket { inode, kind, state, name, ..UnixSocket::default() })
+    Some(UnixSocket { name, ..UnixSocket::new(inode, kind, state) })
 }
 
 #[cfg(test)]
@@ -127,19 +122,11 @@ mod tests {
     fn reads_the_lines_of_proc() {
         let line = b"0000000000000000: 00000002 00000000 00010000 0001 01  4711 /run/a b";
         let socket = parse_line(line).expect("a line of a listening socket");
-        assert_eq!(
-            socket,
-            UnixSocket {
-                inode: 4711,
-                kind: 1,
-                state: LISTEN,
-                name: b"/run/a b".into(),
-                ..Default::default()
-            }
-        );
+        let listening = UnixSocket::new(4711, SocketType::STREAM, LISTEN);
+        assert_eq!(socket, UnixSocket { name: b"/run/a b".into(), ..listening });
         let line = b"0000000000000000: 00000003 00000000 00000000 0005 03 12";
         let socket = parse_line(line).expect("a line of a connection");
-        assert_eq!((socket.kind, socket.state, socket.name), (5, ESTABLISHED, vec![]));
+        assert_eq!((socket.kind, socket.state, socket.name), (SocketType::SEQPACKET, ESTABLISHED, vec![]));
         let line = b"0000000000000000: 00000002 00000000 00000000 0002 01 13 @x";
         let socket = parse_line(line).expect("a line of an abstract name");
         assert_eq!((socket.state, socket.name), (CLOSE, b"\0x".into()));

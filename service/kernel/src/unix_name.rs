@@ -165,12 +165,12 @@ impl Target {
     }
 }
 
-/// The word for a socket type of the kernel's, as in the key `type`.
-pub fn type_word(kind: i32) -> &'static str {
+/// The word for a type of socket, as in the key `type`.
+pub fn type_word(kind: SocketType) -> &'static str {
     match kind {
-        libc::SOCK_STREAM => "stream",
-        libc::SOCK_DGRAM => "dgram",
-        libc::SOCK_SEQPACKET => "seqpacket",
+        SocketType::STREAM => "stream",
+        SocketType::DGRAM => "dgram",
+        SocketType::SEQPACKET => "seqpacket",
         _ => "unknown",
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     socket_messages, socket_options,
     unix_endpoint::{Passing, PeerEnd, Role, SO_PASSRIGHTS, UnixEndpoint, with_type},
     unix_list,
-    unix_name::{self, Entry, Name, Target},
+    unix_name::{self, Entry, Name, Target, type_word},
 };
 
 pub static DESCRIPTOR: Descriptor = Descriptor {
@@ -307,7 +307,15 @@ impl Connection {
                         "cannot {attempt}: nobody listens there (ECONNREFUSED); the path was left behind, Create \
                          with replace-stale=true replaces it"
                     ),
-                    Name::Abstract(_) => format!("cannot {attempt}: nobody listens there (ECONNREFUSED)"),
+                    // Each type has abstract names of its own; the kernel does not look at the others.
+                    Name::Abstract(_) => format!(
+                        "cannot {attempt}: nobody listens there (ECONNREFUSED){}",
+                        self.target
+                            .live_type(&self.name)
+                            .filter(|kind| *kind != type_word(self.kind))
+                            .map(|kind| format!("; a socket of another type has the name, say type={kind}"))
+                            .unwrap_or_default()
+                    ),
                 },
             ),
             Errno::PROTOTYPE => Error::invalid(match self.target.live_type(&self.name) {
