@@ -12,6 +12,7 @@
 pub mod address;
 pub mod error;
 pub mod fd;
+pub mod fifo_ends;
 pub mod guard;
 pub mod mechanism;
 pub mod mechanisms;

@@ -75,10 +75,14 @@ pub fn holders(held: &[&Held]) -> Vec<Dict> {
         .collect()
 }
 
-/// `read`, `write` or `read-write`: how a process opened an fd (`/proc/PID/fdinfo/N`).
+/// `read`, `write`, `read-write`, or `path` for O_PATH: how a process opened an fd
+/// (`/proc/PID/fdinfo/N`).
 pub fn access(pid: u32, fd: u32) -> &'static str {
     let flags =
         fdinfo(pid, fd).get("flags").and_then(|flags| u32::from_str_radix(flags, 8).ok()).unwrap_or(0);
+    if flags as i32 & libc::O_PATH != 0 {
+        return "path";
+    }
     match flags as i32 & libc::O_ACCMODE {
         libc::O_WRONLY => "write",
         libc::O_RDWR => "read-write",
