@@ -151,7 +151,7 @@ fn create(parameters: &Parameters) -> Result<Opening> {
             ));
         }
         if stat.st_mode & 0o7777 != mode {
-            rustix::fs::chmod(proc_path(&pinned), Mode::from_raw_mode(mode))
+            rustix::fs::chmod(fd::proc_path(&pinned), Mode::from_raw_mode(mode))
                 .attempted(|| format!("set the mode of {} to {mode:04o}", path.display()))?;
         }
         let capacity = parameters.size("capacity");
@@ -178,7 +178,7 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
         rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).attempted(attempt)?;
     let pinned = Fd::from(pinned);
     must_be_fifo(&pinned, &path)?;
-    let may = |access| rustix::fs::accessat(CWD, proc_path(&pinned), access, AtFlags::EACCESS);
+    let may = |access| rustix::fs::accessat(CWD, fd::proc_path(&pinned), access, AtFlags::EACCESS);
     if may(Access::READ_OK).is_err() {
         may(Access::WRITE_OK).attempted(|| format!("read or write the FIFO {}", path.display()))?;
     }
@@ -241,12 +241,6 @@ fn real_path(pinned: &Fd) -> Option<PathBuf> {
 
 fn same_inode(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-}
-
-/// A path that leads to the pinned inode itself, for the calls that take no O_PATH fd.
-fn proc_path(pinned: &Fd) -> String {
-    use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}", pinned.as_raw_fd())
 }
 
 /// Every FIFO that a visible process has open, grouped by device and inode.
@@ -361,7 +355,7 @@ impl Endpoint for Fifo {
             rustix::fs::chownat(pinned, "", uid, gid, AtFlags::EMPTY_PATH).attempted(|| attempt("owner"))?;
         }
         if let Some(mode) = permissions.mode {
-            rustix::fs::chmod(proc_path(pinned), Mode::from_raw_mode(mode)).attempted(|| attempt("mode"))?;
+            rustix::fs::chmod(fd::proc_path(pinned), Mode::from_raw_mode(mode)).attempted(|| attempt("mode"))?;
         }
         Ok(())
     }
