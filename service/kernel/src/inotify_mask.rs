@@ -23,7 +23,7 @@ const EVENTS: [(&str, &str, u32); 12] = [
 
 /// What the kernel says without being asked.
 const RESULTS: [(&str, u32); 4] =
-    [("ISDIR", IN_ISDIR), ("UNMOUNT", IN_UNMOUNT), ("IGNORED", IN_IGNORED), ("Q_OVERFLOW", IN_Q_OVERFLOW)];
+    [("UNMOUNT", IN_UNMOUNT), ("Q_OVERFLOW", IN_Q_OVERFLOW), ("IGNORED", IN_IGNORED), ("ISDIR", IN_ISDIR)];
 
 /// The values of the parameter `events`: every event, then groups of them.
 pub const WORDS: &[&str] = &[
@@ -117,6 +117,7 @@ mod tests {
     #[test]
     fn an_event_is_named_before_its_circumstances() {
         assert_eq!(names(IN_ISDIR | IN_CREATE), ["CREATE", "ISDIR"]);
+        assert_eq!(names(IN_ISDIR | IN_UNMOUNT), ["UNMOUNT", "ISDIR"]);
         assert_eq!(names(IN_IGNORED), ["IGNORED"]);
         assert!(names(0).is_empty());
     }
