@@ -248,7 +248,9 @@ impl Hub {
                 }
             }
             // It ended meanwhile, and this is a new one.
-            Ok(new) => drop(inotify::remove_watch(instance, new)),
+            Ok(new) => {
+                let _ = inotify::remove_watch(instance, new);
+            }
             Err(_) => {}
         }
     }

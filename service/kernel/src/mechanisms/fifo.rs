@@ -139,36 +139,41 @@ fn create(parameters: &Parameters) -> Result<Opening> {
         }
         other => other.attempted(attempt)?,
     }
-    let finish = || -> Result<Fifo> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let pinned =
-            Fd::from(rustix::fs::openat(&directory, name, flags, Mode::empty()).attempted(attempt)?);
-        let stat = must_be_fifo(&pinned, &path)?;
-        if stat.st_uid != rustix::process::geteuid().as_raw() {
-            return Err(Error::new(
-                Kind::Gone,
-                format!("{} was replaced by another user's FIFO while it was created", path.display()),
-            ));
-        }
-        if stat.st_mode & 0o7777 != mode {
-            rustix::fs::chmod(fd::proc_path(&pinned), Mode::from_raw_mode(mode))
-                .attempted(|| format!("set the mode of {} to {mode:04o}", path.display()))?;
-        }
-        let capacity = parameters.size("capacity");
-        if let Some(capacity) = capacity {
-            // Nobody can know of it yet, so a reader for a moment disturbs nobody.
-            let end = fd::reopen(&pinned, OFlags::RDONLY | OFlags::NONBLOCK).attempted(attempt);
-            // A mode without the right to read is no mistake.
-            if let Ok(end) = end {
-                pipe_io::set_capacity(&end.into(), capacity)?;
-            }
-        }
-        Fifo::new(path.clone(), pinned, capacity, parameters.bool("hold"))
-    };
-    finish().map(Opening::from).inspect_err(|_| {
-        // What was made is taken away again; the error is about what went wrong before.
+    // What was made is taken away again when something goes wrong, and that error is the one to tell.
+    let undo = |_: &Error| {
         let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
-    })
+    };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let pinned = rustix::fs::openat(&directory, name, flags, Mode::empty()).attempted(attempt);
+    let pinned = Fd::from(pinned.inspect_err(undo)?);
+    let stat = must_be_fifo(&pinned, &path)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(Error::new(
+            Kind::Gone,
+            format!("{} was replaced by another user's FIFO while it was created", path.display()),
+        ));
+    }
+    let capacity = parameters.size("capacity");
+    prepare(&pinned, &path, &stat, mode, capacity)
+        .and_then(|()| Fifo::new(path.clone(), pinned, capacity, parameters.bool("hold")))
+        .map(Opening::from)
+        .inspect_err(undo)
+}
+
+/// Gives a FIFO that was just made its mode, and makes sure that the capacity is possible.
+fn prepare(pinned: &Fd, path: &Path, stat: &Stat, mode: u32, capacity: Option<u64>) -> Result<()> {
+    if let Some(capacity) = capacity {
+        // Nobody can know of it yet, so a reader for a moment disturbs nobody; a mode without the
+        // right to read is no mistake.
+        if let Ok(end) = fd::reopen(pinned, OFlags::RDONLY | OFlags::NONBLOCK) {
+            pipe_io::set_capacity(&end.into(), capacity)?;
+        }
+    }
+    if stat.st_mode & 0o7777 != mode {
+        rustix::fs::chmod(fd::proc_path(pinned), Mode::from_raw_mode(mode))
+            .attempted(|| format!("set the mode of {} to {mode:04o}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn attach(parameters: &Parameters) -> Result<Opening> {

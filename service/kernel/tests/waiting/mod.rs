@@ -1,7 +1,7 @@
 //! A small synchronous engine for tests: it repeats an attempt until it is done, and waits for
 //! what the attempt says in between.
 
-#![allow(dead_code)] // Every test binary uses its own part.
+#![allow(dead_code, clippy::unwrap_used)] // Every test binary uses its own part; a test fails by panicking.
 
 use std::{
     path::{Path, PathBuf},
