@@ -19,11 +19,15 @@ use crate::{Error, Kind, Result, error::Attempted};
 /// An fd that an endpoint and the waits on it own together.
 pub type Fd = Arc<OwnedFd>;
 
+/// A path that leads to the very inode, for the calls that take a path but no O_PATH fd.
+pub fn proc_path(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
 /// A new open file description of the same file. Works for whatever has an inode that can be
 /// opened: files, memfds, pipes, FIFOs; not for sockets.
 pub fn reopen(fd: impl AsFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::open(proc_path(fd), flags | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// A duplicate with close-on-exec set.
@@ -54,8 +58,7 @@ pub fn access(fd: impl AsFd) -> Result<(bool, bool)> {
 
 /// What `/proc/self/fd/N` says the fd is: a path, or "pipe:[123]", "socket:[123]", "/memfd:x (deleted)".
 pub fn link(fd: impl AsFd) -> Result<Vec<u8>> {
-    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    rustix::fs::readlink(path, Vec::new())
+    rustix::fs::readlink(proc_path(fd), Vec::new())
         .map(|link| link.into_bytes())
         .attempted(|| "name a file descriptor")
 }

@@ -12,7 +12,11 @@
 pub mod address;
 pub mod error;
 pub mod fd;
+pub mod fifo_ends;
 pub mod guard;
+pub mod inotify_hub;
+pub mod inotify_mask;
+pub mod inotify_queue;
 pub mod mechanism;
 pub mod mechanisms;
 pub mod parameters;

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::ffi::OsStrExt,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -75,10 +78,14 @@ pub fn holders(held: &[&Held]) -> Vec<Dict> {
         .collect()
 }
 
-/// `read`, `write` or `read-write`: how a process opened an fd (`/proc/PID/fdinfo/N`).
+/// `read`, `write`, `read-write`, or `path` for O_PATH: how a process opened an fd
+/// (`/proc/PID/fdinfo/N`).
 pub fn access(pid: u32, fd: u32) -> &'static str {
     let flags =
         fdinfo(pid, fd).get("flags").and_then(|flags| u32::from_str_radix(flags, 8).ok()).unwrap_or(0);
+    if flags as i32 & libc::O_PATH != 0 {
+        return "path";
+    }
     match flags as i32 & libc::O_ACCMODE {
         libc::O_WRONLY => "write",
         libc::O_RDWR => "read-write",
@@ -88,12 +95,16 @@ pub fn access(pid: u32, fd: u32) -> &'static str {
 
 /// The `key: value` lines of `/proc/PID/fdinfo/N`.
 pub fn fdinfo(pid: u32, fd: u32) -> HashMap<String, String> {
-    fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))
-        .unwrap_or_default()
+    fdinfo_text(pid, fd)
         .lines()
         .filter_map(|line| line.split_once(':'))
         .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
         .collect()
+}
+
+/// `/proc/PID/fdinfo/N` as it is; empty where the caller may not look.
+pub fn fdinfo_text(pid: u32, fd: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default()
 }
 
 /// Groups fds by the object that they link to.
@@ -113,4 +124,17 @@ pub fn fd_path(pid: u32, fd: u32) -> PathBuf {
 /// A number out of a file of /proc/sys.
 pub fn sysctl(path: &str) -> Option<u64> {
     fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?.trim().parse().ok()
+}
+
+/// The type of the file system that an fd is on, as in /proc/self/mountinfo (`ext4`, `fuse.sshfs`);
+/// `unknown` where the mount is not among the caller's.
+pub fn filesystem(fd: impl AsFd) -> String {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let fdinfo =
+        u32::try_from(fd.as_fd().as_raw_fd()).map(|fd| fdinfo(std::process::id(), fd)).unwrap_or_default();
+    let kind = fdinfo.get("mnt_id").and_then(|id| {
+        let line = mounts.lines().find(|line| line.split(' ').next() == Some(id))?;
+        line.split_once(" - ")?.1.split(' ').next()
+    });
+    kind.unwrap_or("unknown").to_owned()
 }
