@@ -21,6 +21,7 @@ pub mod named_file;
 pub mod parameters;
 pub mod pipe_io;
 pub mod proc;
+pub mod semaphore_word;
 pub mod shape;
 pub mod socket_io;
 pub mod value;

@@ -12,7 +12,7 @@ use crate::{
     Address, Dict, Result, Value, dict,
     guard::MAX_MAPPINGS,
     mechanism::Column,
-    memory_io, named_file,
+    memory_io,
     proc::{self, Held, Mapped},
 };
 
@@ -36,8 +36,8 @@ pub const COLUMNS: &[Column] = &[
     Column { key: "size", kind: "t", summary: "Bytes; absent where it is only mapped" },
     Column { key: "allocated", kind: "t", summary: "Bytes of memory in use" },
     Column { key: "seals", kind: "as", summary: "Seals, where the caller may open it" },
-    Column { key: "uid", kind: "u", summary: "User id of the owner" },
-    Column { key: "gid", kind: "u", summary: "Group id of the owner" },
+    Column { key: "owner", kind: "u", summary: "User id of the owner" },
+    Column { key: "group", kind: "u", summary: "Group id of the owner" },
     Column { key: "mode", kind: "u", summary: "Permission bits" },
     Column {
         key: "holders",
@@ -91,10 +91,11 @@ fn row(inode: u64, memfd: &Found) -> Dict {
     let (Some(stat), Some(first)) = (&memfd.stat, memfd.held.first()) else {
         return row;
     };
-    let common = named_file::inspect(stat);
-    row.extend(common.into_iter().filter(|(key, _)| matches!(key.as_str(), "uid" | "gid" | "mode")));
     row.extend(dict! {
         "address" => Address::new("mmap").with("inode", inode.to_string()).to_string(),
+        "owner" => stat.st_uid,
+        "group" => stat.st_gid,
+        "mode" => stat.st_mode & 0o7777,
         "size" => u64::try_from(stat.st_size).unwrap_or(0),
         // stat(2) counts in units of 512 bytes.
         "allocated" => u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),

@@ -13,7 +13,9 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms! { pipe, mmap }
+// An fd that is adopted is shown to them in this order: posixsem picks the files of semaphores, and
+// mmap takes all other files.
+mechanisms! { pipe, posixsem, mmap }
 
 /// The mechanism of this name.
 pub fn by_name(name: &str) -> Result<&'static Descriptor> {
