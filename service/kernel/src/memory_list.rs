@@ -19,8 +19,6 @@ use crate::{
 /// How `/proc/PID/fd` and `/proc/PID/maps` begin the name of a memfd.
 pub const MEMFD: &[u8] = b"/memfd:";
 
-const DELETED: &[u8] = b" (deleted)";
-
 pub const COLUMNS: &[Column] = &[
     Column {
         key: "name",
@@ -49,7 +47,7 @@ pub const COLUMNS: &[Column] = &[
 /// The name in a link such as `/memfd:name (deleted)`.
 pub fn memfd_name(link: &[u8]) -> &[u8] {
     let name = link.strip_prefix(MEMFD).unwrap_or(link);
-    name.strip_suffix(DELETED).unwrap_or(name)
+    name.strip_suffix(proc::DELETED).unwrap_or(name)
 }
 
 /// What is known of one memfd.
@@ -73,7 +71,7 @@ pub fn memfds() -> Result<Vec<Dict>> {
         memfd.stat = Some(stat);
         memfd.held.push(held);
     }
-    for mapped in proc::mapped(|path, _| path.starts_with(MEMFD)) {
+    for mapped in proc::mapped(|mapped| mapped.path.starts_with(MEMFD)) {
         let memfd = found.entry((mapped.device.0, mapped.device.1, mapped.inode)).or_default();
         if memfd.stat.is_none() {
             memfd.name = memfd_name(&mapped.path).to_owned();

@@ -48,7 +48,7 @@ pub fn create(path: &Path, mode: u32, fill: impl Fn(BorrowedFd<'_>) -> Result<()
             complete(&file)?;
             let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
             match rustix::fs::linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW) {
-                Ok(()) => return Ok(file),
+                Ok(()) => return Ok(by_name(path, file)),
                 // The file system has no hard links.
                 Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK) => {}
                 Err(errno) => return Err(Error::from_errno(errno, attempt())),
@@ -65,6 +65,18 @@ pub fn create(path: &Path, mode: u32, fill: impl Fn(BorrowedFd<'_>) -> Result<()
         let _ = rustix::fs::unlink(path);
     })?;
     Ok(file)
+}
+
+/// The file opened again by the name that it has now: to the kernel, what was opened without one
+/// stays "deleted" wherever /proc names it.
+fn by_name(path: &Path, file: OwnedFd) -> OwnedFd {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let identity = |file: &OwnedFd| rustix::fs::fstat(file).map(|stat| Identity::from(&stat));
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(named) if identity(&named) == identity(&file) => named,
+        // Its mode forbids it, or somebody was faster: the one that we have is as good.
+        _ => file,
+    }
 }
 
 /// Opens what exists if it is a regular file. It is examined through O_PATH first: opening a

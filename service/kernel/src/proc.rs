@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::Stat;
+
 use crate::{Dict, Result, dict, fd};
 
 /// One fd of one process, as far as /proc lets the caller see it.
@@ -123,16 +125,16 @@ pub struct Mapped {
     pub writable: bool,
 }
 
-/// The mapped files of every process that the caller may look into, for which `wanted` says yes to
-/// the path and the inode.
-pub fn mapped(mut wanted: impl FnMut(&[u8], u64) -> bool) -> Vec<Mapped> {
+/// The mapped files of every process that the caller may look into, for which `wanted` says yes. The
+/// path is the one under which the file was opened: sem_open(3) opens it under a temporary name.
+pub fn mapped(mut wanted: impl FnMut(&Mapped) -> bool) -> Vec<Mapped> {
     let mut found: Vec<Mapped> = Vec::new();
     for pid in pids() {
         let first = found.len();
         let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
         for line in maps.split(|byte| *byte == b'\n') {
             let Some(mapping) = maps_line(pid, line) else { continue };
-            if !wanted(&mapping.path, mapping.inode) {
+            if !wanted(&mapping) {
                 continue;
             }
             let same = |other: &&mut Mapped| (other.device, other.inode) == (mapping.device, mapping.inode);
@@ -176,6 +178,14 @@ pub fn mapped_holders<'a>(mapped: impl IntoIterator<Item = &'a Mapped>) -> Vec<D
         .collect()
 }
 
+impl Mapped {
+    /// Whether it is the file with these numbers.
+    pub fn is(&self, stat: &Stat) -> bool {
+        self.inode == stat.st_ino
+            && self.device == (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev))
+    }
+}
+
 /// The processes that hold an fd of the same file, and those that have it mapped.
 pub fn file_holders(file: impl AsFd) -> Result<Vec<Dict>> {
     let link = fd::link(&file)?;
@@ -184,12 +194,17 @@ pub fn file_holders(file: impl AsFd) -> Result<Vec<Dict>> {
         rustix::fs::stat(fd_path(held.pid, held.fd))
             .is_ok_and(|other| (other.st_dev, other.st_ino) == (stat.st_dev, stat.st_ino))
     };
-    let held: Vec<_> = held(|candidate| candidate == link).into_iter().filter(same).collect();
-    let mut rows = holders(&held.iter().collect::<Vec<_>>());
+    // A file that got its name by link(2) is known as deleted to those who opened it before.
+    let held = held(|other| other == link || other.ends_with(DELETED));
+    let mut rows = holders(&held.iter().filter(|held| same(held)).collect::<Vec<_>>());
     let path = maps_path(&link);
-    rows.extend(mapped_holders(&mapped(|other, inode| inode == stat.st_ino && other == path)));
+    let mapped = mapped(|mapped| mapped.inode == stat.st_ino && (mapped.is(&stat) || mapped.path == path));
+    rows.extend(mapped_holders(&mapped));
     Ok(rows)
 }
+
+/// How the kernel ends the name of a file that has lost it, or never had one.
+pub const DELETED: &[u8] = b" (deleted)";
 
 /// A link of `/proc/PID/fd` as `/proc/PID/maps` writes it.
 fn maps_path(link: &[u8]) -> Vec<u8> {

@@ -248,7 +248,7 @@ fn find_held(inode: u64) -> Result<(u32, u32)> {
         })
     };
     of_kind(|link| link.starts_with(memory_list::MEMFD))
-        .or_else(|| of_kind(|link| link.ends_with(b" (deleted)")))
+        .or_else(|| of_kind(|link| link.ends_with(proc::DELETED)))
         .unwrap_or_else(|| {
             Err(Error::new(
                 Kind::NotFound,

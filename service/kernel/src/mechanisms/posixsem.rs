@@ -158,7 +158,7 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
     if !regular || fd::access(&adopted)? != (true, true) || examine(&adopted)?.1.is_none() {
         return Ok(Adoption::Refused(adopted));
     }
-    let name = name.strip_suffix(b" (deleted)").unwrap_or(name).to_owned();
+    let name = name.strip_suffix(proc::DELETED).unwrap_or(name).to_owned();
     Ok(Adoption::Taken(Box::new(PosixSemaphore::new(adopted, name)?)))
 }
 
@@ -201,7 +201,8 @@ fn address(name: &[u8]) -> Address {
 
 fn list() -> Result<Vec<Dict>> {
     let entries = fs::read_dir(DIRECTORY).attempted(|| format!("list {DIRECTORY}"))?;
-    let mapped = proc::mapped(|path, _| path.starts_with(PREFIX));
+    // sem_open(3) maps what it creates under a temporary name.
+    let mapped = proc::mapped(|mapped| mapped.path.starts_with(DIRECTORY.as_bytes()));
     let held = proc::held(|link| link.starts_with(PREFIX));
     let mut rows = Vec::new();
     for entry in entries.flatten() {
@@ -229,7 +230,7 @@ fn list() -> Result<Vec<Dict>> {
         }
         let link = path.as_os_str().as_bytes();
         let mut holders = proc::holders(&held.iter().filter(|held| held.link == link).collect::<Vec<_>>());
-        holders.extend(proc::mapped_holders(mapped.iter().filter(|mapped| mapped.inode == stat.st_ino)));
+        holders.extend(proc::mapped_holders(mapped.iter().filter(|mapped| mapped.is(&stat))));
         row.insert("holders".into(), holders.into());
         rows.push(row);
     }
