@@ -150,6 +150,8 @@ pub fn set_permissions(file: impl AsFd, permissions: Permissions) -> Result<()> 
 }
 
 /// What stat(2) says that every file has. Times are microseconds since the epoch.
+// The types of the fields differ between machines.
+#[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
 pub fn inspect(stat: &Stat) -> Dict {
     let micros = |seconds: i64, nanos: u64| {
         u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000).saturating_add(nanos / 1000)

@@ -1,5 +1,7 @@
 //! Shared memory against a Python program that maps, writes, seals and truncates it.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 use std::{
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},

@@ -1,6 +1,8 @@
 //! Named semaphores against glibc's own sem_open, sem_wait, sem_post and sem_getvalue, called
 //! from Python by ctypes.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 use std::{
     os::fd::AsFd,
     path::PathBuf,

@@ -274,7 +274,7 @@ fn available() -> Result<()> {
     };
     match rustix::fs::statfs(DIRECTORY) {
         Err(errno) => unavailable(format!("there is no {DIRECTORY}: {}", crate::error::describe(errno))),
-        Ok(system) if system.f_type as i64 != libc::TMPFS_MAGIC as i64 => {
+        Ok(system) if system.f_type as u64 != libc::TMPFS_MAGIC as u64 => {
             unavailable(format!("{DIRECTORY} is not a tmpfs (shm_overview(7))"))
         }
         Ok(_) => Ok(()),

@@ -1,7 +1,7 @@
 //! What the tests of memory and semaphores share: endpoints by address, names that nobody else
 //! uses, and a Python program as the other process.
 
-#![allow(dead_code)]
+#![allow(dead_code)] // Each test file uses some of it.
 
 use std::{
     io::{BufRead, BufReader, Write},
