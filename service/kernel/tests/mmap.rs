@@ -447,9 +447,15 @@ fn the_list_has_what_is_held_and_what_is_only_mapped() {
     let Value::Dicts(holders) = &row["holders"] else { panic!("dictionaries") };
     let pids: Vec<_> = holders.iter().filter_map(|row| row["pid"].integer()).collect();
     assert!(pids.contains(&program.pid().into()) && pids.contains(&std::process::id().into()));
+    let mapping = Mapping::new(fd.as_fd(), 0, 8192, false).unwrap();
     drop((endpoint, fd));
-    assert!(list().is_some(), "the program has it");
+    assert!(list().unwrap().contains_key("address"), "the program holds it");
     drop(program);
+    let row = list().unwrap();
+    assert!(!row.contains_key("address") && !row.contains_key("size"), "only mapped: {row:?}");
+    let Value::Dicts(holders) = &row["holders"] else { panic!("dictionaries") };
+    assert!(holders.len() == 1 && holders[0]["access"].same(&"read".into()), "{holders:?}");
+    drop(mapping);
     assert!(list().is_none());
 }
 
