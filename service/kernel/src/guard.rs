@@ -1,17 +1,19 @@
 //! Mappings of memory that somebody else may truncate.
 //!
 //! Touching a page beyond the end of its file raises SIGBUS. Every access to a [`Mapping`] goes
-//! through a handler that puts a page of zeros in the place of the missing one and marks the
-//! mapping as lost, so that the access returns and the caller gets `Gone`. (libwayland guards
-//! its shared buffers in the same way.) Accesses are single machine words: whole ranges are
-//! read and written with pread(2) and pwrite(2), which need no mapping.
+//! through a handler that marks the mapping as lost and puts zeros in its place, so that the access
+//! returns and the caller gets `Gone`. (libwayland guards its shared buffers in the same way.) A
+//! lost mapping stays lost: whoever owns it drops it and makes another. Accesses are single machine
+//! words: whole ranges are read and written with pread(2) and pwrite(2), which need no mapping.
 
 use std::{
     os::fd::BorrowedFd,
     ptr::NonNull,
     sync::{
         Once,
-        atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{
+            AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        },
     },
 };
 
@@ -37,7 +39,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes from `offset`, which must be a multiple of the page size.
+    /// Maps `length` bytes from `offset`, which must be a multiple of the page size. Of a file of
+    /// huge pages (hugetlbfs), `length` must be one as well, or it cannot be unmapped.
     pub fn new(fd: BorrowedFd<'_>, offset: u64, length: usize, writable: bool) -> Result<Self> {
         install();
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
@@ -145,10 +148,23 @@ macro_rules! by_width {
 impl Mapping {
     pub fn load(&self, offset: usize, width: usize) -> Result<u64> {
         self.access(offset, width, |pointer| {
-            by_width!(width, pointer, |atomic, Word| {
-                let value: Word = atomic.load(Ordering::SeqCst);
+            // Of the orderings, only a relaxed load is promised to work on read-only memory
+            // (std::sync::atomic); the fences order it like the others.
+            fence(Ordering::SeqCst);
+            let bits = by_width!(width, pointer, |atomic, Word| {
+                let value: Word = atomic.load(Ordering::Relaxed);
                 value
-            })
+            });
+            fence(Ordering::SeqCst);
+            bits
+        })
+    }
+
+    /// Stores bytes one after the other, for memory that has no write(2) (huge pages).
+    pub fn write_bytes(&self, offset: usize, data: &[u8]) -> Result<()> {
+        data.iter().enumerate().try_for_each(|(n, byte)| {
+            // A sum beyond usize is far outside the mapping, which the access refuses.
+            self.swap(offset.saturating_add(n), 1, u64::from(*byte)).map(drop)
         })
     }
 
@@ -255,34 +271,58 @@ fn install() {
 
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to a SA_SIGINFO handler.
-    let address = unsafe { (*info).si_addr() } as usize;
-    for slot in &SLOTS {
-        let start = slot.start.load(Ordering::Acquire) as usize;
-        let length = slot.length.load(Ordering::Acquire);
-        if length == 0 || address < start || address >= start + length {
-            continue;
-        }
-        slot.lost.store(true, Ordering::Release);
-        // The largest page size is enough for every page size: round down to 4096, map one page.
-        let page = address & !4095;
-        // SAFETY: replaces a page of our own mapping that can no longer be touched.
-        let mapped = unsafe {
-            libc::mmap(
-                page as *mut libc::c_void,
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if mapped != libc::MAP_FAILED {
-            return;
-        }
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    // Up to zero means that a process sent it (sigaction(2)); then there is no address.
+    if code > 0 && SLOTS.iter().any(|slot| slot.replace_if_within(address)) {
+        return;
     }
-    // Not ours: die as one would without a handler, at the same instruction.
-    // SAFETY: signal(2) with the default action is async-signal-safe.
+    // Not ours: die as one would without a handler, of the same access or of this raise.
+    // SAFETY: signal(2) with the default action and raise(3) are async-signal-safe.
     unsafe {
         libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        if code <= 0 {
+            libc::raise(libc::SIGBUS);
+        }
     }
+}
+
+impl Slot {
+    /// Async-signal-safe. If the address lies within the slot's mapping, marks that as lost and
+    /// replaces it, so that the access can be repeated.
+    fn replace_if_within(&self, address: usize) -> bool {
+        let start = self.start.load(Ordering::Acquire);
+        let length = self.length.load(Ordering::Acquire);
+        // The mapping that the address lies in is in use and cannot change its slot meanwhile;
+        // other slots can, and then the start that belongs to the length is another one.
+        if self.start.load(Ordering::Acquire) != start {
+            return false;
+        }
+        // The last page belongs to the mapping to its end; the smallest page has 4096 bytes.
+        let end = (start as usize).saturating_add(length.next_multiple_of(4096));
+        if length == 0 || !(start as usize..end).contains(&address) {
+            return false;
+        }
+        self.lost.store(true, Ordering::Release);
+        // All of it, because a single page cannot be cut out of a mapping of huge pages; but one
+        // page where the kernel's accounting refuses so much (vm.overcommit_memory=2).
+        let page = address & !4095;
+        zeros(start as usize, length) || zeros(page, 4096)
+    }
+}
+
+/// Maps private zeros over a range of a mapping of our own that was lost.
+fn zeros(start: usize, length: usize) -> bool {
+    // SAFETY: replaces pages of a guarded mapping, which lives until the access that faulted has
+    // returned; nothing else lies in them.
+    let mapped = unsafe {
+        libc::mmap(
+            start as *mut libc::c_void,
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    mapped != libc::MAP_FAILED
 }

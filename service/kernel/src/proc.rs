@@ -3,14 +3,20 @@
 use std::{
     collections::HashMap,
     fs,
+<<<<<<< HEAD
     os::{
         fd::{AsFd, AsRawFd},
         unix::ffi::OsStrExt,
     },
+=======
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+>>>>>>> mem
     path::{Path, PathBuf},
 };
 
-use crate::{Dict, dict};
+use rustix::fs::Stat;
+
+use crate::{Dict, Result, dict, fd};
 
 /// One fd of one process, as far as /proc lets the caller see it.
 #[derive(Debug, Clone)]
@@ -119,6 +125,108 @@ pub fn by_link(held: &[Held]) -> HashMap<&[u8], Vec<&Held>> {
 /// `/proc/PID/fd/N`: also a way to open what another process holds.
 pub fn fd_path(pid: u32, fd: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/fd/{fd}"))
+}
+
+/// Memory that a process has mapped from a file: all its mappings of that file together.
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    pub pid: u32,
+    /// Major and minor number, and the inode; of a file on overlayfs or btrfs the device is not
+    /// the one that stat(2) shows.
+    pub device: (u32, u32),
+    pub inode: u64,
+    /// As in `/proc/PID/maps`: a newline is written `\012`.
+    pub path: Vec<u8>,
+    pub writable: bool,
+}
+
+/// The mapped files of every process that the caller may look into, for which `wanted` says yes. The
+/// path is the one under which the file was opened: sem_open(3) opens it under a temporary name.
+pub fn mapped(mut wanted: impl FnMut(&Mapped) -> bool) -> Vec<Mapped> {
+    let mut found: Vec<Mapped> = Vec::new();
+    for pid in pids() {
+        let first = found.len();
+        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        for line in maps.split(|byte| *byte == b'\n') {
+            let Some(mapping) = maps_line(pid, line) else { continue };
+            if !wanted(&mapping) {
+                continue;
+            }
+            let same = |other: &&mut Mapped| (other.device, other.inode) == (mapping.device, mapping.inode);
+            match found[first..].iter_mut().find(same) {
+                Some(other) => other.writable |= mapping.writable,
+                None => found.push(mapping),
+            }
+        }
+    }
+    found
+}
+
+/// `start-end perms offset major:minor inode path` (proc_pid_maps(5)); `None` for anonymous memory.
+fn maps_line(pid: u32, line: &[u8]) -> Option<Mapped> {
+    let mut fields = line.splitn(6, |byte| *byte == b' ');
+    let (_range, permissions, _offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let inode = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let path = fields.next()?.trim_ascii_start();
+    (inode != 0).then_some(Mapped {
+        pid,
+        device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+        inode,
+        path: path.to_owned(),
+        writable: permissions.get(1) == Some(&b'w'),
+    })
+}
+
+/// Processes that have memory mapped, as rows for `List()`.
+pub fn mapped_holders<'a>(mapped: impl IntoIterator<Item = &'a Mapped>) -> Vec<Dict> {
+    mapped
+        .into_iter()
+        .map(|mapped| {
+            dict! {
+                "pid" => mapped.pid,
+                "command" => command(mapped.pid),
+                "mapped" => true,
+                "access" => if mapped.writable { "read-write" } else { "read" },
+            }
+        })
+        .collect()
+}
+
+impl Mapped {
+    /// Whether it is the file with these numbers.
+    pub fn is(&self, stat: &Stat) -> bool {
+        self.inode == stat.st_ino
+            && self.device == (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev))
+    }
+}
+
+/// The processes that hold an fd of the same file, and those that have it mapped.
+pub fn file_holders(file: impl AsFd) -> Result<Vec<Dict>> {
+    let link = fd::link(&file)?;
+    let stat = fd::stat(&file)?;
+    let same = |held: &Held| {
+        rustix::fs::stat(fd_path(held.pid, held.fd))
+            .is_ok_and(|other| (other.st_dev, other.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    // A file that got its name by link(2) is known as deleted to those who opened it before.
+    let held = held(|other| other == link || other.ends_with(DELETED));
+    let mut rows = holders(&held.iter().filter(|held| same(held)).collect::<Vec<_>>());
+    let path = maps_path(&link);
+    let mapped = mapped(|mapped| mapped.inode == stat.st_ino && (mapped.is(&stat) || mapped.path == path));
+    rows.extend(mapped_holders(&mapped));
+    Ok(rows)
+}
+
+/// How the kernel ends the name of a file that has lost it, or never had one.
+pub const DELETED: &[u8] = b" (deleted)";
+
+/// A link of `/proc/PID/fd` as `/proc/PID/maps` writes it.
+fn maps_path(link: &[u8]) -> Vec<u8> {
+    link.iter()
+        .flat_map(|byte| if *byte == b'\n' { &b"\\012"[..] } else { std::slice::from_ref(byte) })
+        .copied()
+        .collect()
 }
 
 /// A number out of a file of /proc/sys.

@@ -69,7 +69,8 @@ pub fn wait_any(words: &[Watched]) -> Result<Option<usize>> {
     let none = rustix::thread::futex::WaitvFlags::empty();
     match rustix::thread::futex::waitv(&waiters, none, None, rustix::thread::ClockId::Monotonic) {
         Ok(index) => Ok(Some(index)),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        // EFAULT: a peer truncated the memory of one of them; that one's next attempt finds out.
+        Err(Errno::AGAIN | Errno::INTR | Errno::FAULT) => Ok(None),
         Err(errno) => Err(Error::from_errno(errno, "wait for words in shared memory")),
     }
 }

@@ -1,0 +1,380 @@
+//! Shared memory by mmap(2): memfds and files.
+//!
+//! An endpoint is a file and a window into it. What memory can do is done in [`SharedFile`]; this
+//! file makes, finds and describes the objects. A memfd has no name that could be opened: it is
+//! found by its inode, through `/proc/PID/fd` of a process that holds it, with the rights that the
+//! kernel demands for that.
+
+use std::{
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::PathBuf,
+};
+
+use rustix::{
+    fs::{FileType, MemfdFlags, Mode, OFlags},
+    io::Errno,
+};
+
+use crate::{
+    Address, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Result, Type,
+    error::Attempted,
+    fd,
+    mechanism::{Adoption, Permissions},
+    memory_io::{self, SEAL_NAMES, SharedFile, Window},
+    memory_list,
+    named_file::{self, Identity},
+    proc,
+    shape::{Memory, Shape},
+};
+
+use super::MODE;
+
+pub static DESCRIPTOR: Descriptor = Descriptor {
+    name: "mmap",
+    schemes: &["mmap"],
+    summary: "Shared memory: memfds, and files mapped by mmap(2)",
+    shapes: &[Shape::Memory],
+    create_parameters: &[
+        Parameter::new("size", BYTES, "Bytes of memory").required(),
+        Parameter::new("path", Type::Path, "Absolute path of a new file; without it, a memfd is made"),
+        MODE,
+        Parameter::new("name", Type::Path, "Name of the memfd in /proc, at most 249 bytes, not unique; org.example.IPC if absent"),
+        Parameter::new("seals", Type::Words(SEAL_NAMES), "Seals to put on the memfd (fcntl(2), F_ADD_SEALS)"),
+        Parameter::new("huge", Type::Word(HUGE_NAMES), "Page size of a memfd of huge pages (MFD_HUGETLB)"),
+    ],
+    attach_parameters: &[
+        Parameter::new("path", Type::Path, "Absolute path of a regular file"),
+        Parameter::new("inode", Type::Size { min: 1, max: u64::MAX }, "Inode of a memfd that some process holds"),
+        Parameter::new("pid", Type::U32 { min: 1, max: i32::MAX as u32 }, "Process that holds a memfd or file"),
+        Parameter::new("fd", Type::U32 { min: 0, max: i32::MAX as u32 }, "Number of the file descriptor in that process"),
+        Parameter::new("offset", Type::Size { min: 0, max: i64::MAX as u64 }, "First byte of the file that is shown").default("0"),
+        Parameter::new("length", Type::Size { min: 0, max: i64::MAX as u64 }, "How many bytes are shown; 0: up to the end of the file, wherever that is").default("0"),
+        Parameter::new("access", ACCESS, "What the memory is opened for").default("read-write"),
+    ],
+    columns: memory_list::COLUMNS,
+    open_parameters: &[
+        Parameter::new("access", ACCESS, "What the fd is opened for; read-write where the endpoint is"),
+    ],
+    create,
+    attach,
+    adopt,
+    list: memory_list::memfds,
+    limits: memory_list::limits,
+    available: || Ok(()),
+    driver: None,
+    reference: REFERENCE,
+};
+
+const BYTES: Type = Type::Size { min: 1, max: i64::MAX as u64 };
+const ACCESS: Type = Type::Word(&["read-write", "read-only"]);
+const HUGE_NAMES: &[&str] = &["64K", "512K", "1M", "2M", "8M", "16M", "32M", "256M", "512M", "1G", "2G", "16G"];
+
+const REFERENCE: &str = "\
+`Create` with `size` makes a memfd (memfd_create(2)): memory without a name, freed when its last
+file descriptor and mapping are gone. It is made with MFD_ALLOW_SEALING and, where the kernel has it,
+MFD_NOEXEC_SEAL: it cannot become executable. `Create` with `path` makes a file of that size; its
+bytes are allocated where the file system can (fallocate(2)), so that a later store does not run out
+of space (SIGBUS). The file appears under its name only when it is complete.
+
+`Attach` opens a regular file by `path`, or a memfd by `inode` or by `pid` and `fd`, through
+`/proc/PID/fd`; the kernel demands the same rights as for tracing that process (ptrace(2)).
+`offset` and `length` select a range: offsets of `Read` and `Write` count from its start, and it cannot
+be resized. `length=0` means: to the end of the file, also when that moves.
+
+`Read` and `Write` use pread(2) and pwrite(2): a peer that truncates the memory causes an error, never
+a crash. `Load`, `Store`, `CompareExchange` and `FetchAdd` act on the shared word itself, atomically and
+sequentially consistent, also against programs that map it. `f64` words are compared by their bits.
+
+`Open` hands out a file descriptor of the *whole* file, also for a range. `access=read-only` opens it
+O_RDONLY; but a process of the same user can re-open a memfd for writing through its own `/proc/self/fd`
+where the mode lets it. To keep readers from writing, seal the memory (`write`, or `future-write` for
+those who map it later).
+
+`Seal` fails with `Busy` as long as any process has a writable mapping (for `write`); the service
+itself keeps none. Files and shm_open(3) objects cannot be sealed, only memfds (fcntl(2)).
+
+| error | when |
+| --- | --- |
+| `InvalidArgument` | the path is not a regular file; a range does not lie within the memory; a word is not aligned |
+| `Exists` | `Create` finds the path taken |
+| `NotFound` | no such file; no process that the caller may look into holds the memfd |
+| `PermissionDenied` | the file's mode; a seal, which is named; the memory was opened read-only |
+| `LimitExceeded` | the file system or the huge pages are used up; RLIMIT_FSIZE |
+| `TooLarge` | a size that the file system cannot hold |
+| `Gone` | another process truncated the memory while it was read, or the range away from under the endpoint; `Remove`: the name is gone or another file has it |
+| `Busy` | `Seal` with `write` while it is mapped for writing |
+| `NotSupported` | `Seal` on a file; `Remove` of a memfd, which has no name |
+
+Sources: memfd_create(2), mmap(2), fcntl(2) \"File Sealing\", fallocate(2), pread(2).
+
+Not offered: executable memfds (MFD_EXEC), because shared memory has no need to be code;
+memfd_secret(2), because the kernel keeps it from every system call, also the service's; madvise(2)
+and hole punching, because they act on the mappings and space of the one process that asks, which here
+would be the service's; notification of changes, because the kernel has none for stores
+through a mapping: pair the memory with a semaphore.";
+
+fn create(parameters: &Parameters) -> Result<Opening> {
+    // The table demands it.
+    let size = parameters.size("size").unwrap_or(0);
+    match parameters.path("path")? {
+        Some(path) => create_file(path, size, parameters),
+        None => create_memfd(size, parameters),
+    }
+}
+
+fn create_file(path: PathBuf, size: u64, parameters: &Parameters) -> Result<Opening> {
+    for key in ["name", "seals", "huge"] {
+        if parameters.has(key) {
+            return Err(Error::invalid(format!("the key {key:?} is for memfds; leave out \"path\"")));
+        }
+    }
+    let file = named_file::create(&path, parameters.mode(), |file| memory_io::resize(file, size, true, None))?;
+    let identity = Identity::from(&fd::stat(&file)?);
+    let memory = SharedFile::new(file, Window::default(), true)?;
+    Ok(Mmap { memory, identity, path: Some(path) }.into())
+}
+
+fn create_memfd(size: u64, parameters: &Parameters) -> Result<Opening> {
+    let name = parameters.bytes("name").unwrap_or(b"org.example.IPC");
+    if name.len() > 249 {
+        return Err(Error::invalid(format!(
+            "the key \"name\" has {} bytes; the name of a memfd has at most 249 (memfd_create(2))",
+            name.len()
+        )));
+    }
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut page = None;
+    if let Some(huge) = parameters.text("huge") {
+        let (flag, bytes) = huge_page(huge)?;
+        if !size.is_multiple_of(bytes) {
+            return Err(Error::invalid(format!("with huge={huge}, \"size\" must be a multiple of {bytes}")));
+        }
+        flags |= MemfdFlags::HUGETLB | flag;
+        page = Some(bytes);
+    }
+    let attempt = || "create a memfd";
+    let file = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        other => other,
+    }
+    .map_err(|errno| match errno {
+        Errno::ACCESS => Error::from_errno(errno, attempt()).help("see vm.memfd_noexec"),
+        errno => Error::from_errno(errno, attempt()),
+    })?;
+    // Not the execute bits, which are sealed away.
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(parameters.mode() & 0o666))
+        .attempted(|| "set the mode of the memfd")?;
+    memory_io::resize(&file, size, false, page)?;
+    if let Some(seals) = parameters.texts("seals") {
+        memory_io::add_seals(&file, seals)?;
+    }
+    let identity = Identity::from(&fd::stat(&file)?);
+    let memory = SharedFile::new(file, Window::default(), false)?;
+    Ok(Mmap { memory, identity, path: None }.into())
+}
+
+/// The flag and the bytes of a huge page size, if the machine has it.
+fn huge_page(name: &str) -> Result<(MemfdFlags, u64)> {
+    let (number, shift) = match name.split_at(name.len() - 1) {
+        (number, "K") => (number, 10),
+        (number, "M") => (number, 20),
+        (number, _) => (number, 30),
+    };
+    // The table lets only powers of two through.
+    let bytes = number.parse::<u64>().unwrap_or(1) << shift;
+    let sizes = memory_list::huge_page_sizes();
+    if !sizes.contains(&bytes) {
+        let sizes: Vec<_> = sizes.iter().map(|bytes| format!("{} KiB", bytes >> 10)).collect();
+        return Err(Error::new(
+            Kind::Unavailable,
+            format!("this machine has no huge pages of {name}; it has {}", sizes.join(", ")),
+        ));
+    }
+    // memfd_create(2): the binary logarithm of the size in the six bits from 26.
+    Ok((MemfdFlags::from_bits_retain(bytes.trailing_zeros() << 26), bytes))
+}
+
+fn attach(parameters: &Parameters) -> Result<Opening> {
+    let window = Window {
+        offset: parameters.size("offset").unwrap_or(0),
+        length: parameters.size("length").filter(|length| *length > 0),
+    };
+    let read_only = parameters.text("access") == Some("read-only");
+    let flags = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let by = (parameters.path("path")?, parameters.size("inode"), parameters.u32("pid"), parameters.u32("fd"));
+    let (opened, path) = match by {
+        (Some(path), None, None, None) => {
+            (named_file::open_regular(&path, flags, OFlags::empty()), Some(path))
+        }
+        (None, Some(inode), None, None) => (open_held(find_held(inode)?, flags), None),
+        (None, None, Some(pid), Some(fd)) => (open_held((pid, fd), flags), None),
+        _ => {
+            return Err(Error::invalid(
+                "mmap needs one of: the key \"path\", the key \"inode\", or both \"pid\" and \"fd\"",
+            ));
+        }
+    };
+    let (file, stat) = opened.map_err(|error| match error.kind {
+        Kind::PermissionDenied if !read_only => error.help("access=read-only may be allowed"),
+        _ => error,
+    })?;
+    let path = match path {
+        Some(path) => Some(path),
+        None => path_of(&file)?,
+    };
+    let memory = SharedFile::new(file, window, path.is_some())?;
+    Ok(Mmap { memory, identity: Identity::from(&stat), path }.into())
+}
+
+/// A process and the number of an fd of this memfd in it; or of a file that was deleted, which has
+/// no other name either.
+fn find_held(inode: u64) -> Result<(u32, u32)> {
+    let of_kind = |wanted: fn(&[u8]) -> bool| {
+        let mut found = proc::held(wanted).into_iter().filter_map(|held| {
+            let stat = rustix::fs::stat(proc::fd_path(held.pid, held.fd)).ok()?;
+            (stat.st_ino == inode).then_some((stat.st_dev, (held.pid, held.fd)))
+        });
+        let (device, first) = found.next()?;
+        Some(match found.find(|(other, _)| *other != device) {
+            None => Ok(first),
+            Some(_) => Err(Error::invalid(format!(
+                "more than one object without a name has inode {inode} (memfds of huge pages are numbered apart); \
+                 use \"pid\" and \"fd\""
+            ))),
+        })
+    };
+    of_kind(|link| link.starts_with(memory_list::MEMFD))
+        .or_else(|| of_kind(|link| link.ends_with(proc::DELETED)))
+        .unwrap_or_else(|| {
+            Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "cannot attach to the memfd with inode {inode}: no process that you may look into holds \
+                     a file descriptor of it"
+                ),
+            ))
+        })
+}
+
+fn open_held((pid, fd): (u32, u32), flags: OFlags) -> Result<(OwnedFd, rustix::fs::Stat)> {
+    let path = proc::fd_path(pid, fd);
+    if let Ok(link) = rustix::fs::readlink(&path, Vec::new()) {
+        refuse_secret(link.as_bytes())?;
+    }
+    named_file::open_regular(&path, flags, OFlags::empty())
+}
+
+fn refuse_secret(link: &[u8]) -> Result<()> {
+    if link.starts_with(b"/secretmem") {
+        return Err(Error::not_supported(
+            "this is secret memory (memfd_secret(2)): only the processes that map it can see it, not the service",
+        ));
+    }
+    Ok(())
+}
+
+/// The path by which a file can be attached again; none for a memfd or what was deleted.
+fn path_of(file: impl AsFd) -> Result<Option<PathBuf>> {
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(&fd::link(&file)?));
+    let identity = Identity::from(&fd::stat(&file)?);
+    let same = rustix::fs::stat(&path).is_ok_and(|stat| Identity::from(&stat) == identity);
+    Ok(same.then_some(path))
+}
+
+/// Takes memfds and regular files. Mechanisms for files of a certain kind (POSIX semaphores) stand
+/// before this one in the register and are asked first.
+fn adopt(adopted: OwnedFd) -> Result<Adoption> {
+    let stat = fd::stat(&adopted)?;
+    refuse_secret(&fd::link(&adopted)?)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(Adoption::Refused(adopted));
+    }
+    let flags = rustix::fs::fcntl_getfl(&adopted).attempted(|| "read the flags of a file descriptor")?;
+    let (reads, writes) = fd::access(&adopted)?;
+    if !reads {
+        let how = if flags.contains(OFlags::PATH) { "with O_PATH" } else { "for writing only" };
+        return Err(Error::invalid(format!(
+            "cannot adopt this file descriptor: it was opened {how}, and memory must be readable"
+        )));
+    }
+    let again = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+    let own = match fd::reopen(&adopted, again | OFlags::NONBLOCK | OFlags::NOCTTY) {
+        Ok(own) => own,
+        // The giver may open it and we may not: his description then, unless its flags would
+        // change what pread(2) and pwrite(2) do.
+        Err(_) if !flags.intersects(OFlags::APPEND | OFlags::DIRECT) => adopted,
+        Err(errno) => return Err(Error::from_errno(errno, "re-open the file without O_APPEND and O_DIRECT")),
+    };
+    let path = path_of(&own)?;
+    let memory = SharedFile::new(own, Window::default(), path.is_some())?;
+    Ok(Adoption::Taken(Box::new(Mmap { memory, identity: Identity::from(&stat), path })))
+}
+
+struct Mmap {
+    memory: SharedFile,
+    identity: Identity,
+    /// None for memfds.
+    path: Option<PathBuf>,
+}
+
+impl Endpoint for Mmap {
+    fn address(&self) -> Address {
+        let mut address = match &self.path {
+            Some(path) => Address::new("mmap").with("path", path.as_os_str().as_bytes()),
+            None => Address::new("mmap").with("inode", self.identity.inode.to_string()),
+        };
+        let window = self.memory.window();
+        if window.offset > 0 {
+            address = address.with("offset", window.offset.to_string());
+        }
+        if let Some(length) = window.length {
+            address = address.with("length", length.to_string());
+        }
+        if !self.memory.opened_for_writing() {
+            address = address.with("access", "read-only");
+        }
+        address
+    }
+
+    fn shapes(&self) -> Vec<Shape> {
+        vec![Shape::Memory]
+    }
+
+    fn inspect(&self) -> Result<Dict> {
+        let mut state = self.memory.inspect()?;
+        let key = if self.path.is_some() { "path" } else { "name" };
+        let link = fd::link(self.memory.fd())?;
+        let name = if self.path.is_some() { &link[..] } else { memory_list::memfd_name(&link) };
+        state.insert(key.into(), crate::Value::text_or_bytes(name));
+        Ok(state)
+    }
+
+    fn open(&self, options: &Parameters) -> Result<OwnedFd> {
+        let read_only = match options.text("access") {
+            Some(access) => access == "read-only",
+            None => !self.memory.opened_for_writing(),
+        };
+        self.memory.open(read_only)
+    }
+
+    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        named_file::set_permissions(self.memory.fd(), permissions)
+    }
+
+    fn remove(&self) -> Result<()> {
+        match &self.path {
+            Some(path) => named_file::remove_same(path, self.identity),
+            None => Err(Error::not_supported(
+                "a memfd has no name to remove; it goes when its last file descriptor and mapping are gone",
+            )),
+        }
+    }
+
+    fn memory(&self) -> Option<&dyn Memory> {
+        Some(&self.memory)
+    }
+}
