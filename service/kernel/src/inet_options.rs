@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::{io::Errno, net::AddressFamily};
 
-use crate::{Dict, Error, Kind, Parameter, Parameters, Result, Type, error::Attempted, proc};
+use crate::{Dict, Error, Kind, Parameter, Parameters, Result, Type, socket_options};
 
 /// What the scheme of an address says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +47,9 @@ enum Place {
 enum Form {
     Flag,
     Number,
-    /// A buffer, which the kernel doubles and silently cuts to this limit.
+    /// The buffer for what is sent, or for what is received.
     Buffer {
-        limit: &'static str,
+        sends: bool,
     },
     /// SO_LINGER.
     Linger,
@@ -105,9 +105,9 @@ pub const OPTIONS: [SocketOption; 21] = [
         "tcp: milliseconds that sent data may stay unacknowledged (TCP_USER_TIMEOUT)"),
     row("linger", Type::U32 { min: 0, max: 0 }, TCP, Place::Socket(libc::SO_LINGER), Form::Linger,
         "tcp: 0 makes Close reset the connection instead of sending the rest in the background (SO_LINGER)"),
-    row("sndbuf", BUFFER, None, Place::Socket(libc::SO_SNDBUF), Form::Buffer { limit: "wmem_max" },
+    row("sndbuf", BUFFER, None, Place::Socket(libc::SO_SNDBUF), Form::Buffer { sends: true },
         "Bytes of the send buffer (SO_SNDBUF); the kernel doubles it for its bookkeeping"),
-    row("rcvbuf", BUFFER, None, Place::Socket(libc::SO_RCVBUF), Form::Buffer { limit: "rmem_max" },
+    row("rcvbuf", BUFFER, None, Place::Socket(libc::SO_RCVBUF), Form::Buffer { sends: false },
         "Bytes of the receive buffer (SO_RCVBUF); the kernel doubles it for its bookkeeping"),
     row("tos", BYTE, None, Place::Ip { v4: libc::IP_TOS, v6: libc::IPV6_TCLASS }, Form::Number,
         "Type of service or traffic class of what is sent: DSCP times 4 (IP_TOS, IPV6_TCLASS)"),
@@ -171,7 +171,11 @@ impl SocketOption {
                 }
                 set(fd, level, name, &number)
             }
-            Form::Buffer { limit } => return self.set_buffer(fd, name, limit, parameters),
+            Form::Buffer { sends } => {
+                let size = parameters.size(key);
+                let (send, receive) = if sends { (size, None) } else { (None, size) };
+                return socket_options::set_buffers(fd, send, receive);
+            }
             Form::Linger => set(fd, level, name, &libc::linger { l_onoff: 1, l_linger: 0 }),
             Form::Name => {
                 let device = parameters.text(key).unwrap_or_default();
@@ -187,25 +191,6 @@ impl SocketOption {
             }
         };
         done.map_err(|errno| self.refused(errno))
-    }
-
-    fn set_buffer(&self, fd: BorrowedFd<'_>, name: i32, limit: &str, parameters: &Parameters) -> Result<()> {
-        let wanted = parameters.size(self.parameter.key).unwrap_or_default();
-        // The table bounds it to half of i32::MAX.
-        let bytes = i32::try_from(wanted).unwrap_or(i32::MAX);
-        set(fd, libc::SOL_SOCKET, name, &bytes).map_err(|errno| self.refused(errno))?;
-        let got = number(fd, libc::SOL_SOCKET, name).attempted(|| "read the size of a socket's buffer")?;
-        if u64::try_from(got).unwrap_or(0) / 2 >= wanted {
-            return Ok(());
-        }
-        Err(Error::new(
-            Kind::LimitExceeded,
-            format!(
-                "cannot set {:?} to {wanted} bytes: the kernel allows {}; raise net.core.{limit}",
-                self.parameter.key,
-                proc::sysctl(&format!("net/core/{limit}")).unwrap_or_default()
-            ),
-        ))
     }
 
     fn refused(&self, errno: Errno) -> Error {

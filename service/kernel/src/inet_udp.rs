@@ -152,18 +152,25 @@ pub fn adopt(socket: OwnedFd) -> Result<Box<dyn Endpoint>> {
     Ok(Box::new(Udp::new(socket, address)?))
 }
 
-/// `udp:group=…,port=…` and what else the group was joined with.
+/// `udp:group=…,port=…`, with the interface where one was named.
 fn group_address(group: &Group) -> Address {
-    let mut address = Address::new("udp")
+    let address = Address::new("udp")
         .with("group", group.address.ip().to_string())
         .with("port", group.address.port().to_string());
-    if group.interface != 0 {
-        address = address.with("interface", inet_address::interface_name(group.interface));
+    match group.interface {
+        0 => address,
+        index => address.with("interface", inet_address::interface_name(index)),
     }
-    if let Some(source) = &group.source {
-        address = address.with("source", inet_address::host(source));
+}
+
+/// The group as it was joined; the sender that was asked for is no matter of Attach.
+fn membership(group: &Group) -> String {
+    let address = group_address(group);
+    match &group.source {
+        Some(source) => address.with("source", inet_address::host(source)),
+        None => address,
     }
-    address
+    .to_string()
 }
 
 struct Udp {
@@ -293,9 +300,6 @@ impl Udp {
                 Kind::PermissionDenied,
                 format!("{what}: a rule of the machine's packet filter forbids it (EPERM)"),
             ),
-            Errno::INVAL if target.as_ref().is_some_and(inet_bind::needs_scope) => {
-                inet_bind::scope_missing(&what)
-            }
             other => Error::from_errno(other, format!("send {length} bytes to udp {show}")),
         }
     }
@@ -374,7 +378,7 @@ impl Endpoint for Udp {
         // udp(7), SIOCINQ: the size of the next datagram, not of all.
         state.insert("next-size".into(), rustix::io::ioctl_fionread(&self.fd).unwrap_or(0).into());
         if let Some(group) = &self.group {
-            state.insert("groups".into(), vec![group_address(group).to_string()].into());
+            state.insert("groups".into(), vec![membership(group)].into());
         }
         if !self.ranges.is_empty() {
             state.insert("range".into(), self.ranges.to_string().into());

@@ -30,6 +30,7 @@ pub mod proc;
 pub mod shape;
 pub mod sock_diag;
 pub mod socket_io;
+pub mod socket_options;
 pub mod value;
 pub mod word;
 
