@@ -144,10 +144,10 @@ impl Group {
     /// The keys `group`, `interface`, `source`; `None` where no group is given.
     pub fn of(parameters: &Parameters, port: u16) -> Result<Option<Self>> {
         let Some(text) = parameters.text("group") else {
-            let alone = ["source"].into_iter().find(|key| parameters.has(key));
-            return alone.map_or(Ok(None), |key| {
-                Err(Error::invalid(format!("the key {key:?} needs the key \"group\"")))
-            });
+            if parameters.has("source") {
+                return Err(Error::invalid("the key \"source\" needs the key \"group\""));
+            }
+            return Ok(None);
         };
         let group = inet_address::literal(text, port)?.filter(|group| group.ip().is_multicast());
         let mut address = group.ok_or_else(|| {
@@ -267,12 +267,18 @@ impl Local {
         Ok(Self { host, port })
     }
 
+    /// Whether a port was asked for.
+    pub fn has_port(&self) -> bool {
+        self.port != 0
+    }
+
     pub fn suits(&self, peer: &SocketAddr) -> bool {
         self.host.is_none_or(|host| host.is_ipv4() == peer.is_ipv4())
     }
 
     /// Binds if a local side was asked for.
-    pub fn bind(&self, fd: impl AsFd, peer: &SocketAddr, protocol: Protocol) -> Result<()> {
+    pub fn bind(&self, fd: impl AsFd, peer: &SocketAddr, parameters: &Parameters) -> Result<()> {
+        let protocol = Protocol::of(parameters);
         if self.host.is_none() && self.port == 0 {
             return Ok(());
         }
@@ -281,6 +287,9 @@ impl Local {
             // The port is chosen by connect(2), which knows that the same one serves many peers;
             // an older kernel chooses it now.
             let _ = inet_options::set(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32);
+        } else if protocol == Protocol::Tcp && !parameters.has("reuseaddr") {
+            // Attempts to several addresses of the host run side by side from the same port.
+            sockopt::set_socket_reuseaddr(fd, true).attempted(|| "set SO_REUSEADDR")?;
         }
         let any: IpAddr = if peer.is_ipv4() { Family::Ipv4.wildcard() } else { Family::Ipv6.wildcard() };
         bind(fd, &self.host.unwrap_or(SocketAddr::new(any, self.port)), protocol)

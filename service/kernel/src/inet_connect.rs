@@ -123,7 +123,7 @@ impl Connecting {
 
     fn start(&self, address: &SocketAddr) -> Result<Started> {
         let socket = inet_bind::socket(&self.parameters, inet_address::family(address))?;
-        self.local.bind(&socket, address, Protocol::Tcp)?;
+        self.local.bind(&socket, address, &self.parameters)?;
         let fd = Fd::from(socket);
         rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK).attempted(|| "make a socket non-blocking")?;
         match fd::retry(|| rustix::net::connect(&fd, address)) {
@@ -131,8 +131,11 @@ impl Connecting {
                 Ok(()) => Ok(Started::Connected(finish(fd)?)),
                 Err(errno) => Err(connect_failed(errno, address, Protocol::Tcp)),
             },
-            // A local port that was given may be busy with another connection to that peer.
             Err(Errno::INPROGRESS) => Ok(Started::UnderWay(fd)),
+            // From a port that was given this is the same as bind(2)'s error.
+            Err(Errno::ADDRNOTAVAIL) if self.local.has_port() => {
+                Err(connect_failed(Errno::ADDRINUSE, address, Protocol::Tcp))
+            }
             Err(errno) => Err(connect_failed(errno, address, Protocol::Tcp)),
         }
     }
@@ -226,7 +229,7 @@ pub fn connect_failed(errno: Errno, peer: &SocketAddr, protocol: Protocol) -> Er
         Errno::ADDRNOTAVAIL => inet_bind::no_free_port(&what),
         Errno::ADDRINUSE => Error::new(
             Kind::Exists,
-            format!("{what}: the local port has a connection to it already (EADDRINUSE)"),
+            format!("{what}: the local port is taken or has a connection to it already (EADDRINUSE)"),
         )
         .help("choose another local-port"),
         Errno::ACCESS if protocol == Protocol::Udp => Error::new(
@@ -249,7 +252,7 @@ pub fn connect_failed(errno: Errno, peer: &SocketAddr, protocol: Protocol) -> Er
     }
 }
 
-/// Whether a local address was given in a state that fits the peer; used for every candidate.
+/// The addresses that can be reached from the local side that was asked for.
 pub fn suitable(addresses: Vec<SocketAddr>, local: &Local) -> Result<Vec<SocketAddr>> {
     let suitable: Vec<_> = addresses.into_iter().filter(|address| local.suits(address)).collect();
     if suitable.is_empty() {

@@ -132,7 +132,7 @@ fn connect_to(
     let family = inet_address::family(peer);
     let socket = inet_bind::socket(parameters, family)?;
     inet_bind::set_group_interface(&socket, parameters, family)?;
-    local.bind(&socket, peer, Protocol::Udp)?;
+    local.bind(&socket, peer, parameters)?;
     rustix::net::connect(&socket, peer)
         .map_err(|errno| inet_connect::connect_failed(errno, peer, Protocol::Udp))?;
     let address = match group {

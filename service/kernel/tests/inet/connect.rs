@@ -11,9 +11,9 @@ use ipc_kernel::{
     inet_connect::Connecting,
     mechanisms::{self, inet::DESCRIPTOR},
 };
-use rustix::thread::CapabilitySet;
+use rustix::{io::Errno, thread::CapabilitySet};
 
-use crate::support::{attach, create, failure, has_ipv6, number, port, text, wait};
+use crate::support::{attach, create, failure, has_ipv6, in_own_network, number, port, text, wait};
 
 /// A listener whose backlog is full: it answers nobody any more.
 struct Silent {
@@ -160,6 +160,20 @@ fn a_privileged_port_names_the_sysctl() {
     assert!(port.text.contains("net.ipv4.ip_unprivileged_port_start"), "{port}");
     assert_eq!(mark.kind, Kind::PermissionDenied);
     assert!(mark.text.contains("CAP_NET_ADMIN"), "{mark}");
+}
+
+#[test]
+fn without_a_route_the_errno_says_it() {
+    in_own_network(&["link set lo up"], || {
+        for address in ["tcp:host=192.0.2.1,port=9", "udp:host=2001:db8::1,port=9"] {
+            let error = failure(attach(address), address);
+            assert_eq!(error.kind, Kind::Errno(Errno::NETUNREACH), "{error}");
+            assert!(error.text.contains("ip route get"), "{error}");
+        }
+        let error = failure(create("udp:group=239.1.2.3"), "a group that no route leads to");
+        assert_eq!(error.kind, Kind::Errno(Errno::NODEV), "{error}");
+        assert!(error.text.contains("the key \"interface\""), "{error}");
+    });
 }
 
 #[test]

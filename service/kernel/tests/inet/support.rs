@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv6Addr, SocketAddr, UdpSocket},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,10 @@ use ipc_kernel::{
     mechanisms::inet::DESCRIPTOR,
     shape::{Message, Outgoing},
 };
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    thread::UnshareFlags,
+};
 
 const WATCHDOG: Duration = Duration::from_secs(20);
 
@@ -29,7 +33,7 @@ pub fn attach(address: &str) -> Result<Box<dyn Endpoint>> {
 fn opened(opening: Opening) -> Result<Box<dyn Endpoint>> {
     match opening {
         Opening::Done(endpoint) => Ok(endpoint),
-        Opening::Pending(mut step) => wait(move || step()),
+        Opening::Pending(step) => wait(step),
     }
 }
 
@@ -148,4 +152,30 @@ pub fn has_ipv6() -> bool {
         eprintln!("SKIPPED: this machine has no IPv6 loopback");
     }
     has
+}
+
+/// Runs `test` in a network of its own that `ip` set up with these commands, so that nothing of
+/// it leaves the machine. Skips where the machine does not let us make one.
+pub fn in_own_network(commands: &[&str], test: impl FnOnce() + Send + 'static) {
+    let commands: Vec<String> = commands.iter().map(|command| (*command).to_owned()).collect();
+    // A namespace is a thread's own, and its children's.
+    let thread = std::thread::spawn(move || {
+        // SAFETY: no CLONE_FILES and no CLONE_FS, so nothing that other threads rely on changes.
+        let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
+        if let Err(errno) = made {
+            eprintln!("SKIPPED: no network namespace: {errno}");
+            return;
+        }
+        for command in &commands {
+            let status = Command::new("ip").args(command.split(' ')).status();
+            if !status.is_ok_and(|status| status.success()) {
+                eprintln!("SKIPPED: `ip {command}` failed");
+                return;
+            }
+        }
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
 }
