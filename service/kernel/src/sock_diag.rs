@@ -20,7 +20,7 @@ use neli::{
     types::{Buffer, RtBuffer},
     utils::Groups,
 };
-use rustix::io::Errno;
+use rustix::{io::Errno, net::SocketType};
 
 use crate::{Error, Kind, Result, error::errno_of};
 
@@ -197,11 +197,10 @@ impl FromBytesWithInput for UnixAnswer {
 const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x10 | 0x40;
 
 /// What the kernel tells about a unix socket.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixSocket {
     pub inode: u32,
-    /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
-    pub kind: i32,
+    pub kind: SocketType,
     /// A state of TCP: 1 is connected, 7 unconnected, 10 listening.
     pub state: u8,
     /// `sun_path`: a leading NUL marks an abstract name; empty is unnamed.
@@ -216,6 +215,23 @@ pub struct UnixSocket {
     pub send_queue: u32,
     /// Since Linux 5.3.
     pub uid: Option<u32>,
+}
+
+impl UnixSocket {
+    /// A socket of which nothing else is known.
+    pub fn new(inode: u32, kind: SocketType, state: u8) -> Self {
+        Self {
+            inode,
+            kind,
+            state,
+            name: Vec::new(),
+            file_inode: None,
+            peer: None,
+            receive_queue: 0,
+            send_queue: 0,
+            uid: None,
+        }
+    }
 }
 
 /// Every unix socket of the network namespace.
@@ -247,8 +263,7 @@ fn unix_request(inode: u32) -> UnixRequest {
 
 impl From<UnixAnswer> for UnixSocket {
     fn from(answer: UnixAnswer) -> Self {
-        let mut socket =
-            Self { inode: answer.inode, kind: answer.kind.into(), state: answer.state, ..Self::default() };
+        let mut socket = Self::new(answer.inode, SocketType::from_raw(answer.kind.into()), answer.state);
         for attribute in answer.attributes.iter() {
             let payload = attribute.rta_payload().as_ref();
             let word = |n: usize| Some(u32::from_ne_bytes(*payload.get(n * 4..)?.first_chunk()?));
