@@ -1,0 +1,269 @@
+//! TCP's endpoints: a listening socket, and a connection.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, sockopt},
+};
+
+use crate::{
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, fd,
+    inet_address::{self, Family, Ranges},
+    inet_bind::{self, Local},
+    inet_connect::{self, Connecting},
+    inet_options::Protocol,
+    inet_state,
+    mechanism::{End, EndKind},
+    shape::{self, Direction, Listener, Shape, Stream},
+    socket_io,
+};
+
+/// How many connections out of range are closed before other work gets its turn.
+const REFUSALS_AT_ONCE: usize = 64;
+
+/// Listens at the first address of the host that lets us.
+pub fn listen(parameters: &Parameters) -> Result<Opening> {
+    let port = inet_bind::port(parameters, "port");
+    let ranges = Ranges::of(parameters)?;
+    let family = Family::of(parameters);
+    let hosts = match parameters.text("host") {
+        Some(host) => inet_address::resolve(host, port, family)?,
+        None => vec![SocketAddr::new(family.loopback(), port)],
+    };
+    let mut first_error = None;
+    for host in &hosts {
+        match listen_at(parameters, host, &ranges) {
+            Ok(acceptor) => return Ok(acceptor.into()),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    // There is at least one address, so there is an error.
+    Err(first_error.unwrap_or_else(|| Error::invalid("the host has no address")))
+}
+
+fn listen_at(parameters: &Parameters, local: &SocketAddr, ranges: &Ranges) -> Result<Acceptor> {
+    let socket = inet_bind::socket(parameters, inet_address::family(local))?;
+    if !parameters.has("reuseaddr") {
+        let set = sockopt::set_socket_reuseaddr(&socket, true);
+        set.map_err(|errno| Error::from_errno(errno, "set SO_REUSEADDR"))?;
+    }
+    inet_bind::set_v6only(&socket, local, parameters)?;
+    inet_bind::bind(&socket, local, Protocol::Tcp)?;
+    // The table bounds it to i32.
+    let backlog = parameters.u32("backlog").and_then(|n| n.try_into().ok()).unwrap_or(libc::SOMAXCONN);
+    // Two sockets with SO_REUSEADDR may be bound alike; the second one's listen(2) fails.
+    rustix::net::listen(&socket, backlog)
+        .map_err(|errno| inet_bind::bind_failed(errno, local, Protocol::Tcp))?;
+    Acceptor::new(socket, ranges.clone())
+}
+
+/// Connects, as soon as the host is found; what takes time is done step by step.
+pub fn connect(parameters: &Parameters) -> Result<Opening> {
+    let started = Instant::now();
+    let host = parameters.text("host").ok_or_else(inet_bind::host_missing)?;
+    let port = inet_bind::port(parameters, "port");
+    if port == 0 {
+        return Err(Error::invalid("the key \"port\" must be 1 to 65535 to connect to it"));
+    }
+    let local = Local::of(parameters)?;
+    let addresses = inet_address::resolve(host, port, Family::of(parameters))?;
+    let addresses = inet_connect::suitable(addresses, &local)?;
+    let timeout = Duration::from_millis(parameters.u32("timeout").unwrap_or(20_000).into());
+    let mut connecting = Connecting::new(parameters, host, addresses, local, started, timeout);
+    Ok(Opening::Pending(Box::new(move || {
+        Ok(match connecting.step()? {
+            Attempt::Wait(readiness) => Attempt::Wait(readiness),
+            Attempt::Done(fd) => {
+                let peer = inet_connect::peer_of(&fd)?;
+                let address = inet_address::write("tcp", &inet_address::canonical(peer));
+                Attempt::Done(Box::new(Connection { fd: fd.into(), address }) as Box<dyn Endpoint>)
+            }
+        })
+    })))
+}
+
+/// A listening or connected socket that was handed over.
+pub fn adopt(socket: OwnedFd) -> Result<Box<dyn Endpoint>> {
+    if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
+        return Ok(Box::new(Acceptor::new(socket, Ranges::default())?));
+    }
+    if inet_state::peer(&socket).is_none() {
+        return Err(Error::invalid(
+            "cannot adopt this TCP socket: it is neither connected nor listening; connect(2) or listen(2) first",
+        ));
+    }
+    Ok(Box::new(Connection::of(socket)?))
+}
+
+/// A listening socket.
+struct Acceptor {
+    fd: Fd,
+    local: SocketAddr,
+    ranges: Ranges,
+    refused: AtomicU64,
+}
+
+impl Acceptor {
+    fn new(socket: OwnedFd, ranges: Ranges) -> Result<Self> {
+        let local = inet_state::local(&socket)?;
+        Ok(Self { fd: socket.into(), local, ranges, refused: AtomicU64::new(0) })
+    }
+}
+
+impl Endpoint for Acceptor {
+    fn address(&self) -> Address {
+        inet_address::write("tcp", &self.local)
+    }
+
+    fn shapes(&self) -> Vec<Shape> {
+        vec![Shape::Listener]
+    }
+
+    fn inspect(&self) -> Result<Dict> {
+        let mut state = inet_state::inspect_tcp(&self.fd)?;
+        if !self.ranges.is_empty() {
+            state.insert("range".into(), self.ranges.to_string().into());
+            state.insert("refused".into(), self.refused.load(Ordering::Relaxed).into());
+        }
+        Ok(state)
+    }
+
+    fn open(&self, _options: &Parameters) -> Result<OwnedFd> {
+        fd::duplicate(&self.fd)
+    }
+
+    fn listener(&self) -> Option<&dyn Listener> {
+        Some(self)
+    }
+}
+
+impl Listener for Acceptor {
+    fn accept(&self) -> Result<Attempt<Box<dyn Endpoint>>> {
+        // accept(2) has no MSG_DONTWAIT: whoever has a duplicate may have cleared O_NONBLOCK.
+        fd::set_nonblocking(self.fd.as_fd())?;
+        for _ in 0..REFUSALS_AT_ONCE {
+            match rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC) {
+                Ok(socket) => {
+                    // A peer that has reset the connection meanwhile has no address any more.
+                    let Some(peer) = inet_state::peer(&socket) else { continue };
+                    if self.ranges.admit(&peer) {
+                        return Ok(Attempt::Done(Box::new(Connection::of(socket)?)));
+                    }
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(Errno::AGAIN) => return Ok(shape::readable(&self.fd)),
+                // accept(2): errors of the new connection, to be treated like "try again".
+                Err(
+                    Errno::INTR
+                    | Errno::CONNABORTED
+                    | Errno::PROTO
+                    | Errno::NETDOWN
+                    | Errno::NOPROTOOPT
+                    | Errno::HOSTDOWN
+                    | Errno::NONET
+                    | Errno::HOSTUNREACH
+                    | Errno::NETUNREACH
+                    | Errno::OPNOTSUPP
+                    | Errno::PERM,
+                ) => {}
+                Err(Errno::INVAL) => {
+                    return Err(Error::new(
+                        Kind::Closed,
+                        "cannot accept: another process that holds this socket has shut it down (EINVAL)",
+                    ));
+                }
+                Err(errno) => return Err(Error::from_errno(errno, "accept a connection")),
+            }
+        }
+        Ok(shape::readable(&self.fd))
+    }
+}
+
+/// A connected socket.
+struct Connection {
+    fd: Fd,
+    address: Address,
+}
+
+impl Connection {
+    /// One that the peer made, or somebody else: its own side belongs to its address.
+    fn of(socket: OwnedFd) -> Result<Self> {
+        let peer = inet_address::canonical(inet_connect::peer_of(&socket)?);
+        let local = inet_address::canonical(inet_state::local(&socket)?);
+        let address = inet_address::write("tcp", &peer)
+            .with("local-host", inet_address::host(&local))
+            .with("local-port", local.port().to_string());
+        Ok(Self { fd: socket.into(), address })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Closing a socket with a positive SO_LINGER waits that long, which an endpoint never
+        // does; only an adopted socket or one that a caller has a duplicate of can have it.
+        if matches!(sockopt::socket_linger(&self.fd), Ok(Some(time)) if !time.is_zero()) {
+            let _ = sockopt::set_socket_linger(&self.fd, None);
+        }
+    }
+}
+
+impl Endpoint for Connection {
+    fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    fn shapes(&self) -> Vec<Shape> {
+        vec![Shape::Stream]
+    }
+
+    fn inspect(&self) -> Result<Dict> {
+        inet_state::inspect_tcp(&self.fd)
+    }
+
+    fn open(&self, _options: &Parameters) -> Result<OwnedFd> {
+        fd::duplicate(&self.fd)
+    }
+
+    fn stream(&self) -> Option<&dyn Stream> {
+        Some(self)
+    }
+}
+
+impl Stream for Connection {
+    fn read(&self, max: usize) -> Result<Attempt<Vec<u8>>> {
+        socket_io::read(&self.fd, max).map_err(lost)
+    }
+
+    fn write(&self, data: &[u8]) -> Result<Attempt<usize>> {
+        socket_io::write(&self.fd, data).map_err(lost)
+    }
+
+    fn shutdown(&self, direction: Direction) -> Result<()> {
+        socket_io::shutdown(&self.fd, direction).map_err(lost)
+    }
+
+    fn source(&self) -> Result<Attempt<End>> {
+        Ok(Attempt::Done(End { fd: self.fd.clone(), kind: EndKind::Tcp }))
+    }
+
+    fn sink(&self) -> Result<Attempt<End>> {
+        Ok(Attempt::Done(End { fd: self.fd.clone(), kind: EndKind::Tcp }))
+    }
+}
+
+/// These end a connection for good, whatever they mean elsewhere (tcp(7), "Error Handling").
+fn lost(error: Error) -> Error {
+    match error.kind {
+        Kind::Timeout => Error { kind: Kind::Closed, ..error }.help("the peer does not answer any more"),
+        Kind::Errno(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NOTCONN) => {
+            Error { kind: Kind::Closed, ..error }
+        }
+        _ => error,
+    }
+}
