@@ -25,7 +25,7 @@ use crate::Address;
 use crate::lines::Lines;
 use crate::process::Process;
 use crate::service::collect_datagrams;
-use crate::tools::{Unavailable, need_tool, patience, temp_dir};
+use crate::tools::{Unavailable, need_tool, patience, temp_dir, unique};
 
 /// The message buses that the service must work on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -190,18 +190,34 @@ fn start_daemon(config: &Path) -> Result<Process, Unavailable> {
 fn start_broker(config: &Path, socket: &Path, address: &str) -> Result<Process, Unavailable> {
     need_tool("dbus-broker-launch")?;
     need_tool("unshare")?;
-    let run = config.with_file_name("run");
+    // A user namespace for who may not mount without: in a container root may lack that right too.
+    const IN_A_USER_NAMESPACE: &[&str] = &["--user", "--map-current-user", "--keep-caps"];
+    if rustix::process::geteuid().is_root()
+        && let Ok(process) = start_broker_in(&[], config, socket, address)
+    {
+        return Ok(process);
+    }
+    start_broker_in(IN_A_USER_NAMESPACE, config, socket, address)
+}
+
+fn start_broker_in(
+    namespace: &[&str],
+    config: &Path,
+    socket: &Path,
+    address: &str,
+) -> Result<Process, Unavailable> {
+    let run = config.with_file_name(unique("run"));
     fs::create_dir_all(run.join("journal")).expect("a directory in an own directory");
     let journal = UnixDatagram::bind(run.join("journal/socket")).expect("a socket in an own directory");
+    // Of an attempt before; nothing is there usually.
+    let _none = fs::remove_file(socket);
     let listener = UnixListener::bind(socket).expect("a socket in an own directory");
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).expect("the mode of an own socket");
 
     let mut command = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-current-user", "--keep-caps"]);
-    }
-    command.args(["--mount", "--propagation", "private", "sh", "-ec", BROKER_SCRIPT, "dbus-broker"]);
-    command.arg(&run).arg(config).env("DBUS_SESSION_BUS_ADDRESS", address);
+    command.args(namespace).args(["--mount", "--propagation", "private"]);
+    command.args(["sh", "-ec", BROKER_SCRIPT, "dbus-broker"]).arg(&run).arg(config);
+    command.env("DBUS_SESSION_BUS_ADDRESS", address);
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped()).stderr(Stdio::piped());
     let process = Process::spawn_prepared(&mut command);
     // The command keeps the listening socket open: without it, the end of the launcher ends every wait for it.

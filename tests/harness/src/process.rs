@@ -1,7 +1,8 @@
 //! A child process whose output is collected and which never outlives the value that stands for it.
 //!
-//! A child leads a process group of its own, so that whatever a script leaves in the background goes with it.
-//! (A terminal's Ctrl-C therefore does not reach it: the test that it interrupts closes its pipes by ending.)
+//! A script leads a process group of its own, so that whatever it leaves in the background goes with it. Buses,
+//! the service and tools stay in the group of the test, so that a terminal's Ctrl-C, after which nothing is
+//! dropped, ends them too.
 //! Waiting is a poll on its pidfd, so every wait has a bound and no signal can hit a recycled pid.
 
 use std::io::Write;
@@ -17,10 +18,12 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use crate::lines::Lines;
 use crate::tools::patience;
 
-/// A running child process. Killed on drop, with its process group.
+/// A running child process. Killed on drop.
 pub struct Process {
     name: String,
     child: Child,
+    /// Whether it leads a process group of its own.
+    leads: bool,
     pidfd: OwnedFd,
     stdin: Option<ChildStdin>,
     stdout: Lines,
@@ -55,15 +58,25 @@ impl Process {
     /// (ask [`need_tool`](crate::need_tool) first for what may be missing).
     #[track_caller]
     pub fn spawn(command: &mut Command) -> Process {
-        let command = command.stdin(Stdio::piped());
-        Process::spawn_prepared(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+        Process::start(piped(command), false)
+    }
+
+    /// The same in a process group of its own, which is killed as a whole once the command has ended.
+    #[track_caller]
+    pub fn spawn_group(command: &mut Command) -> Process {
+        Process::start(piped(command).process_group(0), true)
     }
 
     /// Starts the command with whatever it was given as standard streams; those that are pipes are collected.
     #[track_caller]
     pub(crate) fn spawn_prepared(command: &mut Command) -> Process {
+        Process::start(command, false)
+    }
+
+    #[track_caller]
+    fn start(command: &mut Command, leads: bool) -> Process {
         let name = command.get_program().to_string_lossy().into_owned();
-        let mut child = match command.process_group(0).spawn() {
+        let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => panic!("{name} could not be started: {error}"),
         };
@@ -75,6 +88,7 @@ impl Process {
             stdout: child.stdout.take().map(Lines::collect).unwrap_or_else(ended),
             stderr: child.stderr.take().map(Lines::collect).unwrap_or_else(ended),
             child,
+            leads,
             status: None,
         }
     }
@@ -130,7 +144,7 @@ impl Process {
         }
     }
 
-    /// Its exit status if it ends within the bound. What it left in its process group is killed then.
+    /// Its exit status if it ends within the bound. What is left in a process group of its own is killed then.
     pub fn wait_within(&mut self, bound: Duration) -> Option<ExitStatus> {
         if self.status.is_none() && readable_within(&self.pidfd, bound) {
             self.status = Some(self.reap());
@@ -154,7 +168,7 @@ impl Process {
     pub fn finish(mut self) -> Finished {
         self.close_stdin();
         let status = self.wait();
-        // The group is gone, so nobody holds the pipes: this is the wait for the collecting threads.
+        // The collecting threads are a moment behind; longer if a grandchild holds the pipes.
         assert!(self.stdout.wait_end() && self.stderr.wait_end(), "the output of {} does not end", self.name);
         Finished { status, stdout: self.stdout.bytes(), stderr: self.stderr.text() }
     }
@@ -166,24 +180,29 @@ impl Process {
         self.wait()
     }
 
-    /// SIGKILL, to its whole group.
+    /// SIGKILL, to its whole group if it has its own.
     pub fn kill(&mut self) -> ExitStatus {
-        if self.status.is_none() {
-            self.signal(Signal::KILL);
+        if let Some(status) = self.status {
+            return status;
         }
-        *self.status.get_or_insert_with(|| reap(&mut self.child))
+        self.signal(Signal::KILL);
+        let status = self.reap();
+        *self.status.insert(status)
     }
 
     fn reap(&mut self) -> ExitStatus {
-        reap(&mut self.child)
+        if self.leads {
+            // The leader is not waited for yet, so its group id cannot have been given to anybody else. An error
+            // means that it was the last one.
+            let _last = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        }
+        // ECHILD: the program that runs the test ignores SIGCHLD.
+        self.child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0xff00))
     }
 }
 
-/// The leader is not waited for yet, so its group id cannot have been given to anybody else.
-fn reap(child: &mut Child) -> ExitStatus {
-    // ESRCH: a group of zombies only.
-    let _none_left = rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL);
-    child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0xff00))
+fn piped(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped())
 }
 
 impl Drop for Process {

@@ -10,6 +10,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
+use crate::tools::target_directory;
+
 /// Leaves the test, visibly: prints and records the reason, then returns from the function.
 #[macro_export]
 macro_rules! skip {
@@ -30,6 +32,28 @@ macro_rules! or_skip {
     };
 }
 
+/// One test for each [`Kind`](crate::Kind) of bus: `on_each_bus!(a, b)` makes `dbus_daemon::a`, `dbus_broker::a`, …
+/// of functions `fn a(bus: Bus)`; `on_each_bus!(async a, b)` does so for `async fn a(bus: Bus)` (needs `tokio`).
+#[macro_export]
+macro_rules! on_each_bus {
+    (async $($test:ident),+ $(,)?) => {
+        mod dbus_daemon_async { $(#[tokio::test] async fn $test() {
+            super::$test($crate::or_skip!($crate::Bus::dbus_daemon())).await
+        })+ }
+        mod dbus_broker_async { $(#[tokio::test] async fn $test() {
+            super::$test($crate::or_skip!($crate::Bus::dbus_broker())).await
+        })+ }
+    };
+    ($($test:ident),+ $(,)?) => {
+        mod dbus_daemon { $(#[test] fn $test() {
+            super::$test($crate::or_skip!($crate::Bus::dbus_daemon()))
+        })+ }
+        mod dbus_broker { $(#[test] fn $test() {
+            super::$test($crate::or_skip!($crate::Bus::dbus_broker()))
+        })+ }
+    };
+}
+
 /// One skipped test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skip {
@@ -46,7 +70,9 @@ pub fn skipped(module: &str, reason: &str) {
         _ => module.to_owned(),
     };
     let reason = reason.replace(['\n', '\t'], " ");
-    eprintln!("SKIPPED {test}: {reason}");
+    // Past the test runner, which keeps what a passing test prints by other ways to itself; in one write, so that
+    // the lines of tests side by side stay whole. Nobody to read it is no reason to fail: it is recorded too.
+    let _unread = std::io::stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes());
     assert!(env::var_os("IPC_NO_SKIPS").is_none(), "IPC_NO_SKIPS is set, and this machine lacks: {reason}");
     // One write of one line to a file opened for appending: test programs side by side do not mix theirs.
     let line = format!("{test}\t{reason}\n");
@@ -61,10 +87,7 @@ pub fn path() -> PathBuf {
     if let Some(path) = env::var_os("IPC_SKIPPED_TESTS") {
         return path.into();
     }
-    // Cargo marks its target directory, of which test programs are somewhere inside.
-    let program = env::current_exe().unwrap_or_default();
-    let target = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
-    target.map_or_else(env::temp_dir, PathBuf::from).join("skipped-tests")
+    target_directory().unwrap_or_else(env::temp_dir).join("skipped-tests")
 }
 
 /// Every skip that was recorded since [`forget`].

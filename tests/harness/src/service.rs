@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use crate::Address;
 use crate::lines::Lines;
 use crate::process::Process;
-use crate::tools::{patience, temp_dir};
+use crate::tools::{patience, target_directory, temp_dir};
 
 /// How to start the service; [`Service::on`] and [`Service::private`] are the short forms.
 #[derive(Debug)]
@@ -303,6 +303,9 @@ fn build() -> Result<PathBuf, String> {
     let mut command = Command::new(cargo);
     command.args(["build", "--package", "ipcd", "--bin", "ipcd", "--profile", profile]);
     command.args(["--message-format", "json-render-diagnostics"]);
+    if let Some(target) = target_directory() {
+        command.env("CARGO_TARGET_DIR", target);
+    }
     // The directory of this crate is in the workspace, wherever the test was started.
     command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).stderr(Stdio::piped());
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
@@ -311,11 +314,11 @@ fn build() -> Result<PathBuf, String> {
     }
     // Cargo says itself where it put the program.
     let messages = String::from_utf8_lossy(&output.stdout);
-    let programs = messages.lines().filter_map(|line| {
+    let program = messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(PathBuf::from(message.get("executable")?.as_str()?))
     });
-    programs.last().ok_or_else(|| "cargo names no executable".to_owned())
+    program.ok_or_else(|| "cargo names no executable".to_owned())
 }
 
 #[cfg(test)]

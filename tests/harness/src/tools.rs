@@ -77,19 +77,25 @@ pub fn need_tool(name: &str) -> Result<(), Unavailable> {
     }
 }
 
+/// The target directory of the build that this test program belongs to: cargo marks it.
+pub(crate) fn target_directory() -> Option<PathBuf> {
+    let program = env::current_exe().ok()?;
+    program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()).map(PathBuf::from)
+}
+
 /// `socat ARGUMENTS`, with its input and output in the hands of the test.
 pub fn socat(arguments: &[&str]) -> Process {
-    Process::spawn(Command::new("socat").args(arguments))
+    Process::spawn_group(Command::new("socat").args(arguments))
 }
 
 /// `python3 -c SCRIPT ARGUMENTS` (from `sys.argv[1]` on), unbuffered; its standard input is free.
 pub fn python(script: &str, arguments: &[&str]) -> Process {
-    Process::spawn(Command::new("python3").args(["-u", "-c", script]).args(arguments))
+    Process::spawn_group(Command::new("python3").args(["-u", "-c", script]).args(arguments))
 }
 
 /// `sh -ec SCRIPT`: the shell ends at the first command that fails.
 pub fn sh(script: &str) -> Process {
-    Process::spawn(Command::new("sh").args(["-ec", script]))
+    Process::spawn_group(Command::new("sh").args(["-ec", script]))
 }
 
 #[cfg(test)]

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use ipc_harness::{
-    Bus, Busctl, Gdbus, Kind, Unavailable, busctl, busctl_monitor, gdbus, gdbus_monitor, or_skip,
-};
+use ipc_harness::{Bus, Busctl, Gdbus, busctl, busctl_monitor, gdbus, gdbus_monitor, on_each_bus, or_skip};
 
 const DRIVER: &str = "org.freedesktop.DBus";
 const DRIVER_PATH: &str = "/org/freedesktop/DBus";
@@ -70,23 +68,12 @@ fn nothing_is_left(bus: Bus) {
     }
 }
 
-fn a_policy_of_its_own_holds(kind: Kind) -> Result<(), Unavailable> {
+fn a_policy_of_its_own_holds(bus: Bus) {
     let policy = r#"<policy context="default"><allow user="*"/><allow send_destination="*"/>
         <allow receive_sender="*"/><deny own="*"/></policy>"#;
-    let bus = Bus::with_policy(kind, policy)?;
+    let bus = or_skip!(Bus::with_policy(bus.kind(), policy));
     let owned = busctl(&bus).to(DRIVER).call(DRIVER_PATH, DRIVER, "RequestName", "su", &["org.x.Y", "0"]);
     assert_eq!(owned.expect_err("denied").name, "org.freedesktop.DBus.Error.AccessDenied");
-    Ok(())
-}
-
-macro_rules! on_each_bus {
-    ($($test:ident),+ $(,)?) => { on_each_bus!(dbus_daemon: $($test),+); on_each_bus!(dbus_broker: $($test),+); };
-    ($bus:ident: $($test:ident),+) => {
-        mod $bus {
-            use super::*;
-            $(#[test] fn $test() { super::$test(or_skip!(Bus::$bus())); })+
-        }
-    };
 }
 
 on_each_bus!(
@@ -95,11 +82,5 @@ on_each_bus!(
     the_caller_is_who_it_is,
     monitors_see_what_follows_them,
     nothing_is_left,
+    a_policy_of_its_own_holds,
 );
-
-#[test]
-fn policies() {
-    for kind in Kind::ALL {
-        or_skip!(a_policy_of_its_own_holds(kind));
-    }
-}

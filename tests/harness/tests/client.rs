@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use ipc_harness::{Bus, NAME, PATH, connect, or_skip, peer, watchdog};
+use ipc_harness::{Bus, NAME, PATH, connect, on_each_bus, peer, watchdog};
 use zbus::connection::Builder;
 
 /// The manager as far as `Connect()` goes; serves itself on the other end too.
@@ -27,9 +27,9 @@ impl Manager {
     }
 }
 
-#[tokio::test]
-async fn a_peer_is_reached_without_the_bus() {
-    let bus = or_skip!(Bus::dbus_daemon());
+on_each_bus!(async a_peer_is_reached_without_the_bus);
+
+async fn a_peer_is_reached_without_the_bus(bus: Bus) {
     let service = connect(&bus).await;
     service.object_server().at(PATH, Manager).await.expect("serving the manager");
     service.request_name(NAME).await.expect("the name");
