@@ -42,6 +42,7 @@ pub use client::{connect, peer, watchdog};
 pub use lines::{Lines, Missing};
 pub use monitor::{Monitor, busctl_monitor, gdbus_monitor};
 pub use process::{Finished, Process};
+pub use rustix::process::Signal;
 pub use service::{FailedStart, Launch, Service};
 pub use tempfile::TempDir;
 pub use tools::{Unavailable, has_tool, need_tool, patience, python, sh, socat, temp_dir, unique};

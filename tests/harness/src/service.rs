@@ -16,9 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::Address;
@@ -37,7 +39,7 @@ pub struct Launch {
     program: Option<PathBuf>,
 }
 
-/// A running service. Killed on drop; its log is printed if the test is failing.
+/// A running service. Ended on drop (killed if it does not heed SIGTERM); its log is printed if the test is failing.
 pub struct Service {
     process: Process,
     address: String,
@@ -190,7 +192,7 @@ impl Service {
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
 
@@ -219,8 +221,11 @@ impl Address for Service {
 }
 
 impl Drop for Service {
+    /// Asked first: a service that is killed cannot unmount nor remove what it made in the kernel.
     fn drop(&mut self) {
-        let status = self.process.kill();
+        self.process.signal(Signal::TERM);
+        let ended = self.process.wait_within(Duration::from_secs(5));
+        let status = ended.unwrap_or_else(|| self.process.kill());
         if thread::panicking() {
             eprintln!("--- ipcd (pid {}, {status}) logged:\n{}---", self.pid(), self.log());
         }
