@@ -41,7 +41,7 @@ pub use cli::{Busctl, CallError, Gdbus, busctl, gdbus, object_path};
 pub use client::{connect, peer, watchdog};
 pub use lines::{Lines, Missing};
 pub use monitor::{Monitor, busctl_monitor, gdbus_monitor};
-pub use process::{Finished, Process};
+pub use process::{Finished, Process, wait_gone};
 pub use rustix::process::Signal;
 pub use service::{FailedStart, Launch, Service};
 pub use tempfile::TempDir;

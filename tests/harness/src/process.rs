@@ -217,6 +217,16 @@ fn ended() -> Lines {
     lines
 }
 
+/// Waits until this process, of whomever, has ended (it may not be waited for yet); false when patience ends before.
+pub fn wait_gone(pid: i32) -> bool {
+    let Some(pid) = Pid::from_raw(pid) else { return true };
+    match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => readable_within(pidfd, patience()),
+        Err(Errno::SRCH) => true,
+        Err(error) => panic!("pidfd_open of {pid:?}: {error}"),
+    }
+}
+
 /// Waits until the descriptor is readable (or at its end); false when the bound is over before.
 pub(crate) fn readable_within(fd: impl AsFd, bound: Duration) -> bool {
     let deadline = Instant::now() + bound;

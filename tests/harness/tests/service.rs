@@ -1,33 +1,33 @@
 //! Starting and ending the service, tried with shell scripts in its place.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use ipc_harness::{Address, Launch, TempDir, need_tool, or_skip, temp_dir};
+use ipc_harness::{Address, Launch, TempDir, need_tool, or_skip, sh, temp_dir};
 
 /// An executable script that speaks as `ipcd` does. `notify TEXT` sends to the NOTIFY_SOCKET.
 fn fake(body: &str) -> (TempDir, PathBuf) {
     let dir = temp_dir();
     let program = dir.path().join("ipcd");
     let notify = r#"notify() { printf "$1" | socat -u STDIN "UNIX-SENDTO:$NOTIFY_SOCKET"; }"#;
-    fs::write(&program, format!("#!/bin/sh -e\n{notify}\n{body}\n")).expect("the script");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("its mode");
+    // Written by another process: a test beside this one that forks now would inherit a descriptor of ours, and
+    // what is open for writing cannot be executed (ETXTBSY).
+    let mut writer = sh(&format!("cat >'{0}'; chmod 755 '{0}'", program.display()));
+    writer.write(format!("#!/bin/sh -e\n{notify}\n{body}\n"));
+    writer.finish().success();
     (dir, program)
 }
 
 #[test]
 fn it_is_ready_when_it_says_so() {
     or_skip!(need_tool("socat"));
+    // A trap is sure to interrupt "wait" only: before any other blocking call the signal may just have come.
     let (_dir, program) = fake(
-        r#"echo "args $*" >&2; cat "$4" >&2; trap 'notify STOPPING=1; exit 7' TERM
-           notify 'STATUS=starting'; notify 'READY=1\nSTATUS=serving'; while :; do read line <"$FIFO"; done"#,
+        r#"echo "args $*" >&2; cat "$4" >&2; tail -f /dev/null & idle=$!
+           trap 'kill $idle; notify STOPPING=1; exit 7' TERM
+           notify "STATUS=$WORD"; notify 'READY=1\nSTATUS=serving'; wait"#,
     );
-    let fifo = temp_dir();
-    let path = fifo.path().join("fifo");
-    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("mkfifo");
     let launch = Launch::on("unix:path=/nowhere").config("answer = 42\n").argument("--verbose");
-    let mut service = launch.environment("FIFO", &path).program(program).start();
+    let mut service = launch.environment("WORD", "starting").program(program).start();
     assert_eq!(service.address(), "unix:path=/nowhere");
     assert_eq!(service.notifications().lines(), ["STATUS=starting", "READY=1", "STATUS=serving"]);
     let log = service.log();
