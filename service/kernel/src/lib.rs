@@ -14,11 +14,6 @@ pub mod error;
 pub mod fd;
 pub mod fifo_ends;
 pub mod guard;
-<<<<<<< HEAD
-pub mod inotify_hub;
-pub mod inotify_mask;
-pub mod inotify_queue;
-=======
 pub mod inet_address;
 pub mod inet_bind;
 pub mod inet_connect;
@@ -28,7 +23,9 @@ pub mod inet_options;
 pub mod inet_state;
 pub mod inet_tcp;
 pub mod inet_udp;
->>>>>>> inet
+pub mod inotify_hub;
+pub mod inotify_mask;
+pub mod inotify_queue;
 pub mod mechanism;
 pub mod mechanisms;
 pub mod memory_io;
@@ -42,15 +39,11 @@ pub mod semaphore_word;
 pub mod shape;
 pub mod sock_diag;
 pub mod socket_io;
-<<<<<<< HEAD
 pub mod socket_messages;
 pub mod socket_options;
 pub mod unix_endpoint;
 pub mod unix_list;
 pub mod unix_name;
-=======
-pub mod socket_options;
->>>>>>> inet
 pub mod value;
 pub mod word;
 

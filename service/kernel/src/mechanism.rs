@@ -55,8 +55,11 @@ pub enum Readiness {
 pub enum Opening {
     Done(Box<dyn Endpoint>),
     /// It takes time (a connection being made): call again when `Wait` says so.
-    Pending(Box<dyn FnMut() -> Result<Attempt<Box<dyn Endpoint>>> + Send>),
+    Pending(Pending),
 }
+
+/// An open that goes on: one more attempt at it.
+pub type Pending = Box<dyn FnMut() -> Result<Attempt<Box<dyn Endpoint>>> + Send>;
 
 impl<E: Endpoint + 'static> From<E> for Opening {
     fn from(endpoint: E) -> Self {

@@ -3,14 +3,10 @@
 use std::{
     collections::HashMap,
     fs,
-<<<<<<< HEAD
     os::{
         fd::{AsFd, AsRawFd},
         unix::ffi::OsStrExt,
     },
-=======
-    os::{fd::AsFd, unix::ffi::OsStrExt},
->>>>>>> mem
     path::{Path, PathBuf},
 };
 
