@@ -18,6 +18,7 @@ pub mod mechanisms;
 pub mod parameters;
 pub mod pipe_io;
 pub mod proc;
+pub mod relay_io;
 pub mod shape;
 pub mod socket_io;
 pub mod value;
