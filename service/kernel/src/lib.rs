@@ -16,11 +16,18 @@ pub mod guard;
 pub mod mechanism;
 pub mod mechanisms;
 pub mod parameters;
+pub mod peer;
 pub mod pipe_io;
 pub mod proc;
 pub mod relay_io;
 pub mod shape;
+pub mod sock_diag;
 pub mod socket_io;
+pub mod socket_messages;
+pub mod socket_options;
+pub mod unix_endpoint;
+pub mod unix_list;
+pub mod unix_name;
 pub mod value;
 pub mod word;
 

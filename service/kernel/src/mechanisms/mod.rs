@@ -13,7 +13,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms! { pipe }
+mechanisms! { pipe, unix }
 
 /// The mechanism of this name.
 pub fn by_name(name: &str) -> Result<&'static Descriptor> {
