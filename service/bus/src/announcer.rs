@@ -14,7 +14,11 @@ use zbus::{
 
 use crate::{
     interfaces::{
-        self, listener::Listener, messages::Messages, object_manager, relay, stream::Stream,
+        self,
+        listener::Listener,
+        messages::Messages,
+        object_manager, relay,
+        stream::Stream,
         watch::{self, Watch},
     },
     paths,
@@ -63,7 +67,8 @@ impl Announcer {
         for serving in self.tree.served().await {
             let server = serving.connection.object_server();
             let found =
-                object_manager::interfaces(&serving.face, &self.tree, object, server, &serving.connection).await;
+                object_manager::interfaces(&serving.face, &self.tree, object, server, &serving.connection)
+                    .await;
             let message = match found {
                 Ok(found) => of_manager("InterfacesAdded", &(&path, found)),
                 Err(error) => {
@@ -99,12 +104,22 @@ impl Announcer {
         }
     }
 
-    fn event(&self, endpoint: &Endpoint, path: &ObjectPath<'_>, seq: u64, happening: Happening) -> zbus::Result<Message> {
+    fn event(
+        &self,
+        endpoint: &Endpoint,
+        path: &ObjectPath<'_>,
+        seq: u64,
+        happening: Happening,
+    ) -> zbus::Result<Message> {
         match happening {
             Happening::Changed(change) => {
                 let text = String::from_utf8_lossy;
                 let details = watch::details(&change).unwrap_or_default();
-                signal::<Watch, _>(path, "Changed", &(seq, &change.names, text(&change.path), text(&change.from), details))
+                signal::<Watch, _>(
+                    path,
+                    "Changed",
+                    &(seq, &change.names, text(&change.path), text(&change.from), details),
+                )
             }
             Happening::Overflow => signal::<Watch, _>(path, "Overflow", &(seq, 0u64)),
             Happening::Received { data, attributes } => {
@@ -116,7 +131,8 @@ impl Announcer {
                 signal::<Messages, _>(path, "Received", &(seq, data, attributes))
             }
             Happening::Accepted(id) => {
-                let accepted = ObjectPath::try_from(format!("{}/{id}", paths::node(endpoint.mechanism.name)))?;
+                let accepted =
+                    ObjectPath::try_from(format!("{}/{id}", paths::node(endpoint.mechanism.name)))?;
                 signal::<Listener, _>(path, "Accepted", &(seq, accepted))
             }
             Happening::Ready => signal::<Messages, _>(path, "Ready", &(seq,)),
@@ -159,6 +175,9 @@ fn signal<I: Interface, B: serde::Serialize + zbus::DynamicType>(
 }
 
 /// A signal of the object manager.
-fn of_manager<B: serde::Serialize + zbus::DynamicType>(member: &'static str, body: &B) -> zbus::Result<Message> {
+fn of_manager<B: serde::Serialize + zbus::DynamicType>(
+    member: &'static str,
+    body: &B,
+) -> zbus::Result<Message> {
     Message::signal(paths::MANAGER, object_manager::ObjectManager::name(), member).build(body)
 }

@@ -42,7 +42,10 @@ impl Face {
         match (&self.peer, header.sender()) {
             (Some(peer), _) => Ok(peer),
             (None, Some(sender)) => Ok(sender.as_str()),
-            (None, None) => Err(Error::invalid("the message has no sender; connect through a message bus, or by Connect()").into()),
+            (None, None) => Err(Error::invalid(
+                "the message has no sender; connect through a message bus, or by Connect()",
+            )
+            .into()),
         }
     }
 
@@ -76,9 +79,8 @@ impl Face {
 
     /// Forgets a client that has left, or an endpoint that was closed.
     pub fn forget(&self, client: Option<&str>, endpoint: Option<&Endpoint>) {
-        self.subscriptions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(name, id), _| client != Some(name.as_str()) && endpoint.is_none_or(|endpoint| endpoint.id != *id));
+        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, id), _| {
+            client != Some(name.as_str()) && endpoint.is_none_or(|endpoint| endpoint.id != *id)
+        });
     }
 }

@@ -12,8 +12,8 @@ use crate::{
     face::Face,
     interfaces::{
         Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
-        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager::ObjectManager, relay::Relay,
-        semaphore::Semaphore, stream::Stream, watch::Watch,
+        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager::ObjectManager,
+        relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     paths,
     tree::Tree,
@@ -81,8 +81,11 @@ fn children(tree: &Tree, path: &str) -> Vec<String> {
         "/org" => return vec!["example".to_owned()],
         "/org/example" => return vec!["IPC".to_owned()],
         paths::MANAGER => {
-            let mut names: Vec<_> = mechanisms::ALL.iter().map(|mechanism| mechanism.name.to_owned()).collect();
-            names.push("relay".to_owned());
+            let mut names: Vec<_> =
+                mechanisms::ALL.iter().map(|mechanism| mechanism.name.to_owned()).collect();
+            if tree.engine.objects().iter().any(|object| matches!(object, Object::Relay(_))) {
+                names.push("relay".to_owned());
+            }
             return names;
         }
         _ => {}

@@ -42,7 +42,8 @@ pub fn find_endpoint(engine: &Engine, path: &ObjectPath<'_>) -> Result<Arc<Endpo
         (endpoint.mechanism.name == name).then_some(endpoint)
     });
     found.ok_or_else(|| {
-        Error::new(Kind::NoSuchEndpoint, format!("there is no endpoint {path}; it was closed, or never made")).into()
+        Error::new(Kind::NoSuchEndpoint, format!("there is no endpoint {path}; it was closed, or never made"))
+            .into()
     })
 }
 

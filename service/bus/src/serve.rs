@@ -40,7 +40,9 @@ pub enum StartError {
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NameTaken(owner) => write!(f, "the name {NAME} is owned already, by {owner}; stop that one first"),
+            Self::NameTaken(owner) => {
+                write!(f, "the name {NAME} is owned already, by {owner}; stop that one first")
+            }
             Self::Bus(error) => write!(f, "the bus: {error}"),
             Self::Other(text) => f.write_str(text),
         }
@@ -78,7 +80,8 @@ impl Service {
             // The announcer runs beside us: let it empty the news, and the outboxes.
             loop {
                 let outboxes = self.tree.served().await;
-                if self.tree.engine.news_are_out() && outboxes.iter().all(|serving| serving.outbox.is_empty()) {
+                if self.tree.engine.news_are_out() && outboxes.iter().all(|serving| serving.outbox.is_empty())
+                {
                     break;
                 }
                 tokio::task::yield_now().await;
@@ -141,8 +144,11 @@ impl Tree {
     pub fn connect(self: &Arc<Self>) -> Result<OwnedFd> {
         let engine = &self.engine;
         let limit = engine.limits.connections;
-        let counted =
-            engine.counters.connections.take(limit, "there are too many private connections", "connections")?;
+        let counted = engine.counters.connections.take(
+            limit,
+            "there are too many private connections",
+            "connections",
+        )?;
         let (ours, theirs) = socket_io::pair()?;
         let tree = self.clone();
         tokio::spawn(async move {
@@ -159,7 +165,9 @@ impl Tree {
         let builder = Builder::unix_stream(socket.into()).server(guid).p2p();
         let connection = match tokio::time::timeout(HANDSHAKE, builder.build()).await {
             Ok(built) => built?,
-            Err(_) => return Err(Error::new(Kind::Timeout, "the client did not authenticate within 10 s").into()),
+            Err(_) => {
+                return Err(Error::new(Kind::Timeout, "the client did not authenticate within 10 s").into());
+            }
         };
         let client = self.next_peer();
         let face = Face::private(self.engine.clone(), client.clone());
@@ -172,4 +180,3 @@ impl Tree {
         served
     }
 }
-

@@ -22,8 +22,8 @@ use crate::{
     face::Face,
     interfaces::{
         Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
-        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager, object_manager::ObjectManager,
-        relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager,
+        object_manager::ObjectManager, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     outbox::Outbox,
     paths,
@@ -81,7 +81,8 @@ impl Tree {
                 self.register(server, &face, &object).await?;
             }
         }
-        let outbox = if face.is_private() { Outbox::dropping(connection) } else { Outbox::waiting(connection) };
+        let outbox =
+            if face.is_private() { Outbox::dropping(connection) } else { Outbox::waiting(connection) };
         faces.served.push(Serving { face, connection: connection.clone(), outbox });
         Ok(())
     }
@@ -93,7 +94,8 @@ impl Tree {
 
     /// The nodes above the endpoints and relays.
     fn nodes(&self) -> Vec<String> {
-        let mut nodes: Vec<String> = ["/", "/org", "/org/example", paths::MANAGER, paths::RELAYS].map(str::to_owned).into();
+        let mut nodes: Vec<String> =
+            ["/", "/org", "/org/example", paths::MANAGER, paths::RELAYS].map(str::to_owned).into();
         nodes.extend(mechanisms::ALL.iter().map(|mechanism| paths::node(mechanism.name)));
         nodes
     }
@@ -140,7 +142,12 @@ impl Tree {
         self.faces.lock().await.entered.contains(&id(object))
     }
 
-    async fn register(self: &Arc<Self>, server: &ObjectServer, face: &Arc<Face>, object: &Object) -> Result<()> {
+    async fn register(
+        self: &Arc<Self>,
+        server: &ObjectServer,
+        face: &Arc<Face>,
+        object: &Object,
+    ) -> Result<()> {
         let path = paths::of(object);
         let path = path.as_str();
         match object {

@@ -99,17 +99,20 @@ fn value(variant: &Variant<'_>) -> Option<Value> {
         Variant::Variant(inner) => return value(inner),
         Variant::Array(array) => match array.element_signature() {
             Signature::U8 => {
-                let bytes = array.iter().map(|item| if let Variant::U8(byte) = item { Some(*byte) } else { None });
+                let bytes =
+                    array.iter().map(|item| if let Variant::U8(byte) = item { Some(*byte) } else { None });
                 Value::Bytes(bytes.collect::<Option<_>>()?)
             }
             Signature::Str => {
-                let texts =
-                    array.iter().map(|item| if let Variant::Str(text) = item { Some(text.to_string()) } else { None });
+                let texts = array
+                    .iter()
+                    .map(|item| if let Variant::Str(text) = item { Some(text.to_string()) } else { None });
                 Value::Texts(texts.collect::<Option<_>>()?)
             }
             Signature::U32 => {
-                let numbers =
-                    array.iter().map(|item| if let Variant::U32(number) = item { Some(*number) } else { None });
+                let numbers = array
+                    .iter()
+                    .map(|item| if let Variant::U32(number) = item { Some(*number) } else { None });
                 Value::U32s(numbers.collect::<Option<_>>()?)
             }
             Signature::Fd => {

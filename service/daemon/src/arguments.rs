@@ -59,7 +59,10 @@ impl FromStr for BusChoice {
             "private" => Ok(Self::Private),
             "system" => Err("the system bus is not served yet; use session, private or an address".into()),
             address if address.contains(':') => Ok(Self::Address(address.to_owned())),
-            _ => Err("it must be session, private, or a D-Bus address such as unix:path=/run/user/1000/bus".into()),
+            _ => {
+                Err("it must be session, private, or a D-Bus address such as unix:path=/run/user/1000/bus"
+                    .into())
+            }
         }
     }
 }

@@ -44,7 +44,8 @@ fn usual() -> Vec<PathBuf> {
 fn parse(text: &str, path: &Path) -> Result<Config> {
     let config: Config = toml::from_str(text).with_context(|| path.display().to_string())?;
     if let Some((key, value, maximum)) = config.limits.beyond_maximum() {
-        let line = text.lines().position(|line| line.trim_start().starts_with(key)).map_or(0, |index| index + 1);
+        let line =
+            text.lines().position(|line| line.trim_start().starts_with(key)).map_or(0, |index| index + 1);
         bail!("{}: line {line}: {key} is {value}; at most {maximum} is allowed", path.display());
     }
     Ok(config)

@@ -314,15 +314,20 @@ impl Engine {
         if table.relays.len() >= limit as usize {
             return Err(exceeded("there are too many relays", "relays", limit));
         }
+        if let Some(error) = relay.conflict(table.relays.values().map(|relay| &**relay)) {
+            return Err(error);
+        }
         table.relays.insert(relay.id, relay.clone());
         Ok(())
     }
 
-    /// Everything in the table.
+    /// Everything in the table, relays first: they end before what they relay.
     pub fn objects(&self) -> Vec<Object> {
         let table = self.table();
-        let endpoints = table.endpoints.values().map(|(endpoint, _)| Object::Endpoint(endpoint.clone()));
-        endpoints.chain(table.relays.values().cloned().map(Object::Relay)).collect()
+        let relays = table.relays.values().cloned().map(Object::Relay);
+        relays
+            .chain(table.endpoints.values().map(|(endpoint, _)| Object::Endpoint(endpoint.clone())))
+            .collect()
     }
 
     /// Takes an endpoint out of the table and ends what waits on it. The kernel object goes too
@@ -336,7 +341,14 @@ impl Engine {
             // The name may be gone already; closing succeeds all the same.
             let _ = endpoint.kernel.remove();
         }
-        self.table().endpoints.remove(&endpoint.id);
+        let mut table = self.table();
+        table.endpoints.remove(&endpoint.id);
+        for relay in table.relays.values() {
+            if relay.source.id == endpoint.id || relay.sink.id == endpoint.id {
+                relay.endpoint_closed(endpoint);
+            }
+        }
+        drop(table);
         self.announce(Object::Endpoint(endpoint.clone()));
         true
     }
@@ -391,11 +403,13 @@ impl Engine {
     pub fn client_left(&self, name: &str) {
         self.clients.left(name);
         for object in self.objects() {
-            if let Object::Endpoint(endpoint) = object
-                && endpoint.lifetime == Lifetime::Client
-                && endpoint.creator == name
-            {
-                self.close(&endpoint, "the connection that it belonged to has ended");
+            match object {
+                Object::Relay(relay) => relay.client_left(name),
+                Object::Endpoint(endpoint) => {
+                    if endpoint.lifetime == Lifetime::Client && endpoint.creator == name {
+                        self.close(&endpoint, "the connection that it belonged to has ended");
+                    }
+                }
             }
         }
     }

@@ -8,14 +8,23 @@
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use ipc_kernel::{Attempt, Error, Fd, Kind, Readiness, Result, error, fd::poll_now};
+use ipc_kernel::{
+    Attempt, Error, Fd, Kind, Readiness, Result, error,
+    fd::{self, poll_now},
+};
 use rustix::{event::PollFlags, io::Errno};
-use tokio::{io::unix::AsyncFd, time::Instant};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::Instant,
+};
 
 use crate::{flag::Flag, words};
 
@@ -140,43 +149,185 @@ pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
 
 /// Waits for an fd to become readable or writable (or hung up).
 pub async fn ready(fd: Fd, interest: PollFlags) -> Result<()> {
-    let Some(registered) = register(&fd)? else {
-        // Files are always ready, and epoll refuses them.
-        return Ok(());
+    let mut watched = Watched::new(&fd, interest)?;
+    // The cached readiness may be stale, as attempts do not clear it: ask the kernel.
+    let polled = || match poll_now(&fd, interest) {
+        Ok(found) if found.is_empty() => Err(Errno::AGAIN),
+        Ok(_) => Ok(Ok(())),
+        Err(error) => Ok(Err(error)),
     };
     loop {
-        let guard =
-            if interest == PollFlags::IN { registered.readable().await } else { registered.writable().await };
-        let mut guard =
-            guard.map_err(|e| Error::from_errno(error::errno_of(&e), "wait for a file descriptor"))?;
-        // The cached readiness may be stale, as attempts do not clear it: ask the kernel.
-        if !poll_now(&fd, interest)?.is_empty() {
-            return Ok(());
+        watched.ready().await?;
+        match watched.attempt(polled) {
+            Ok(None) => {}
+            Ok(Some(done)) => return done,
+            Err(errno) => return Err(Error::from_errno(errno, "wait for a file descriptor")),
         }
-        guard.clear_ready();
     }
 }
 
-/// The fd's place in epoll, shared by everyone who waits for the same fd.
-fn register(fd: &Fd) -> Result<Option<Arc<AsyncFd<Fd>>>> {
-    static REGISTERED: Mutex<Option<HashMap<RawFd, Weak<AsyncFd<Fd>>>>> = Mutex::new(None);
+/// An fd's place in epoll for one kind of readiness, shared by everyone who waits for the same.
+///
+/// What is reported is the *edge*: [`ready`](Self::ready) completes when something has happened
+/// since the last attempt that found nothing. So a loop of attempts needs no poll(2) in between.
+#[derive(Debug)]
+pub struct Watched {
+    fd: Fd,
+    interest: Interest,
+    /// None: a file, which is always ready, and which epoll refuses.
+    place: Option<Arc<AsyncFd<Fd>>>,
+    /// The last event was a hang-up, and no attempt has succeeded since.
+    hung_up: AtomicBool,
+}
+
+impl Watched {
+    /// `interest` is IN, OUT, or ERR: whether the other side has gone.
+    pub fn new(fd: &Fd, interest: PollFlags) -> Result<Self> {
+        let interest = match interest {
+            PollFlags::IN => Interest::READABLE,
+            PollFlags::ERR => Interest::ERROR.add(Interest::PRIORITY),
+            _ => Interest::WRITABLE,
+        };
+        Ok(Self { fd: fd.clone(), interest, place: register(fd, interest)?, hung_up: AtomicBool::new(false) })
+    }
+
+    fn is_for(&self, interest: PollFlags) -> bool {
+        self.interest.is_readable() == (interest == PollFlags::IN)
+    }
+
+    /// Attempts what the readiness is for, unless it is known to be in vain. EAGAIN makes it so
+    /// until the next event, and is None.
+    pub fn attempt<T>(
+        &self,
+        attempt: impl FnOnce() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<Option<T>> {
+        let Some(place) = &self.place else {
+            return match attempt() {
+                Err(Errno::AGAIN) => Ok(None),
+                done => done.map(Some),
+            };
+        };
+        match place.try_io(self.interest, |_| Ok(attempt()?)) {
+            Ok(value) => {
+                self.hung_up.store(false, Ordering::Relaxed);
+                Ok(Some(value))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error::errno_of(&error)),
+        }
+    }
+
+    /// Completes when another attempt is worth it.
+    pub async fn ready(&mut self) -> Result<()> {
+        loop {
+            let Some(place) = &self.place else {
+                return Ok(());
+            };
+            let ready = match place.ready(self.interest).await {
+                Ok(mut guard) => {
+                    let ready = guard.ready();
+                    // No attempt uses up the news that the other side has gone.
+                    if self.interest.is_error() {
+                        guard.clear_ready()
+                    } else {
+                        guard.retain_ready()
+                    }
+                    ready
+                }
+                Err(error) => {
+                    return Err(Error::from_errno(error::errno_of(&error), "wait for a file descriptor"));
+                }
+            };
+            let hung_up = ready.is_read_closed() || ready.is_write_closed();
+            if !hung_up || !self.hung_up.swap(true, Ordering::Relaxed) {
+                return Ok(());
+            }
+            // A hang-up is never cleared, but a FIFO's next writer undoes it: begin anew.
+            self.place = place_for(Fd::from(fd::duplicate(&self.fd)?), self.interest)?;
+            self.hung_up.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Keeps the places in epoll of those who wait again and again for the same few fds.
+#[derive(Debug, Default)]
+pub struct Hold(Vec<Watched>);
+
+/// More fds than this are not the same few.
+const HELD: usize = 4;
+
+impl Hold {
+    /// As [`until`], for what one and the same caller waits for, after an attempt that failed.
+    pub async fn until(&mut self, readiness: Readiness) -> Result<()> {
+        let (fd, interest) = match readiness {
+            Readiness::Readable(fd) => (fd, PollFlags::IN),
+            Readiness::Writable(fd) => (fd, PollFlags::OUT),
+            other => return until(other).await,
+        };
+        let same = |held: &Watched| Arc::ptr_eq(&held.fd, &fd) && held.is_for(interest);
+        let index = match self.0.iter().position(same) {
+            Some(index) => index,
+            None => {
+                if self.0.len() >= HELD {
+                    self.0.clear();
+                }
+                self.0.push(Watched::new(&fd, interest)?);
+                self.0.len() - 1
+            }
+        };
+        // The index is that of the position, or of the last one pushed.
+        let watched = &mut self.0[index];
+        match watched.attempt(|| match poll_now(&fd, interest) {
+            Ok(found) if found.is_empty() => Err(Errno::AGAIN),
+            _ => Ok(()),
+        }) {
+            Ok(None) => watched.ready().await,
+            // Whatever is wrong with it, the next attempt says so.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Finds or makes the place of an fd.
+fn register(fd: &Fd, interest: Interest) -> Result<Option<Arc<AsyncFd<Fd>>>> {
+    type Places = HashMap<(RawFd, bool, bool), Weak<AsyncFd<Fd>>>;
+    static REGISTERED: Mutex<Option<Places>> = Mutex::new(None);
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
     let registered = registered.get_or_insert_default();
-    if let Some(known) = registered.get(&fd.as_raw_fd()).and_then(Weak::upgrade) {
+    let key = (fd.as_raw_fd(), interest.is_readable(), interest.is_writable());
+    if let Some(known) = registered.get(&key).and_then(Weak::upgrade) {
         return Ok(Some(known));
     }
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe; an Arc<OwnedFd> names the same open fd for its whole life"
-    )]
-    let new = match AsyncFd::new(fd.clone()) {
-        Ok(new) => Arc::new(new),
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => return Ok(None),
-        Err(error) => return Err(Error::from_errno(error::errno_of(&error), "wait for a file descriptor")),
+    let Some(new) = place_for(fd.clone(), interest)? else {
+        return Ok(None);
     };
     if registered.len() > 2 * registered.values().filter(|weak| weak.strong_count() > 0).count() + 16 {
         registered.retain(|_, weak| weak.strong_count() > 0);
     }
-    registered.insert(fd.as_raw_fd(), Arc::downgrade(&new));
+    // A place made of a duplicate is found under the number that it was asked for by; it must not
+    // outlive that fd, whose number may be used again: only places of the fd itself are shared.
+    if Arc::ptr_eq(new.get_ref(), fd) {
+        registered.insert(key, Arc::downgrade(&new));
+    }
     Ok(Some(new))
+}
+
+fn place_for(fd: Fd, interest: Interest) -> Result<Option<Arc<AsyncFd<Fd>>>> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; an Arc<OwnedFd> names the same open fd for its whole life"
+    )]
+    let new = |fd| AsyncFd::with_interest(fd, interest);
+    let made = match new(fd.clone()) {
+        // epoll takes an fd only once: it is there with another interest.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => {
+            new(Fd::from(fd::duplicate(&fd)?))
+        }
+        made => made,
+    };
+    match made {
+        Ok(place) => Ok(Some(Arc::new(place))),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => Ok(None),
+        Err(error) => Err(Error::from_errno(error::errno_of(&error), "wait for a file descriptor")),
+    }
 }

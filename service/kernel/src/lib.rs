@@ -35,6 +35,7 @@ pub mod parameters;
 pub mod peer;
 pub mod pipe_io;
 pub mod proc;
+pub mod relay_io;
 pub mod semaphore_word;
 pub mod shape;
 pub mod sock_diag;

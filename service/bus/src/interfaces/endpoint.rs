@@ -44,8 +44,10 @@ impl Endpoint {
     /// stays as it is.
     fn set_permissions(&self, permissions: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        let given = Parameters::check(PERMISSIONS, &[], &Address::new("SetPermissions"), &dict(permissions)?)?;
-        let permissions = Permissions { mode: given.u32("mode"), uid: given.u32("uid"), gid: given.u32("gid") };
+        let given =
+            Parameters::check(PERMISSIONS, &[], &Address::new("SetPermissions"), &dict(permissions)?)?;
+        let permissions =
+            Permissions { mode: given.u32("mode"), uid: given.u32("uid"), gid: given.u32("gid") };
         if permissions == Permissions::default() {
             return Err(Error::invalid("nothing to change: give mode, uid or gid").into());
         }

@@ -43,9 +43,14 @@ impl Mechanism {
             ("create", OPTIONS),
             ("attach", OPTIONS),
         ];
-        for (verb, parameter) in tables.iter().flat_map(|(verb, table)| table.iter().map(move |row| (*verb, row))) {
+        for (verb, parameter) in
+            tables.iter().flat_map(|(verb, table)| table.iter().map(move |row| (*verb, row)))
+        {
             let same = keys.iter_mut().find(|key| {
-                key.0 == parameter.key && key.5 == parameter.summary && key.3 == parameter.default && key.4 == parameter.required
+                key.0 == parameter.key
+                    && key.5 == parameter.summary
+                    && key.3 == parameter.default
+                    && key.4 == parameter.required
             });
             match same {
                 Some(key) => key.1.push(verb.to_owned()),

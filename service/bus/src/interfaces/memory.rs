@@ -33,7 +33,9 @@ impl Memory {
         }
         let text = String::from_utf8(data).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            Error::invalid(format!("the memory is not UTF-8 from byte {at} on: use Read, which returns bytes"))
+            Error::invalid(format!(
+                "the memory is not UTF-8 from byte {at} on: use Read, which returns bytes"
+            ))
         })?;
         Ok(text)
     }
@@ -84,7 +86,12 @@ impl Memory {
 
     /// Adds to a word, wrapping around, and returns what was there before.
     #[zbus(out_args("before"))]
-    fn fetch_add(&self, offset: u64, value: Variant<'_>, #[zbus(header)] header: Header<'_>) -> Result<OwnedVariant> {
+    fn fetch_add(
+        &self,
+        offset: u64,
+        value: Variant<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedVariant> {
         let _call = self.face.call(&header)?;
         word_variant(self.endpoint.memory()?.fetch_add(offset, word(&value)?)?)
     }

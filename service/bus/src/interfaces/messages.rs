@@ -1,7 +1,10 @@
 //! `org.example.IPC.Messages`: bytes with borders.
 
 use ipc_engine::{endpoint::attributes, events::Happening};
-use ipc_kernel::{Error, Kind, Value, shape::{Message, Outgoing}};
+use ipc_kernel::{
+    Error, Kind, Value,
+    shape::{Message, Outgoing},
+};
 use serde_bytes::ByteBuf;
 use zbus::{interface, message::Header, object_server::SignalEmitter};
 
@@ -17,7 +20,13 @@ served!(Messages);
 type Kept = (u64, u64, ByteBuf, Vardict);
 
 impl Messages {
-    async fn send_bytes(&self, data: &[u8], given: Given<'_>, timeout_ms: u32, header: &Header<'_>) -> Result<()> {
+    async fn send_bytes(
+        &self,
+        data: &[u8],
+        given: Given<'_>,
+        timeout_ms: u32,
+        header: &Header<'_>,
+    ) -> Result<()> {
         let call = self.face.call(header)?;
         let engine = &self.face.engine;
         let mut attributes = dict(given)?;
@@ -25,7 +34,8 @@ impl Messages {
             None => Vec::new(),
             Some(Value::Fds(fds)) => fds,
             Some(other) => {
-                let text = format!("the attribute \"fds\" must have the D-Bus type ah, not {}", other.signature());
+                let text =
+                    format!("the attribute \"fds\" must have the D-Bus type ah, not {}", other.signature());
                 return Err(Error::invalid(text).into());
             }
         };
@@ -99,7 +109,8 @@ impl Messages {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(ByteBuf, Vardict)> {
         let call = self.face.call(&header)?;
-        let mut message = self.face.engine.receive(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?;
+        let mut message =
+            self.face.engine.receive(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?;
         let attributes = attributes(&mut message);
         Ok((ByteBuf::from(message.data), vardict(attributes)?))
     }
@@ -160,7 +171,12 @@ impl Messages {
 
     /// A message came and was taken (option deliver).
     #[zbus(signal)]
-    pub async fn received(emitter: &SignalEmitter<'_>, seq: u64, data: &[u8], attributes: Vardict) -> zbus::Result<()>;
+    pub async fn received(
+        emitter: &SignalEmitter<'_>,
+        seq: u64,
+        data: &[u8],
+        attributes: Vardict,
+    ) -> zbus::Result<()>;
 
     /// A message is waiting; nothing was taken. With the option notify; with deliver, for a
     /// message that no signal can carry: for its size, or because it brings file descriptors.
@@ -177,6 +193,7 @@ impl Messages {
     #[zbus(property(emits_changed_signal = "false"))]
     fn depth(&self) -> Result<u64> {
         let depth = self.endpoint.messages()?.depth();
-        Ok(depth.ok_or_else(|| Error::not_supported("the kernel does not tell how many messages wait here"))?)
+        Ok(depth
+            .ok_or_else(|| Error::not_supported("the kernel does not tell how many messages wait here"))?)
     }
 }

@@ -29,15 +29,13 @@ impl Relay {
     /// Stops moving, until Resume. Nothing is lost: what comes stays in the kernel.
     fn pause(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        self.relay.pause(&self.face.engine);
-        Ok(())
+        Ok(self.relay.pause()?)
     }
 
     /// Goes on after Pause.
     fn resume(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        self.relay.resume(&self.face.engine);
-        Ok(())
+        Ok(self.relay.resume()?)
     }
 
     /// Ends the relay; Finished tells when it has. What was taken and not yet moved is kept at
@@ -57,7 +55,12 @@ impl Relay {
 
     /// It has ended: at the end of the stream, by Stop, or by an error. Then the object is gone.
     #[zbus(signal)]
-    pub async fn finished(emitter: &SignalEmitter<'_>, reason: &str, bytes: u64, messages: u64) -> zbus::Result<()>;
+    pub async fn finished(
+        emitter: &SignalEmitter<'_>,
+        reason: &str,
+        bytes: u64,
+        messages: u64,
+    ) -> zbus::Result<()>;
 
     /// The endpoint that it reads from.
     #[zbus(property(emits_changed_signal = "const"))]
@@ -98,6 +101,6 @@ impl Relay {
     /// What went wrong; empty if nothing did.
     #[zbus(property(emits_changed_signal = "false"))]
     fn error(&self) -> String {
-        self.relay.error()
+        self.relay.error().to_owned()
     }
 }

@@ -37,7 +37,12 @@ impl Semaphore {
     /// Takes one on a lease: the semaphore is posted again when the last copy of the returned file
     /// descriptor is closed, by its holder's close, exit or crash. It takes no options yet.
     #[zbus(out_args("lease"))]
-    async fn acquire(&self, timeout_ms: u32, options: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<OwnedFd> {
+    async fn acquire(
+        &self,
+        timeout_ms: u32,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedFd> {
         let call = self.face.call(&header)?;
         Parameters::check(&[], &[], &Address::new("Acquire"), &dict(options)?)?;
         Ok(self.face.engine.acquire(&call, &self.endpoint, timeout_ms).await?.into())

@@ -26,7 +26,12 @@ impl Stream {
     /// Reads as text. Bytes that are not UTF-8 are an error and stay; a character that was cut in
     /// two is completed by the next call.
     #[zbus(out_args("text"))]
-    async fn read_text(&self, max: u32, timeout_ms: u32, #[zbus(header)] header: Header<'_>) -> Result<String> {
+    async fn read_text(
+        &self,
+        max: u32,
+        timeout_ms: u32,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String> {
         let call = self.face.call(&header)?;
         let data = self.face.engine.read(&call, &self.endpoint, max, timeout_ms).await?;
         let error = match String::from_utf8(data) {
@@ -37,7 +42,9 @@ impl Stream {
         let mut data = error.into_bytes();
         if !cut || valid == 0 {
             self.endpoint.keep_bytes(&data);
-            let text = format!("the data is not UTF-8 from byte {valid} on; it was kept: use Read, which returns bytes");
+            let text = format!(
+                "the data is not UTF-8 from byte {valid} on; it was kept: use Read, which returns bytes"
+            );
             return Err(Error::invalid(text).into());
         }
         self.endpoint.keep_bytes(&data.split_off(valid));
@@ -55,7 +62,12 @@ impl Stream {
 
     /// Writes text, as UTF-8 without a terminating zero.
     #[zbus(out_args("written"))]
-    async fn write_text(&self, text: &str, timeout_ms: u32, #[zbus(header)] header: Header<'_>) -> Result<u64> {
+    async fn write_text(
+        &self,
+        text: &str,
+        timeout_ms: u32,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<u64> {
         let call = self.face.call(&header)?;
         Ok(self.face.engine.write(&call, &self.endpoint, text.as_bytes(), timeout_ms).await?)
     }

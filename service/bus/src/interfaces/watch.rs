@@ -48,7 +48,14 @@ impl Watch {
                     String::from_utf8_lossy(&change.from).into_owned(),
                     details(&change)?,
                 ),
-                _ => (event.seq, event.at, vec!["Q_OVERFLOW".to_owned()], String::new(), String::new(), Vardict::new()),
+                _ => (
+                    event.seq,
+                    event.at,
+                    vec!["Q_OVERFLOW".to_owned()],
+                    String::new(),
+                    String::new(),
+                    Vardict::new(),
+                ),
             });
         }
         Ok((kept, lost))

@@ -1,40 +1,338 @@
-//! Relays (placeholder so that the crate compiles; the real one replaces this file).
-use crate::Endpoint;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+//! Relays: everything that comes out of a source goes into a sink, with no client in between.
+//!
+//! A relay is a task ([`task`]) that pumps bytes ([`streams`]) or messages ([`messages`]) and
+//! waits for nothing but its ends; here is what others see and want of it. It never holds more
+//! than a bounded amount: when the sink is full, the source is not read. What it has taken when it
+//! ends goes back to the source, so nothing is lost.
+//!
+//! The rules, as the reference has them: end of stream of the source is passed on as a half-close
+//! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
+//! that does not fit stays at the source.
+
+mod buffers;
+mod checks;
+mod control;
+mod ends;
+mod frames;
+mod messages;
+mod meter;
+pub mod options;
+mod streams;
+mod task;
+
+use std::sync::{
+    Arc, OnceLock, Weak,
+    atomic::{AtomicBool, AtomicU8, Ordering},
+};
+
+use ipc_kernel::{Dict, Error, Kind, Result, dict};
+
+use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
+
+use self::{
+    control::{Control, Order},
+    meter::Meter,
+    options::Options,
+};
+pub use self::{options::RELAY_OPTIONS, task::Finished};
+
+/// A relay that runs, or has run.
 #[derive(Debug)]
 pub struct Relay {
+    /// Unique in the service, never used again; endpoints are counted with it.
     pub id: u64,
     pub source: Arc<Endpoint>,
     pub sink: Arc<Endpoint>,
+    /// The connection that made it.
+    pub creator: String,
+    /// Microseconds since the epoch.
+    pub created_at: u64,
+    /// Set when it has ended; then [`finished`](Self::finished) says how.
+    pub ended: Flag,
+    options: Options,
+    control: Control,
+    forth: Lane,
+    back: Option<Lane>,
+    finished: OnceLock<Finished>,
     dirty: AtomicBool,
+    engine: Weak<Engine>,
 }
-impl Relay {
-    pub fn stop(&self, _reason: &str) {}
-    pub(crate) fn mark(&self) -> bool {
-        !self.dirty.swap(true, Ordering::AcqRel)
-    }
-    pub(crate) fn unmark(&self) {
-        self.dirty.store(false, Ordering::Release)
+
+/// What a relay is doing, on the bus the property `State`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// One of its ends is not there yet: a FIFO that nobody has opened on the other side.
+    Waiting,
+    /// It moves what comes.
+    Running,
+    Paused,
+    Finished,
+    Failed,
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+        }
     }
 }
 
-pub enum State { Running }
-impl State { pub fn name(&self) -> &'static str { "running" } }
-pub struct Finished { pub reason: String, pub bytes: u64, pub messages: u64 }
-impl Relay {
-    pub fn pause(&self, _e: &Arc<crate::Engine>) {}
-    pub fn resume(&self, _e: &Arc<crate::Engine>) {}
-    pub fn state(&self) -> State { State::Running }
-    pub fn bytes(&self) -> u64 { 0 }
-    pub fn messages(&self) -> u64 { 0 }
-    pub fn rate(&self) -> u64 { 0 }
-    pub fn error(&self) -> String { String::new() }
-    pub fn inspect(&self) -> ipc_kernel::Dict { ipc_kernel::Dict::new() }
-    pub fn finished(&self) -> Option<Finished> { None }
+/// What is known of one direction.
+#[derive(Debug)]
+struct Lane {
+    meter: Meter,
+    /// An index into METHODS; 0 until it is known.
+    method: AtomicU8,
+    waiting: AtomicBool,
+    news: Weak<Relay>,
 }
-impl crate::Engine {
-    pub async fn start_relay(self: &Arc<Self>, _call: &crate::Call, source: Arc<Endpoint>, sink: Arc<Endpoint>, _options: ipc_kernel::Dict) -> ipc_kernel::Result<Arc<Relay>> {
-        Ok(Arc::new(Relay { id: self.next_id(), source, sink, dirty: AtomicBool::new(false) }))
+
+/// The ways in which data is moved, as `Inspect` names them.
+const METHODS: &[&str] = &[
+    "none yet",
+    "splice",
+    "splice through a pipe",
+    "read and write",
+    "recvmsg and sendmsg",
+    "messages",
+    "stream to messages",
+    "messages to stream",
+];
+
+impl Lane {
+    fn new(news: Weak<Relay>) -> Self {
+        Self { meter: Meter::new(), method: AtomicU8::new(0), waiting: AtomicBool::new(false), news }
+    }
+
+    fn set_method(&self, name: &str) {
+        let index = METHODS.iter().position(|method| *method == name).unwrap_or(0);
+        self.method.store(index as u8, Ordering::Relaxed);
+    }
+
+    fn method(&self) -> &'static str {
+        METHODS.get(usize::from(self.method.load(Ordering::Relaxed))).copied().unwrap_or_default()
+    }
+
+    /// The direction waits for an end as long as the result lives.
+    fn wait(&self) -> Waiting<'_> {
+        self.set_waiting(true);
+        Waiting(self)
+    }
+
+    fn set_waiting(&self, waiting: bool) {
+        if self.waiting.swap(waiting, Ordering::AcqRel) != waiting
+            && let Some(relay) = self.news.upgrade()
+        {
+            relay.announce();
+        }
+    }
+}
+
+struct Waiting<'a>(&'a Lane);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set_waiting(false);
+    }
+}
+
+impl Engine {
+    /// Moves everything that comes out of `source` into `sink`, from now on.
+    ///
+    /// What cannot work is refused here ([`checks`]); what goes wrong later ends the relay.
+    pub async fn start_relay(
+        self: &Arc<Self>,
+        call: &Call,
+        source: Arc<Endpoint>,
+        sink: Arc<Endpoint>,
+        options: Dict,
+    ) -> Result<Arc<Relay>> {
+        let options = Options::parse(&options)?;
+        let conversions = checks::check(&source, &sink, &options)?;
+        let relay = Arc::new_cyclic(|news| Relay {
+            id: self.next_id(),
+            source,
+            sink,
+            creator: call.client.name.clone(),
+            created_at: crate::events::now(),
+            ended: Flag::new(),
+            control: Control::default(),
+            forth: Lane::new(news.clone()),
+            back: options.both.then(|| Lane::new(news.clone())),
+            options,
+            finished: OnceLock::new(),
+            dirty: AtomicBool::new(false),
+            engine: Arc::downgrade(self),
+        });
+        self.enter_relay(&relay)?;
+        // From here on `Engine::close`, `client_left` and `stop` find it; this closes the gap before.
+        for endpoint in [&relay.source, &relay.sink] {
+            if endpoint.closed.is_set() {
+                relay.endpoint_closed(endpoint);
+            }
+        }
+        if relay.options.client_lifetime && call.client.gone.is_set() {
+            relay.stop(CONNECTION_ENDED);
+        }
+        if self.stopping.is_set() {
+            relay.stop("the service is stopping");
+        }
+        tokio::spawn(task::run(self.clone(), relay.clone(), conversions));
+        Ok(relay)
+    }
+}
+
+const CONNECTION_ENDED: &str = "the connection that it belonged to has ended";
+
+impl Relay {
+    /// Stops moving data until [`resume`](Self::resume); what was taken stays with the relay.
+    pub fn pause(&self) -> Result<()> {
+        self.order(Some(Order::Pause))
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.order(None)
+    }
+
+    fn order(&self, order: Option<Order>) -> Result<()> {
+        if let Some(finished) = self.finished() {
+            return Err(Error::new(Kind::Closed, format!("the relay has ended: {}", finished.reason)));
+        }
+        if self.control.set(order) {
+            self.announce();
+        }
+        Ok(())
+    }
+
+    /// Ends it, for this reason. What it had taken goes on or back; wait for
+    /// [`ended`](Self::ended) to see it done.
+    pub fn stop(&self, reason: &str) {
+        self.control.set(Some(Order::Stop(reason.to_owned())));
+    }
+
+    /// One of its endpoints was closed.
+    pub(crate) fn endpoint_closed(&self, endpoint: &Endpoint) {
+        let which = if endpoint.id == self.source.id { "source" } else { "sink" };
+        let reason = endpoint.closed_reason().unwrap_or_default();
+        self.stop(&format!("the {which} endpoint was closed: {reason}"));
+    }
+
+    /// The connection of this name has ended.
+    pub(crate) fn client_left(&self, name: &str) {
+        if self.options.client_lifetime && self.creator == name {
+            self.stop(CONNECTION_ENDED);
+        }
+    }
+
+    pub fn state(&self) -> State {
+        let waits = |lane: &Lane| lane.waiting.load(Ordering::Acquire);
+        match self.finished() {
+            Some(finished) if finished.failed => State::Failed,
+            Some(_) => State::Finished,
+            None if self.control.is_paused() => State::Paused,
+            None if waits(&self.forth) || self.back.as_ref().is_some_and(waits) => State::Waiting,
+            None => State::Running,
+        }
+    }
+
+    /// Bytes that have arrived in the sink.
+    pub fn bytes(&self) -> u64 {
+        self.forth.meter.bytes()
+    }
+
+    /// Messages that have arrived in the sink; 0 between streams.
+    pub fn messages(&self) -> u64 {
+        self.forth.meter.messages()
+    }
+
+    /// With `both`: bytes that have arrived in the source.
+    pub fn bytes_back(&self) -> u64 {
+        self.back.as_ref().map_or(0, |lane| lane.meter.bytes())
+    }
+
+    /// With `both`: messages that have arrived in the source.
+    pub fn messages_back(&self) -> u64 {
+        self.back.as_ref().map_or(0, |lane| lane.meter.messages())
+    }
+
+    /// Bytes a second, both ways together, over the last four seconds.
+    pub fn rate(&self) -> u64 {
+        self.forth.meter.rate() + self.back.as_ref().map_or(0, |lane| lane.meter.rate())
+    }
+
+    /// How the data is moved: `splice`, `splice through a pipe`, `read and write`, …
+    pub fn method(&self) -> &'static str {
+        self.forth.method()
+    }
+
+    /// What went wrong; empty where nothing did.
+    pub fn error(&self) -> &str {
+        self.finished().filter(|finished| finished.failed).map_or("", |finished| &finished.reason)
+    }
+
+    /// How it ended, once it has.
+    pub fn finished(&self) -> Option<&Finished> {
+        self.finished.get()
+    }
+
+    pub fn inspect(&self) -> Dict {
+        let mut state = dict! {
+            "state" => self.state().name(),
+            "method" => self.method(),
+            "bytes" => self.bytes(),
+            "messages" => self.messages(),
+            "rate" => self.rate(),
+            "error" => self.error(),
+            "both" => self.options.both,
+            "framing" => self.options.framing.map_or("none", |framing| framing.name()),
+            "lifetime" => if self.options.client_lifetime { "client" } else { "service" },
+        };
+        if let Some(back) = &self.back {
+            state.insert("method-back".into(), back.method().into());
+            state.insert("bytes-back".into(), back.meter.bytes().into());
+            state.insert("messages-back".into(), back.meter.messages().into());
+        }
+        state
+    }
+
+    /// Where data goes, from and to.
+    fn ways(&self) -> impl Iterator<Item = (&Endpoint, &Endpoint)> {
+        let back = self.back.is_some().then(|| (&*self.sink, &*self.source));
+        std::iter::once((&*self.source, &*self.sink)).chain(back)
+    }
+
+    /// Whether it may run beside the others; asked with the table locked.
+    pub(crate) fn conflict<'a>(&self, running: impl Iterator<Item = &'a Relay> + Clone) -> Option<Error> {
+        checks::conflict(self, running)
+    }
+
+    fn finish(&self, engine: &Engine, reason: String, failed: bool) {
+        let finished = Finished { reason, bytes: self.bytes(), messages: self.messages(), failed };
+        // The task, which ends only once, is the only one to say so.
+        let _ = self.finished.set(finished);
+        if let Some(this) = self.forth.news.upgrade() {
+            engine.forget_relay(&this);
+        }
+        self.ended.set();
+    }
+
+    fn announce(&self) {
+        if let (Some(engine), Some(this)) = (self.engine.upgrade(), self.forth.news.upgrade()) {
+            engine.announce(Object::Relay(this));
+        }
+    }
+
+    /// Marks that something is to be announced; says whether it was not marked before.
+    pub(crate) fn mark(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn unmark(&self) {
+        self.dirty.store(false, Ordering::Release);
     }
 }

@@ -1,0 +1,254 @@
+//! The two ends of a byte stream as a relay uses them: where bytes come from ([`Intake`]) and
+//! where they go ([`Outlet`]), each with what it takes to wait for it.
+
+use std::os::fd::OwnedFd;
+
+use ipc_kernel::{
+    Attempt, Error, Kind, Result, error,
+    mechanism::{End, EndKind},
+    relay_io::{self, Cursor},
+};
+use rustix::{event::PollFlags, io::Errno};
+
+use super::Lane;
+use crate::{
+    endpoint::Endpoint,
+    wait::{Watched, until},
+};
+
+/// What happens to the file descriptors that come with the bytes of a unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    /// None can come.
+    None,
+    /// The kernel refuses them (SO_PASSRIGHTS). Those that were sent before that are found when
+    /// this many bytes are read with recvmsg(2).
+    Refused { unvetted: usize },
+    /// The kernel cannot refuse them: every byte is read with recvmsg(2).
+    Checked,
+    /// They go along.
+    Forwarded,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+pub(super) struct Intake {
+    pub cursor: Cursor,
+    pub watch: Watched,
+    rights: Rights,
+    address: String,
+}
+
+impl Intake {
+    /// Opens the source's end, and waits for it where there is none yet.
+    pub async fn open(source: &Endpoint, forward_fds: bool, lane: &Lane) -> Result<Self> {
+        let end = opened(source_end, source, lane).await?;
+        let rights = match end.kind {
+            EndKind::UnixStream if forward_fds => Rights::Forwarded,
+            EndKind::UnixStream if relay_io::accept_rights(&end.fd, false)? => {
+                // In this order: what is not queued by now comes without descriptors.
+                Rights::Refused { unvetted: relay_io::queued(&end.fd) }
+            }
+            EndKind::UnixStream => Rights::Checked,
+            _ => Rights::None,
+        };
+        let watch = Watched::new(&end.fd, PollFlags::IN)?;
+        Ok(Self { cursor: Cursor::new(end), watch, rights, address: source.address.clone() })
+    }
+
+    /// Whether file descriptors may come, so that the kernel must not move the bytes by itself.
+    pub fn must_be_read(&self) -> bool {
+        match self.rights {
+            Rights::None => false,
+            Rights::Refused { unvetted } => unvetted > 0,
+            Rights::Checked | Rights::Forwarded => true,
+        }
+    }
+
+    pub fn forwards(&self) -> bool {
+        self.rights == Rights::Forwarded
+    }
+
+    /// Reads what is there. None: nothing at this moment; 0 bytes: the end.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<Option<(usize, Vec<OwnedFd>)>> {
+        let with_rights = self.must_be_read();
+        let max = match self.rights {
+            Rights::Refused { unvetted } if unvetted > 0 => unvetted.min(buffer.len()),
+            _ => buffer.len(),
+        };
+        let cursor = &mut self.cursor;
+        let read = self.watch.attempt(|| {
+            if with_rights {
+                relay_io::receive_rights(&cursor.fd, &mut buffer[..max])
+            } else {
+                cursor.read(&mut buffer[..max]).map(|length| (length, Vec::new()))
+            }
+        });
+        let Some((length, fds)) = read.map_err(|errno| self.failed(errno))? else {
+            return Ok(None);
+        };
+        if let Rights::Refused { unvetted } = &mut self.rights {
+            // At the end of the stream there is nothing left to look at.
+            *unvetted = if length == 0 { 0 } else { unvetted.saturating_sub(length) };
+        }
+        Ok(Some((length, fds)))
+    }
+
+    /// The error for file descriptors that came and may not go along.
+    pub fn refuse(&self, fds: &[OwnedFd]) -> Result<()> {
+        if fds.is_empty() || self.forwards() {
+            return Ok(());
+        }
+        Err(Error::not_supported(format!(
+            "{} file descriptors came with the bytes from {}, and were closed: relay it with fds=true to another \
+             unix stream socket",
+            fds.len(),
+            self.address
+        )))
+    }
+
+    pub fn failed(&self, errno: Errno) -> Error {
+        Error::from_errno(errno, format_args!("read from {}", self.address))
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        if matches!(self.rights, Rights::Refused { .. }) {
+            // The endpoint is as it was; on a socket that is gone it does not matter.
+            let _ = relay_io::accept_rights(&self.cursor.fd, true);
+        }
+    }
+}
+
+/// Where the bytes go.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    pub cursor: Cursor,
+    /// Only while the sink is what is waited for: else every read of a socket's peer would wake us.
+    watch: Option<Watched>,
+    gone: Option<Watched>,
+    address: String,
+}
+
+impl Outlet {
+    /// Opens the sink's end, and waits for it where there is none yet.
+    pub async fn open(sink: &Endpoint, lane: &Lane) -> Result<Self> {
+        let end = opened(sink_end, sink, lane).await?;
+        let comes_and_goes = sink.kernel.stream().is_some_and(|stream| stream.continues());
+        let gone = match end.kind {
+            EndKind::File { .. } => None,
+            // A FIFO's next reader may be on its way.
+            EndKind::Pipe if comes_and_goes => None,
+            _ => Some(Watched::new(&end.fd, PollFlags::ERR)?),
+        };
+        Ok(Self { cursor: Cursor::new(end), watch: None, gone, address: sink.address.clone() })
+    }
+
+    /// Attempts something that EAGAIN means of that the sink is full. None: it is.
+    pub fn attempt<T>(
+        &mut self,
+        attempt: impl FnOnce(&mut Cursor) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<Option<T>> {
+        let cursor = &mut self.cursor;
+        match &self.watch {
+            Some(watch) => watch.attempt(|| attempt(cursor)),
+            None => match attempt(cursor) {
+                Err(Errno::AGAIN) => Ok(None),
+                done => done.map(Some),
+            },
+        }
+    }
+
+    /// Writes what fits; file descriptors go with the first byte. None: nothing fits.
+    pub fn write(&mut self, data: &[u8], fds: &[OwnedFd]) -> Result<Option<usize>> {
+        let written = self.attempt(|cursor| {
+            if fds.is_empty() { cursor.write(data) } else { relay_io::send_rights(&cursor.fd, data, fds) }
+        });
+        written.map_err(|errno| self.failed(errno))
+    }
+
+    /// Waits until the sink takes something, after an attempt that failed or none.
+    pub async fn ready(&mut self) -> Result<()> {
+        if self.watch.is_none() {
+            self.watch = Some(Watched::new(&self.cursor.fd, PollFlags::OUT)?);
+        } else if self.attempt(|cursor| match relay_io::poll_writable(cursor)? {
+            true => Ok(()),
+            false => Err(Errno::AGAIN),
+        }) == Ok(Some(()))
+        {
+            return Ok(());
+        }
+        match &mut self.watch {
+            Some(watch) => watch.ready().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The source is what is waited for: a socket's events are of no interest.
+    pub fn rest(&mut self) {
+        if self.cursor.kind != EndKind::Pipe {
+            self.watch = None;
+        }
+    }
+
+    /// Completes when nobody is left on the other side.
+    pub async fn gone(&mut self) -> Result<()> {
+        let Some(gone) = &mut self.gone else {
+            return std::future::pending().await;
+        };
+        loop {
+            gone.ready().await?;
+            if relay_io::gone(&self.cursor) {
+                return Ok(());
+            }
+        }
+    }
+
+    pub fn failed(&self, errno: Errno) -> Error {
+        match errno {
+            Errno::PIPE | Errno::CONNRESET | Errno::SHUTDOWN | Errno::NOTCONN => self.closed(Some(errno)),
+            errno => Error::from_errno(errno, format_args!("write to {}", self.address)),
+        }
+    }
+
+    pub fn closed(&self, errno: Option<Errno>) -> Error {
+        let name = errno.map(|errno| format!(" ({})", error::name(errno))).unwrap_or_default();
+        Error::new(
+            Kind::Closed,
+            format!("the sink was closed: nobody reads from {} any more{name}", self.address),
+        )
+    }
+}
+
+/// The end that a relay reads from.
+pub(super) fn source_end(source: &Endpoint) -> Result<Attempt<End>> {
+    match source.kernel.stream() {
+        Some(stream) => stream.source(),
+        None => source.memory()?.source().map(Attempt::Done),
+    }
+}
+
+/// The end that a relay writes into.
+pub(super) fn sink_end(sink: &Endpoint) -> Result<Attempt<End>> {
+    match sink.kernel.stream() {
+        Some(stream) => stream.sink(),
+        None => sink.memory()?.sink().map(Attempt::Done),
+    }
+}
+
+async fn opened(
+    open: fn(&Endpoint) -> Result<Attempt<End>>,
+    endpoint: &Endpoint,
+    lane: &Lane,
+) -> Result<End> {
+    loop {
+        match open(endpoint)? {
+            Attempt::Done(end) => return Ok(end),
+            Attempt::Wait(readiness) => {
+                let _waiting = lane.wait();
+                until(readiness).await?;
+            }
+        }
+    }
+}

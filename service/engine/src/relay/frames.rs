@@ -1,0 +1,163 @@
+//! How messages stand in a stream: pure functions on bytes, both ways.
+
+use std::ops::Range;
+
+use ipc_kernel::{Error, Kind, Result};
+
+use super::options::Framing;
+
+/// The bytes of the length in front of a message.
+const PREFIX: usize = 4;
+
+/// A message found in a buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    /// Where its bytes are.
+    pub payload: Range<usize>,
+    /// How much of the buffer it takes, with what marks its borders.
+    pub total: usize,
+}
+
+impl Framing {
+    /// The most bytes of the stream that a message of `max` bytes takes.
+    pub(super) fn longest(self, max: usize) -> usize {
+        match self {
+            Self::Line => max.saturating_add(1),
+            Self::Length => max.saturating_add(PREFIX),
+            Self::Fixed(size) => size,
+        }
+    }
+
+    /// The first message in what has come so far, of at most `max` bytes; `ended` when nothing
+    /// more will come. None: it is not complete yet (or, at the end, there is none).
+    pub(super) fn next(self, bytes: &[u8], ended: bool, max: usize) -> Result<Option<Frame>> {
+        let frame = match self {
+            Self::Line => match bytes.iter().take(max.saturating_add(1)).position(|&byte| byte == b'\n') {
+                Some(length) => Frame { payload: 0..length, total: length + 1 },
+                None if bytes.len() > max => return Err(too_long("line", None, max)),
+                // A last line without a newline is a line.
+                None if ended && !bytes.is_empty() => Frame { payload: 0..bytes.len(), total: bytes.len() },
+                None => return Ok(None),
+            },
+            Self::Length => {
+                let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
+                    return incomplete(bytes.len(), PREFIX, ended);
+                };
+                let length = u32::from_be_bytes(*prefix) as usize;
+                if length > max {
+                    return Err(too_long("message", Some(length), max));
+                }
+                if rest.len() < length {
+                    return incomplete(bytes.len(), PREFIX + length, ended);
+                }
+                Frame { payload: PREFIX..PREFIX + length, total: PREFIX + length }
+            }
+            Self::Fixed(size) => match bytes.len() {
+                0 => return Ok(None),
+                length if length >= size => Frame { payload: 0..size, total: size },
+                // A short last record is sent as it is.
+                length if ended => Frame { payload: 0..length, total: length },
+                _ => return Ok(None),
+            },
+        };
+        Ok(Some(frame))
+    }
+
+    /// The message as it stands in the stream.
+    pub(super) fn wrap(self, message: &[u8]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(message.len() + PREFIX);
+        match self {
+            Self::Line => {
+                if message.contains(&b'\n') {
+                    return Err(Error::invalid(format!(
+                        "a message of {} bytes contains a newline, which framing=line would make two of; use \
+                         framing=length. It was kept at the source",
+                        message.len()
+                    )));
+                }
+                bytes.extend_from_slice(message);
+                bytes.push(b'\n');
+            }
+            Self::Length => {
+                let length = u32::try_from(message.len()).map_err(|_| {
+                    Error::new(Kind::TooLarge, "a message of 4 GiB or more has no length of 4 bytes")
+                })?;
+                bytes.extend_from_slice(&length.to_be_bytes());
+                bytes.extend_from_slice(message);
+            }
+            Self::Fixed(size) => {
+                if message.len() != size {
+                    return Err(Error::invalid(format!(
+                        "a message has {} bytes, record-size is {size}; use framing=length. It was kept at the source",
+                        message.len()
+                    )));
+                }
+                bytes.extend_from_slice(message);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+fn too_long(what: &str, length: Option<usize>, max: usize) -> Error {
+    let length = length.map_or_else(|| "more bytes".to_owned(), |length| format!("{length} bytes, more"));
+    Error::new(
+        Kind::TooLarge,
+        format!(
+            "a {what} in the stream has {length} than the {max} that one message may have here (the sink's largest \
+             message, or relay-buffer). What was not sent was kept at the source"
+        ),
+    )
+}
+
+fn incomplete(have: usize, want: usize, ended: bool) -> Result<Option<Frame>> {
+    if ended && have > 0 {
+        return Err(Error::new(
+            Kind::Closed,
+            format!(
+                "the stream ended inside a message: after {have} of {want} bytes. They were kept at the source"
+            ),
+        ));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(framing: Framing, mut bytes: &[u8], max: usize) -> Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        while let Some(frame) = framing.next(bytes, true, max)? {
+            found.push(bytes[frame.payload].to_vec());
+            bytes = &bytes[frame.total..];
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn lines() {
+        let lines = all(Framing::Line, b"a\r\n\nbc\nlast", 4).unwrap();
+        assert_eq!(lines, [b"a\r".to_vec(), b"".to_vec(), b"bc".to_vec(), b"last".to_vec()]);
+        assert_eq!(Framing::Line.next(b"abc", false, 4).unwrap(), None);
+        assert_eq!(Framing::Line.next(b"abcde", false, 4).unwrap_err().kind, Kind::TooLarge);
+        assert!(Framing::Line.next(b"abcd\n", false, 4).unwrap().is_some());
+        assert_eq!(Framing::Line.wrap(b"a\nb").unwrap_err().kind, Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn lengths() {
+        let bytes = [Framing::Length.wrap(b"").unwrap(), Framing::Length.wrap(b"four").unwrap()].concat();
+        assert_eq!(all(Framing::Length, &bytes, 4).unwrap(), [b"".to_vec(), b"four".to_vec()]);
+        assert_eq!(Framing::Length.next(&bytes[4..7], false, 4).unwrap(), None);
+        assert_eq!(Framing::Length.next(&bytes[4..7], true, 4).unwrap_err().kind, Kind::Closed);
+        assert_eq!(Framing::Length.next(&bytes[4..], false, 3).unwrap_err().kind, Kind::TooLarge);
+    }
+
+    #[test]
+    fn records() {
+        let records = all(Framing::Fixed(3), b"abcdefgh", 3).unwrap();
+        assert_eq!(records, [b"abc".to_vec(), b"def".to_vec(), b"gh".to_vec()]);
+        assert_eq!(Framing::Fixed(3).wrap(b"ab").unwrap_err().kind, Kind::InvalidArgument);
+    }
+}

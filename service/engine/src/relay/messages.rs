@@ -1,0 +1,315 @@
+//! Messages to messages, with their borders and file descriptors; and the adapters between
+//! messages and bytes, for which the caller has declared a framing.
+//!
+//! One message is on its way at a time. It is in the lane's struct until the sink has it whole,
+//! and goes back to the front of the source when the relay ends before that.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use ipc_kernel::{
+    Attempt, Dict, Error, Fd, Kind, Result,
+    shape::{Message, Outgoing},
+};
+
+use super::{
+    Lane,
+    ends::{Intake, Outlet},
+    options::Framing,
+    task::Ended,
+};
+use crate::{endpoint::Endpoint, wait::Hold};
+
+/// After so many messages the other tasks have their turn.
+const TURN: usize = 16;
+
+/// A message that was taken from the source.
+#[derive(Debug)]
+struct Taken {
+    data: Vec<u8>,
+    attributes: Dict,
+    fds: Vec<Fd>,
+}
+
+impl Taken {
+    fn give_back(self, source: &Endpoint) {
+        // A descriptor that somebody else still holds is duplicated; that only fails when the
+        // table of open files is full.
+        let own = |fd: Fd| Arc::try_unwrap(fd).or_else(|shared| ipc_kernel::fd::duplicate(&shared));
+        let fds: Vec<OwnedFd> = self.fds.into_iter().filter_map(|fd| own(fd).ok()).collect();
+        source.keep(Message { data: self.data, attributes: self.attributes, fds });
+    }
+}
+
+/// Takes the next message. None: the source has come to its end. A message of more than `max`
+/// bytes stays with the source.
+async fn take(source: &Endpoint, hold: &mut Hold, max: u64) -> Result<Option<Taken>> {
+    loop {
+        let message = match source.attempt_receive(&Dict::new()) {
+            Ok(Attempt::Done(message)) => message,
+            Ok(Attempt::Wait(readiness)) => {
+                hold.until(readiness).await?;
+                continue;
+            }
+            // The last writer has gone, or the peer: for a source that is the end.
+            Err(error) if error.kind == Kind::Closed => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if message.data.len() as u64 > max {
+            let text = format!(
+                "the next message from {} has {} bytes, more than the {max} that the sink takes; it was kept at \
+                 the source",
+                source.address,
+                message.data.len()
+            );
+            source.keep(message);
+            return Err(Error::new(Kind::TooLarge, text));
+        }
+        let fds = message.fds.into_iter().map(Fd::from).collect();
+        return Ok(Some(Taken { data: message.data, attributes: message.attributes, fds }));
+    }
+}
+
+async fn send(sink: &Endpoint, hold: &mut Hold, message: Outgoing<'_>) -> Result<()> {
+    let messages = sink.messages()?;
+    loop {
+        match messages.send(message)? {
+            Attempt::Done(()) => return Ok(()),
+            Attempt::Wait(readiness) => hold.until(readiness).await?,
+        }
+    }
+}
+
+/// Messages to messages.
+#[derive(Debug, Default)]
+pub(super) struct Messages {
+    taken: Option<Taken>,
+    from: Hold,
+    to: Hold,
+}
+
+impl Messages {
+    pub async fn pump(&mut self, source: &Endpoint, sink: &Endpoint, lane: &Lane) -> Result<Ended> {
+        lane.set_method("messages");
+        let max = sink.messages()?.max_message_size();
+        loop {
+            for _ in 0..TURN {
+                if self.taken.is_none() {
+                    self.taken = take(source, &mut self.from, max).await?;
+                }
+                let Some(taken) = &self.taken else {
+                    return Ok(Ended::EndOfStream);
+                };
+                let attributes = forwarded(source, sink, &taken.attributes);
+                let message = Outgoing { data: &taken.data, attributes: &attributes, fds: &taken.fds };
+                send(sink, &mut self.to, message).await?;
+                lane.meter.add_bytes(taken.data.len());
+                lane.meter.add_message();
+                self.taken = None;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub fn give_back(self, source: &Endpoint) {
+        if let Some(taken) = self.taken {
+            taken.give_back(source);
+        }
+    }
+}
+
+/// The attributes that mean the same at the sink: the priority or type of a message stays with it
+/// between two queues of one kind. An address or a sender's identity never goes along.
+fn forwarded(source: &Endpoint, sink: &Endpoint, attributes: &Dict) -> Dict {
+    if source.mechanism.name != sink.mechanism.name {
+        return Dict::new();
+    }
+    let along = |key: &str| attributes.get(key).map(|value| (key.to_owned(), value.clone()));
+    ["priority", "type"].into_iter().filter_map(along).collect()
+}
+
+/// Bytes to messages.
+#[derive(Debug)]
+pub(super) struct Framed {
+    framing: Framing,
+    intake: Intake,
+    /// Bytes that were taken: those before `start` are sent.
+    bytes: Vec<u8>,
+    start: usize,
+    /// The largest message.
+    max: usize,
+    ended: bool,
+    to: Hold,
+}
+
+impl Framed {
+    pub async fn open(
+        source: &Endpoint,
+        sink: &Endpoint,
+        framing: Framing,
+        buffer: usize,
+        lane: &Lane,
+    ) -> Result<Self> {
+        let max = usize::try_from(sink.messages()?.max_message_size()).unwrap_or(usize::MAX);
+        Ok(Self {
+            framing,
+            intake: Intake::open(source, false, lane).await?,
+            bytes: Vec::new(),
+            start: 0,
+            max: max.min(buffer),
+            ended: false,
+            to: Hold::default(),
+        })
+    }
+
+    pub async fn pump(&mut self, source: &Endpoint, sink: &Endpoint, lane: &Lane) -> Result<Ended> {
+        lane.set_method("stream to messages");
+        loop {
+            for _ in 0..TURN {
+                // The buffer only grows by whole reads and loses whole frames.
+                let rest = &self.bytes[self.start..];
+                if let Some(frame) = self.framing.next(rest, self.ended, self.max)? {
+                    let message =
+                        Outgoing { data: &rest[frame.payload.clone()], attributes: &Dict::new(), fds: &[] };
+                    send(sink, &mut self.to, message).await?;
+                    lane.meter.add_bytes(frame.payload.len());
+                    lane.meter.add_message();
+                    self.start += frame.total;
+                } else if self.ended {
+                    return Ok(Ended::EndOfStream);
+                } else {
+                    self.read(source).await?;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Reads more, but never holds more than the longest frame.
+    async fn read(&mut self, source: &Endpoint) -> Result<()> {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        // At least one byte more than an incomplete frame has.
+        let longest = self.framing.longest(self.max);
+        let room = longest.saturating_sub(self.bytes.len()).max(1);
+        if let Some(kept) = source.take_kept_bytes(room) {
+            self.bytes.extend_from_slice(&kept);
+            return Ok(());
+        }
+        let before = self.bytes.len();
+        loop {
+            self.bytes.resize(before + room, 0);
+            let read = self.intake.read(&mut self.bytes[before..]);
+            let length = read.as_ref().ok().and_then(|read| read.as_ref().map(|(length, _)| *length));
+            self.bytes.truncate(before + length.unwrap_or(0));
+            match read? {
+                Some((length, fds)) => {
+                    self.ended = length == 0;
+                    return self.intake.refuse(&fds);
+                }
+                None => {
+                    // An idle relay holds no buffer.
+                    self.bytes.shrink_to_fit();
+                    self.intake.watch.ready().await?;
+                }
+            }
+        }
+    }
+
+    pub fn give_back(self, source: &Endpoint) {
+        if source.kernel.stream().is_some() {
+            source.keep_bytes(&self.bytes[self.start..]);
+        }
+    }
+}
+
+/// Messages to bytes.
+#[derive(Debug)]
+pub(super) struct Unframed {
+    framing: Framing,
+    outlet: Outlet,
+    taken: Option<Taken>,
+    /// The message as it stands in the stream, and how much of that is written.
+    bytes: Vec<u8>,
+    written: usize,
+    /// The largest message that the relay may hold.
+    max: u64,
+    from: Hold,
+}
+
+impl Unframed {
+    pub async fn open(sink: &Endpoint, framing: Framing, buffer: usize, lane: &Lane) -> Result<Self> {
+        Ok(Self {
+            framing,
+            outlet: Outlet::open(sink, lane).await?,
+            taken: None,
+            bytes: Vec::new(),
+            written: 0,
+            max: buffer as u64,
+            from: Hold::default(),
+        })
+    }
+
+    pub async fn pump(&mut self, source: &Endpoint, lane: &Lane) -> Result<Ended> {
+        lane.set_method("messages to stream");
+        loop {
+            for _ in 0..TURN {
+                if self.taken.is_none() {
+                    let taken = tokio::select! {
+                        biased;
+                        taken = take(source, &mut self.from, self.max) => taken?,
+                        gone = self.outlet.gone() => {
+                            gone?;
+                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
+                        }
+                    };
+                    let Some(taken) = taken else {
+                        return Ok(Ended::EndOfStream);
+                    };
+                    let taken = self.taken.insert(taken);
+                    if !taken.fds.is_empty() {
+                        return Err(Error::not_supported(format!(
+                            "a message with {} file descriptors cannot go into a stream of bytes; it was kept at the \
+                             source",
+                            taken.fds.len()
+                        )));
+                    }
+                    self.bytes = self.framing.wrap(&taken.data)?;
+                    self.written = 0;
+                }
+                if self.outlet.cursor.room() < self.bytes.len() - self.written {
+                    return Ok(Ended::Full);
+                }
+                // A message of no bytes at all, for which there is nothing to write, cannot be:
+                // a record has at least one, and the other framings add theirs.
+                while self.written < self.bytes.len() {
+                    match self.outlet.write(&self.bytes[self.written..], &[])? {
+                        Some(length) => {
+                            self.written += length;
+                            lane.meter.add_bytes(length);
+                        }
+                        None => self.outlet.ready().await?,
+                    }
+                }
+                lane.meter.add_message();
+                self.taken = None;
+                self.bytes = Vec::new();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A message of which a part is written is kept whole, and the sink's reader has to be told.
+    pub fn give_back(self, source: &Endpoint) -> Option<String> {
+        let torn = (self.taken.is_some() && self.written > 0).then(|| {
+            format!(
+                "{} of {} bytes of a message are in the sink; it was kept whole at the source",
+                self.written,
+                self.bytes.len()
+            )
+        });
+        if let Some(taken) = self.taken {
+            taken.give_back(source);
+        }
+        torn
+    }
+}

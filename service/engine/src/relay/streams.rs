@@ -1,0 +1,396 @@
+//! Bytes to bytes, in the way that costs least for the pair of ends.
+//!
+//! - Where one of them is a pipe, splice(2) moves pages from one to the other.
+//! - Between two sockets, or files, splice moves them through a pipe of the relay's own.
+//! - Into TCP large reads and writes are as fast, and need no pipe; they also serve where
+//!   descriptors have to be looked at, and where a file does not know splice.
+//!
+//! Attempts come first; only when one fails the side that was not ready is waited for. Whatever
+//! was taken from the source and is not in the sink is in this struct, never only in a future:
+//! so a pause or a stop may drop the future at any time, and [`Streams::give_back`] returns it.
+
+use std::os::fd::OwnedFd;
+
+use ipc_kernel::{
+    Result,
+    mechanism::EndKind,
+    relay_io::{self, CHUNK, Cursor},
+};
+use rustix::io::Errno;
+
+use super::{
+    Lane,
+    buffers::{self, Pending},
+    ends::{Intake, Outlet},
+    task::Ended,
+};
+use crate::endpoint::Endpoint;
+
+/// After so many bytes, or so many operations, the other tasks have their turn.
+const TURN_BYTES: usize = 1 << 20;
+const TURN_OPERATIONS: usize = 16;
+
+/// Bulk: worth a larger pipe.
+const BULK: usize = 32 * 1024;
+/// A transfer so small that the source is probably empty now.
+const THIN: usize = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Direct,
+    Through,
+    Copy,
+}
+
+#[derive(Debug)]
+pub(super) struct Streams {
+    intake: Intake,
+    outlet: Outlet,
+    method: Method,
+    own: Option<OwnPipe>,
+    pending: Pending,
+    /// The descriptors that go with the first pending byte.
+    rights: Vec<OwnedFd>,
+    /// The size of a buffer (the limit relay-buffer).
+    buffer: usize,
+    thin: bool,
+    grown: bool,
+}
+
+/// The pipe between two sockets.
+#[derive(Debug)]
+struct OwnPipe {
+    reader: Cursor,
+    writer: Cursor,
+    filled: usize,
+}
+
+/// What one step has done.
+enum Step {
+    /// So many bytes are in the sink.
+    Moved(usize),
+    /// Something else changed; go on.
+    Again,
+    SourceBlocked,
+    SinkBlocked,
+    End,
+}
+
+impl Streams {
+    pub async fn open(
+        source: &Endpoint,
+        sink: &Endpoint,
+        forward_fds: bool,
+        buffer: usize,
+        lane: &Lane,
+    ) -> Result<Self> {
+        let outlet = Outlet::open(sink, lane).await?;
+        let intake = Intake::open(source, forward_fds, lane).await?;
+        let mut streams = Self {
+            method: method(intake.cursor.kind, outlet.cursor.kind),
+            intake,
+            outlet,
+            own: None,
+            pending: Pending::default(),
+            rights: Vec::new(),
+            buffer,
+            thin: false,
+            grown: false,
+        };
+        if streams.intake.must_be_read() && streams.intake.forwards() {
+            streams.method = Method::Copy;
+        }
+        if streams.method == Method::Through {
+            let (reader, writer) = relay_io::pipe()?;
+            streams.own = Some(OwnPipe { reader, writer, filled: 0 });
+        }
+        Ok(streams)
+    }
+
+    pub async fn pump(&mut self, source: &Endpoint, lane: &Lane) -> Result<Ended> {
+        let (mut bytes, mut operations) = (0, 0);
+        let mut shown = "";
+        loop {
+            if self.outlet.cursor.room() == 0 {
+                return Ok(Ended::Full);
+            }
+            let name = self.method_name();
+            if !std::ptr::eq(name, shown) {
+                lane.set_method(name);
+                shown = name;
+            }
+            match self.step(source)? {
+                Step::Moved(length) => {
+                    lane.meter.add_bytes(length);
+                    bytes += length;
+                    operations += 1;
+                }
+                Step::Again => operations += 1,
+                Step::SourceBlocked => {
+                    if self.thin {
+                        self.outlet.rest();
+                    }
+                    tokio::select! {
+                        biased;
+                        ready = self.intake.watch.ready() => ready?,
+                        gone = self.outlet.gone() => {
+                            gone?;
+                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
+                        }
+                    }
+                    (bytes, operations) = (0, 0);
+                }
+                Step::SinkBlocked => {
+                    self.outlet.ready().await?;
+                    (bytes, operations) = (0, 0);
+                }
+                Step::End => return Ok(Ended::EndOfStream),
+            }
+            if bytes >= TURN_BYTES || operations >= TURN_OPERATIONS {
+                tokio::task::yield_now().await;
+                (bytes, operations) = (0, 0);
+            }
+        }
+    }
+
+    fn step(&mut self, source: &Endpoint) -> Result<Step> {
+        if !self.pending.is_empty() {
+            return self.write_pending();
+        }
+        if self.own.as_ref().is_some_and(|own| own.filled > 0) {
+            return self.push();
+        }
+        if let Some(kept) = source.take_kept_bytes(self.buffer) {
+            let length = kept.len();
+            self.pending.fill(kept, length);
+            return self.write_pending();
+        }
+        match self.method {
+            _ if self.intake.must_be_read() => self.copy(),
+            Method::Copy => self.copy(),
+            Method::Direct => self.splice(),
+            Method::Through => self.pull(),
+        }
+    }
+
+    /// From the relay's memory into the sink.
+    fn write_pending(&mut self) -> Result<Step> {
+        match self.outlet.write(self.pending.rest(), &self.rights)? {
+            Some(written) => {
+                self.rights.clear();
+                self.pending.written(written);
+                Ok(Step::Moved(written))
+            }
+            None => {
+                self.pending.shrink();
+                Ok(Step::SinkBlocked)
+            }
+        }
+    }
+
+    /// From the source into the relay's memory, and on.
+    fn copy(&mut self) -> Result<Step> {
+        // Descriptors cannot be put back: they are only taken when they can go on.
+        if self.intake.forwards() {
+            let writable = self.outlet.attempt(|cursor| match relay_io::poll_writable(cursor)? {
+                true => Ok(()),
+                false => Err(Errno::AGAIN),
+            });
+            if writable.map_err(|errno| self.outlet.failed(errno))?.is_none() {
+                return Ok(Step::SinkBlocked);
+            }
+        }
+        let mut buffer = buffers::take(self.buffer);
+        let (length, fds) = match self.intake.read(&mut buffer) {
+            Ok(Some((length, fds))) if length > 0 => (length, fds),
+            other => {
+                buffers::put(buffer);
+                return Ok(if other?.is_some() { Step::End } else { Step::SourceBlocked });
+            }
+        };
+        self.pending.fill(buffer, length);
+        self.thin = length < THIN;
+        self.intake.refuse(&fds)?;
+        self.rights = fds;
+        self.write_pending()
+    }
+
+    /// From the source into the sink, inside the kernel.
+    fn splice(&mut self) -> Result<Step> {
+        enum Found {
+            Moved(usize),
+            SinkBlocked,
+            Unclear,
+        }
+        let Self { intake: Intake { cursor: from, watch, .. }, outlet, thin, .. } = self;
+        let to = &mut outlet.cursor;
+        let probably_empty = std::mem::take(thin);
+        let found = watch.attempt(|| {
+            // Two attempts that fail would cost more than one look.
+            if probably_empty {
+                match relay_io::poll_both(from, to)? {
+                    (false, _) => return Err(Errno::AGAIN),
+                    (true, false) => return Ok(Found::SinkBlocked),
+                    (true, true) => {}
+                }
+            }
+            match relay_io::splice(from, to, CHUNK) {
+                Err(Errno::AGAIN) => match relay_io::poll_both(from, to)? {
+                    (false, _) => Err(Errno::AGAIN),
+                    (true, false) => Ok(Found::SinkBlocked),
+                    (true, true) => Ok(Found::Unclear),
+                },
+                moved => moved.map(Found::Moved),
+            }
+        });
+        match found {
+            Ok(Some(Found::Moved(0))) => Ok(Step::End),
+            Ok(Some(Found::Moved(length))) => {
+                self.saw(length);
+                Ok(Step::Moved(length))
+            }
+            Ok(Some(Found::SinkBlocked)) => Ok(Step::SinkBlocked),
+            Ok(None) => {
+                self.thin = probably_empty;
+                Ok(Step::SourceBlocked)
+            }
+            // Both are ready, or one does not know splice: read and write say more.
+            Ok(Some(Found::Unclear)) | Err(Errno::INVAL) => self.fall_back(),
+            Err(errno) => Err(self.splice_failed(errno)),
+        }
+    }
+
+    /// From the source into the relay's own pipe, and on.
+    fn pull(&mut self) -> Result<Step> {
+        let (from, Some(own)) = (&mut self.intake.cursor, &mut self.own) else {
+            return self.fall_back();
+        };
+        match self.intake.watch.attempt(|| relay_io::splice(from, &mut own.writer, CHUNK)) {
+            Ok(Some(0)) => Ok(Step::End),
+            Ok(Some(length)) => {
+                own.filled += length;
+                self.saw(length);
+                self.push()
+            }
+            Ok(None) => Ok(Step::SourceBlocked),
+            Err(Errno::INVAL) => self.fall_back(),
+            Err(errno) => Err(self.intake.failed(errno)),
+        }
+    }
+
+    /// From the relay's own pipe into the sink.
+    fn push(&mut self) -> Result<Step> {
+        let Some(own) = &mut self.own else {
+            return Ok(Step::Again);
+        };
+        let filled = own.filled;
+        match self.outlet.attempt(|to| relay_io::splice(&mut own.reader, to, filled)) {
+            Ok(Some(length)) => {
+                own.filled = filled.saturating_sub(length);
+                Ok(Step::Moved(length))
+            }
+            Ok(None) => Ok(Step::SinkBlocked),
+            Err(Errno::INVAL) => self.fall_back(),
+            Err(errno) => Err(self.outlet.failed(errno)),
+        }
+    }
+
+    /// So much came at once.
+    fn saw(&mut self, length: usize) {
+        self.thin = length < THIN;
+        if length >= BULK && !self.grown {
+            self.grown = true;
+            self.intake.cursor.grow();
+            self.outlet.cursor.grow();
+            if let Some(own) = &self.own {
+                own.writer.grow();
+            }
+        }
+    }
+
+    /// Goes on with read and write.
+    fn fall_back(&mut self) -> Result<Step> {
+        self.empty_own_pipe();
+        self.own = None;
+        self.method = Method::Copy;
+        Ok(Step::Again)
+    }
+
+    /// Moves what is in the relay's own pipe into its memory.
+    fn empty_own_pipe(&mut self) {
+        let Some(own) = &mut self.own else {
+            return;
+        };
+        let mut taken = vec![0; own.filled];
+        let mut length = 0;
+        while length < taken.len() {
+            // The pipe is nobody else's: what went in comes out.
+            match own.reader.read(&mut taken[length..]) {
+                Ok(more) if more > 0 => length += more,
+                _ => break,
+            }
+        }
+        own.filled = 0;
+        if length > 0 {
+            self.pending.fill(taken, length);
+        }
+    }
+
+    /// Of the two ends only one can be the socket that an errno tells of.
+    fn splice_failed(&self, errno: Errno) -> ipc_kernel::Error {
+        match errno {
+            Errno::PIPE => self.outlet.failed(errno),
+            _ if matches!(self.intake.cursor.kind, EndKind::UnixStream | EndKind::Tcp) => {
+                self.intake.failed(errno)
+            }
+            _ => self.outlet.failed(errno),
+        }
+    }
+
+    /// Whether something was taken that is not in the sink.
+    fn holds(&self) -> bool {
+        !self.pending.is_empty() || self.own.as_ref().is_some_and(|own| own.filled > 0)
+    }
+
+    /// At the end: what was taken goes on if the sink takes it at once (`flush`), and otherwise
+    /// back to the source. Says what cannot go back.
+    pub fn give_back(mut self, source: &Endpoint, lane: &Lane, flush: bool) -> Option<String> {
+        while flush && self.holds() && self.outlet.cursor.room() > 0 {
+            let step = if self.pending.is_empty() { self.push() } else { self.write_pending() };
+            match step {
+                Ok(Step::Moved(length)) => lane.meter.add_bytes(length),
+                Ok(Step::Again) => {}
+                _ => break,
+            }
+        }
+        // A file was only looked at: nothing was taken out of it.
+        if matches!(self.intake.cursor.kind, EndKind::File { .. }) {
+            return None;
+        }
+        if self.pending.is_empty() {
+            self.empty_own_pipe();
+        }
+        source.keep_bytes(&self.pending.take());
+        (!self.rights.is_empty())
+            .then(|| format!("{} file descriptors could not be handed on and were closed", self.rights.len()))
+    }
+
+    fn method_name(&self) -> &'static str {
+        match self.method {
+            _ if self.intake.must_be_read() && self.intake.forwards() => "recvmsg and sendmsg",
+            Method::Direct => "splice",
+            Method::Through => "splice through a pipe",
+            Method::Copy => "read and write",
+        }
+    }
+}
+
+/// The fastest way from one kind of end to another, as measured (docs/performance).
+fn method(from: EndKind, to: EndKind) -> Method {
+    match (from, to) {
+        (EndKind::File { .. }, EndKind::Tcp) => Method::Through,
+        (_, EndKind::Tcp) => Method::Copy,
+        (EndKind::Pipe, _) | (_, EndKind::Pipe) => Method::Direct,
+        _ => Method::Through,
+    }
+}

@@ -1,0 +1,201 @@
+//! The task of a relay: it pumps, both ways where that was asked for, until the source ends,
+//! something fails, or somebody stops it.
+
+use std::sync::Arc;
+
+use futures_util::future::join;
+use ipc_kernel::{Error, Kind, Result, shape::Direction};
+
+use super::{
+    Lane, Relay,
+    checks::Conversion,
+    control::Order,
+    messages::{Framed, Messages, Unframed},
+    streams::Streams,
+};
+use crate::{Engine, endpoint::Endpoint, flag::Flag};
+
+/// Why a direction ended, when nothing failed.
+#[derive(Debug, Clone)]
+pub(super) enum Ended {
+    EndOfStream,
+    /// A sink of a fixed size has no room left.
+    Full,
+    /// Nobody reads from the sink any more; nothing was lost.
+    SinkGone(Error),
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// `end of stream`, `stopped`, `the memory is full`, or what went wrong.
+    pub reason: String,
+    /// Bytes and messages that arrived in the sink.
+    pub bytes: u64,
+    pub messages: u64,
+    /// Whether it ended by an error.
+    pub failed: bool,
+}
+
+/// What moves the data of one direction, once its ends are open.
+#[derive(Debug)]
+enum Work {
+    Streams(Box<Streams>),
+    Messages(Messages),
+    Framed(Box<Framed>),
+    Unframed(Box<Unframed>),
+}
+
+/// One direction.
+struct Way<'a> {
+    source: &'a Endpoint,
+    sink: &'a Endpoint,
+    relay: &'a Relay,
+    lane: &'a Lane,
+    conversion: Conversion,
+    buffer: usize,
+    work: Option<Work>,
+    ended: Option<Result<Ended>>,
+}
+
+impl Way<'_> {
+    /// Runs to its end. May be dropped and run again.
+    async fn run(&mut self, failed: &Flag) {
+        if self.ended.is_some() {
+            return;
+        }
+        let ended = tokio::select! {
+            biased;
+            ended = self.pump() => ended,
+            // The other direction has failed in a way that concerns this one.
+            () = failed.wait() => return,
+        };
+        let passes_on = matches!(ended, Ok(Ended::EndOfStream)) && self.relay.options.shutdown;
+        if passes_on {
+            // What we hold of the sink's end goes first, so that its reader sees the end.
+            self.work = None;
+            if let Some(stream) = self.sink.kernel.stream() {
+                // A peer that has gone meanwhile has all the data that it wanted.
+                let _ = stream.shutdown(Direction::Write);
+            }
+        }
+        // When the reader has gone, the other direction may still have something to deliver.
+        let alone = matches!(&ended, Err(error) if error.kind != Kind::Closed);
+        self.ended = Some(ended);
+        if alone {
+            failed.set();
+        }
+    }
+
+    async fn pump(&mut self) -> Result<Ended> {
+        let Self { source, sink, lane, .. } = *self;
+        let forward_fds = self.relay.options.fds;
+        let work = match &mut self.work {
+            Some(work) => work,
+            none => none.insert(match self.conversion {
+                Conversion::Streams => {
+                    Work::Streams(Streams::open(source, sink, forward_fds, self.buffer, lane).await?.into())
+                }
+                Conversion::Messages => Work::Messages(Messages::default()),
+                Conversion::Framed(framing) => {
+                    Work::Framed(Framed::open(source, sink, framing, self.buffer, lane).await?.into())
+                }
+                Conversion::Unframed(framing) => {
+                    Work::Unframed(Unframed::open(sink, framing, self.buffer, lane).await?.into())
+                }
+            }),
+        };
+        match work {
+            Work::Streams(streams) => streams.pump(source, lane).await,
+            Work::Messages(messages) => messages.pump(source, sink, lane).await,
+            Work::Framed(framed) => framed.pump(source, sink, lane).await,
+            Work::Unframed(unframed) => unframed.pump(source, lane).await,
+        }
+    }
+
+    /// Returns what was taken and not delivered. Says what cannot be undone.
+    fn give_back(&mut self) -> Option<String> {
+        let sink_works = !matches!(self.ended, Some(Err(_) | Ok(Ended::SinkGone(_))));
+        match self.work.take()? {
+            Work::Streams(streams) => streams.give_back(self.source, self.lane, sink_works),
+            Work::Messages(messages) => {
+                messages.give_back(self.source);
+                None
+            }
+            Work::Framed(framed) => {
+                framed.give_back(self.source);
+                None
+            }
+            Work::Unframed(unframed) => unframed.give_back(self.source),
+        }
+    }
+}
+
+/// Runs the relay to its end.
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    relay: Arc<Relay>,
+    conversions: (Conversion, Option<Conversion>),
+) {
+    let buffer = engine.limits.relay_buffer as usize;
+    let way = |source, sink, lane, conversion| Way {
+        source,
+        sink,
+        relay: &*relay,
+        lane,
+        conversion,
+        buffer,
+        work: None,
+        ended: None,
+    };
+    let (source, sink) = (&*relay.source, &*relay.sink);
+    let mut forth = way(source, sink, &relay.forth, conversions.0);
+    let mut back = match (&relay.back, conversions.1) {
+        (Some(lane), Some(conversion)) => Some(way(sink, source, lane, conversion)),
+        _ => None,
+    };
+    let failed = Flag::new();
+    let stopped = loop {
+        relay.control.running().await;
+        let both = async {
+            match &mut back {
+                None => forth.run(&failed).await,
+                Some(back) => drop(join(forth.run(&failed), back.run(&failed)).await),
+            }
+        };
+        tokio::select! {
+            biased;
+            order = relay.control.order() => match order {
+                Order::Pause => {}
+                Order::Stop(reason) => break Some(reason),
+            },
+            () = both => break None,
+        }
+    };
+    let torn = forth.give_back();
+    let torn = back.as_mut().and_then(Way::give_back).or(torn);
+    let back_ended = back.and_then(|back| back.ended);
+    let (mut reason, failed) = match stopped {
+        Some(reason) => (reason, false),
+        None => outcome(forth.ended, back_ended),
+    };
+    if let Some(torn) = torn {
+        reason = format!("{reason}; {torn}");
+    }
+    relay.finish(&engine, reason, failed);
+}
+
+/// What to say of a relay that came to its end by itself.
+fn outcome(forth: Option<Result<Ended>>, back: Option<Result<Ended>>) -> (String, bool) {
+    let two_ways = back.is_some();
+    let mut ends: Vec<_> = forth.into_iter().chain(back).collect();
+    // What went wrong is what matters most.
+    ends.sort_by_key(|end| end.is_ok());
+    match ends.into_iter().next() {
+        Some(Err(error)) => (error.text, true),
+        // With two ways, a peer that closes ends both, and nothing is wrong.
+        Some(Ok(Ended::SinkGone(error))) if !two_ways => (error.text, true),
+        Some(Ok(Ended::Full)) => ("the memory is full".to_owned(), false),
+        _ => ("end of stream".to_owned(), false),
+    }
+}
