@@ -92,10 +92,10 @@ impl Tree {
         self.faces.lock().await.served.retain(|served| !Arc::ptr_eq(&served.face, face));
     }
 
-    /// The nodes above the endpoints and relays.
+    /// The nodes above the endpoints. The one above the relays has no interface of its own; it is
+    /// there as long as there are relays.
     fn nodes(&self) -> Vec<String> {
-        let mut nodes: Vec<String> =
-            ["/", "/org", "/org/example", paths::MANAGER, paths::RELAYS].map(str::to_owned).into();
+        let mut nodes: Vec<String> = ["/", "/org", "/org/example", paths::MANAGER].map(str::to_owned).into();
         nodes.extend(mechanisms::ALL.iter().map(|mechanism| paths::node(mechanism.name)));
         nodes
     }

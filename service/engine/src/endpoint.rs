@@ -20,6 +20,7 @@ use ipc_kernel::{
 use crate::{
     Engine,
     client::Call,
+    engine::blocking,
     events::Ring,
     flag::Flag,
     options::Lifetime,
@@ -368,15 +369,42 @@ impl Engine {
         Ok(self.accepted(endpoint, kernel, place))
     }
 
-    pub fn memory_read(&self, endpoint: &Endpoint, offset: u64, length: u64) -> Result<Vec<u8>> {
-        let memory = endpoint.memory()?;
-        self.payload(usize::try_from(length).unwrap_or(usize::MAX))?;
-        memory.read(offset, length as usize)
+    /// Runs an operation on memory: at once, or where it may block on the blocking pool.
+    pub async fn on_memory<T: Send + 'static>(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        operation: impl FnOnce(&dyn Memory) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if !endpoint.memory()?.may_block() {
+            return operation(endpoint.memory()?);
+        }
+        let endpoint = endpoint.clone();
+        blocking(move || operation(endpoint.memory()?)).await
     }
 
-    pub fn memory_write(&self, endpoint: &Endpoint, offset: u64, data: &[u8]) -> Result<()> {
+    pub async fn memory_read(&self, endpoint: &Arc<Endpoint>, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        self.payload(length)?;
+        self.on_memory(endpoint, move |memory| memory.read(offset, length)).await
+    }
+
+    pub async fn memory_write(&self, endpoint: &Arc<Endpoint>, offset: u64, data: &[u8]) -> Result<()> {
         self.payload(data.len())?;
-        endpoint.memory()?.write(offset, data)
+        if !endpoint.memory()?.may_block() {
+            return endpoint.memory()?.write(offset, data);
+        }
+        let data = data.to_owned();
+        self.on_memory(endpoint, move |memory| memory.write(offset, &data)).await
+    }
+
+    /// Opens, removes or changes permissions: file systems may be slow.
+    pub async fn on_kernel<T: Send + 'static>(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        operation: impl FnOnce(&dyn mechanism::Endpoint) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let endpoint = endpoint.clone();
+        blocking(move || operation(&*endpoint.kernel)).await
     }
 
     pub async fn semaphore_wait(&self, call: &Call, endpoint: &Endpoint, timeout_ms: u32) -> Result<()> {

@@ -7,8 +7,8 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use ipc_kernel::{Fd, Result, error::Attempted};
-use rustix::{event::PollFlags, pipe::PipeFlags};
+use ipc_kernel::{Attempt, Fd, Result, error::Attempted, pipe_io};
+use rustix::pipe::PipeFlags;
 
 use crate::{Engine, client::Call, endpoint::Endpoint, wait};
 
@@ -22,14 +22,14 @@ impl Engine {
     ) -> Result<OwnedFd> {
         endpoint.semaphore()?;
         let counted = self.counters.leases.take(self.limits.leases, "there are too many leases", "leases")?;
-        let (held_here, held_there) =
-            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).attempted(|| "create a pipe for the lease")?;
+        let (held_here, held_there) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+            .attempted(|| "create a pipe for the lease")?;
         self.semaphore_wait(call, endpoint, timeout_ms).await?;
         let (engine, endpoint) = (self.clone(), endpoint.clone());
         tokio::spawn(async move {
             tokio::select! {
                 // A lease outlives its endpoint: the semaphore is still taken.
-                _ = wait::ready(Fd::from(held_here), PollFlags::IN) => {}
+                () = released(Fd::from(held_here)) => {}
                 // At the service's end nobody would be left to give it back.
                 () = engine.stopping.wait() => {}
             }
@@ -40,5 +40,21 @@ impl Engine {
             drop(counted);
         });
         Ok(held_there)
+    }
+}
+
+/// Completes when the last copy of the lease's writing end is closed. Bytes that its holder
+/// writes mean nothing.
+async fn released(held_here: Fd) {
+    loop {
+        match pipe_io::read(&held_here, 4096) {
+            Ok(Attempt::Done(bytes)) if !bytes.is_empty() => {}
+            Ok(Attempt::Wait(readiness)) => {
+                if wait::until(readiness).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Attempt::Done(_)) | Err(_) => return,
+        }
     }
 }

@@ -65,6 +65,8 @@ pub struct SharedFile {
     reserve: bool,
     /// The unit in which the kernel maps it.
     page: u64,
+    /// On tmpfs or hugetlbfs, as memfds are: no disk is waited for.
+    in_memory: bool,
     /// Huge pages have no write(2), and sizes in whole pages only.
     huge: bool,
 }
@@ -77,7 +79,8 @@ impl SharedFile {
         let system = rustix::fs::fstatfs(&file).attempted(|| "examine the file system of the memory")?;
         let huge = system.f_type as u64 == libc::HUGETLBFS_MAGIC as u64;
         let page = if huge { system.f_bsize as u64 } else { rustix::param::page_size() as u64 };
-        let memory = Self { fd: file.into(), writable, window, reserve, page, huge };
+        let in_memory = huge || system.f_type as u64 == libc::TMPFS_MAGIC as u64;
+        let memory = Self { fd: file.into(), writable, window, reserve, page, huge, in_memory };
         let size = memory.file_size()?;
         let end = window.offset.checked_add(window.length.unwrap_or(0));
         if end.is_none_or(|end| end > size) {
@@ -206,6 +209,10 @@ impl SharedFile {
 }
 
 impl Memory for SharedFile {
+    fn may_block(&self) -> bool {
+        !self.in_memory
+    }
+
     fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
         let at = self.locate(offset, length as u64, "read")?;
         let mut data = Vec::new();

@@ -210,6 +210,9 @@ impl Word {
 
 /// Memory that processes share.
 pub trait Memory: Send + Sync {
+    /// Whether reading and writing may wait for a disk or a file system of somebody's making.
+    fn may_block(&self) -> bool;
+
     /// Exactly `length` bytes from `offset`; a range beyond the end is an error.
     fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>>;
 

@@ -26,11 +26,12 @@ impl Endpoint {
     /// options are the mechanism's (end, access, …; see Describe); NotSupported where the kernel
     /// has no file descriptor for it.
     #[zbus(out_args("fd"))]
-    fn open(&self, options: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<OwnedFd> {
+    async fn open(&self, options: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<OwnedFd> {
         let _call = self.face.call(&header)?;
         let table = self.endpoint.mechanism.open_parameters;
         let options = Parameters::check(table, &[], &Address::new("Open"), &dict(options)?)?;
-        Ok(self.endpoint.kernel.open(&options)?.into())
+        let engine = &self.face.engine;
+        Ok(engine.on_kernel(&self.endpoint, move |kernel| kernel.open(&options)).await?.into())
     }
 
     /// Live state from the kernel; the keys are those of the mechanism's reference page.
@@ -42,7 +43,11 @@ impl Endpoint {
 
     /// Changes the kernel object's permissions: mode (u), uid (u), gid (u); what is not given
     /// stays as it is.
-    fn set_permissions(&self, permissions: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn set_permissions(
+        &self,
+        permissions: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<()> {
         let _call = self.face.call(&header)?;
         let given =
             Parameters::check(PERMISSIONS, &[], &Address::new("SetPermissions"), &dict(permissions)?)?;
@@ -51,7 +56,8 @@ impl Endpoint {
         if permissions == Permissions::default() {
             return Err(Error::invalid("nothing to change: give mode, uid or gid").into());
         }
-        Ok(self.endpoint.kernel.set_permissions(permissions)?)
+        let engine = &self.face.engine;
+        Ok(engine.on_kernel(&self.endpoint, move |kernel| kernel.set_permissions(permissions)).await?)
     }
 
     /// Closes the endpoint. The kernel object stays, unless remove-on-close says otherwise or
@@ -63,9 +69,9 @@ impl Endpoint {
     }
 
     /// Removes the kernel object's name, and closes the endpoint.
-    fn remove(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn remove(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        self.endpoint.kernel.remove()?;
+        self.face.engine.on_kernel(&self.endpoint, |kernel| kernel.remove()).await?;
         self.face.engine.close(&self.endpoint, "removed");
         Ok(())
     }

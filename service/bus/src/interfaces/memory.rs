@@ -1,6 +1,9 @@
 //! `org.example.IPC.Memory`: memory that processes share.
 
-use ipc_kernel::{Error, shape::Word};
+use ipc_kernel::{
+    Error,
+    shape::{self, Word},
+};
 use serde_bytes::ByteBuf;
 use zbus::{OwnedVariant, Variant, interface, message::Header};
 
@@ -12,22 +15,36 @@ use crate::{
 
 served!(Memory);
 
+impl Memory {
+    async fn on_memory<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&dyn shape::Memory) -> ipc_kernel::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        Ok(self.face.engine.on_memory(&self.endpoint, operation).await?)
+    }
+}
+
 /// Shared memory. Offsets and sizes are in bytes. Words are in the byte order of the machine, and
 /// must be aligned to their size; the operations on them are atomic (sequentially consistent).
 #[interface(name = "org.example.IPC.Memory")]
 impl Memory {
     /// Reads exactly length bytes from offset.
     #[zbus(out_args("data"))]
-    fn read(&self, offset: u64, length: u64, #[zbus(header)] header: Header<'_>) -> Result<ByteBuf> {
+    async fn read(&self, offset: u64, length: u64, #[zbus(header)] header: Header<'_>) -> Result<ByteBuf> {
         let _call = self.face.call(&header)?;
-        Ok(ByteBuf::from(self.face.engine.memory_read(&self.endpoint, offset, length)?))
+        Ok(ByteBuf::from(self.face.engine.memory_read(&self.endpoint, offset, length).await?))
     }
 
     /// Reads a text: up to length bytes, ending before the first zero byte.
     #[zbus(out_args("text"))]
-    fn read_text(&self, offset: u64, length: u64, #[zbus(header)] header: Header<'_>) -> Result<String> {
+    async fn read_text(
+        &self,
+        offset: u64,
+        length: u64,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String> {
         let _call = self.face.call(&header)?;
-        let mut data = self.face.engine.memory_read(&self.endpoint, offset, length)?;
+        let mut data = self.face.engine.memory_read(&self.endpoint, offset, length).await?;
         if let Some(end) = data.iter().position(|&byte| byte == 0) {
             data.truncate(end);
         }
@@ -41,34 +58,41 @@ impl Memory {
     }
 
     /// Writes the bytes at offset.
-    fn write(&self, offset: u64, data: &[u8], #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn write(&self, offset: u64, data: &[u8], #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.face.engine.memory_write(&self.endpoint, offset, data)?)
+        Ok(self.face.engine.memory_write(&self.endpoint, offset, data).await?)
     }
 
     /// Writes text at offset, as UTF-8 without a terminating zero.
-    fn write_text(&self, offset: u64, text: &str, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn write_text(&self, offset: u64, text: &str, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.face.engine.memory_write(&self.endpoint, offset, text.as_bytes())?)
+        Ok(self.face.engine.memory_write(&self.endpoint, offset, text.as_bytes()).await?)
     }
 
     /// Reads a word: u8, u16, u32, u64, i16, i32, i64 or f64.
     #[zbus(out_args("value"))]
-    fn load(&self, offset: u64, r#type: &str, #[zbus(header)] header: Header<'_>) -> Result<OwnedVariant> {
+    async fn load(
+        &self,
+        offset: u64,
+        r#type: &str,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedVariant> {
         let _call = self.face.call(&header)?;
-        word_variant(self.endpoint.memory()?.load(offset, Word::zero(r#type)?)?)
+        let kind = Word::zero(r#type)?;
+        word_variant(self.on_memory(move |memory| memory.load(offset, kind)).await?)
     }
 
     /// Writes a word of the value's own D-Bus type (y q u t n i x d).
-    fn store(&self, offset: u64, value: Variant<'_>, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn store(&self, offset: u64, value: Variant<'_>, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.endpoint.memory()?.store(offset, word(&value)?)?)
+        let value = word(&value)?;
+        self.on_memory(move |memory| memory.store(offset, value)).await
     }
 
     /// Writes desired if the word is expected; says whether it did, and what was there. Both must
     /// have the same D-Bus type.
     #[zbus(out_args("exchanged", "found"))]
-    fn compare_exchange(
+    async fn compare_exchange(
         &self,
         offset: u64,
         expected: Variant<'_>,
@@ -80,39 +104,41 @@ impl Memory {
         if std::mem::discriminant(&expected) != std::mem::discriminant(&desired) {
             return Err(Error::invalid("expected and desired must have the same D-Bus type").into());
         }
-        let (exchanged, found) = self.endpoint.memory()?.compare_exchange(offset, expected, desired)?;
+        let exchange = move |memory: &dyn shape::Memory| memory.compare_exchange(offset, expected, desired);
+        let (exchanged, found) = self.on_memory(exchange).await?;
         Ok((exchanged, word_variant(found)?))
     }
 
     /// Adds to a word, wrapping around, and returns what was there before.
     #[zbus(out_args("before"))]
-    fn fetch_add(
+    async fn fetch_add(
         &self,
         offset: u64,
         value: Variant<'_>,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedVariant> {
         let _call = self.face.call(&header)?;
-        word_variant(self.endpoint.memory()?.fetch_add(offset, word(&value)?)?)
+        let value = word(&value)?;
+        word_variant(self.on_memory(move |memory| memory.fetch_add(offset, value)).await?)
     }
 
     /// Changes the size. Other processes that map what is cut off get SIGBUS when they touch it;
     /// a shrink seal prevents that.
-    fn resize(&self, size: u64, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn resize(&self, size: u64, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.endpoint.memory()?.resize(size)?)
+        self.on_memory(move |memory| memory.resize(size)).await
     }
 
     /// Adds seals: shrink, grow, write, future-write, exec, seal. They cannot be taken back.
-    fn seal(&self, seals: Vec<String>, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn seal(&self, seals: Vec<String>, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.endpoint.memory()?.seal(&seals)?)
+        self.on_memory(move |memory| memory.seal(&seals)).await
     }
 
     /// Flushes to the file behind it.
-    fn sync(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn sync(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.endpoint.memory()?.sync()?)
+        self.on_memory(|memory| memory.sync()).await
     }
 
     /// The size in bytes.
