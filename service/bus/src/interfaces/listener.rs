@@ -19,6 +19,9 @@ impl Listener {
     }
 }
 
+/// A connection that was told of: number, time in microseconds since the epoch, endpoint.
+type Kept = (u64, u64, OwnedObjectPath);
+
 /// A socket that listens for connections. Each connection becomes an endpoint of its own.
 #[interface(name = "org.example.IPC.Listener")]
 impl Listener {
@@ -39,7 +42,7 @@ impl Listener {
         &self,
         seq: u64,
         #[zbus(header)] header: Header<'_>,
-    ) -> Result<(Vec<(u64, u64, OwnedObjectPath)>, u64)> {
+    ) -> Result<(Vec<Kept>, u64)> {
         let _call = self.face.call(&header)?;
         let (events, lost) = self.endpoint.events.since(seq);
         let kept = events.into_iter().filter_map(|event| match event.happening {
