@@ -1,0 +1,22 @@
+//! What every mechanism promises, checked for every mechanism in the register.
+//!
+//! One file a shape ([`stream`], [`listener`], [`messages`], [`memory`], [`semaphore`],
+//! [`watch`]) and one for the row itself ([`register`]). A check is written once, against the
+//! trait, and runs over all fixtures of its shape ([`fixtures`]): a mechanism says there how its
+//! objects are made and which rules of the shape it has by nature (whether messages may be
+//! empty, whether a stream ends). It cannot dodge: a mechanism that declares a shape and has no
+//! fixture for it fails the suite.
+//!
+//! Everything is made through the public interface, a [`Descriptor`](ipc_kernel::Descriptor) and
+//! checked parameters, as the engine does it. [`driver`] does the waiting, with a watchdog.
+
+mod driver;
+mod fixtures;
+mod listener;
+mod memory;
+mod messages;
+mod register;
+mod semaphore;
+mod stream;
+mod suite;
+mod watch;
