@@ -36,14 +36,18 @@ pub fn write(fd: &Fd, data: &[u8]) -> Result<Attempt<usize>> {
     }
 }
 
-/// Half-close: after `Write` the peer reads end of stream.
+/// Half-close: after `Write` the peer reads end of stream. What is down already, by this end or
+/// because the peer has gone (tcp(7): ENOTCONN once both directions are closed), stays down.
 pub fn shutdown(fd: &Fd, direction: Direction) -> Result<()> {
     let how = match direction {
         Direction::Read => Shutdown::Read,
         Direction::Write => Shutdown::Write,
         Direction::Both => Shutdown::Both,
     };
-    rustix::net::shutdown(fd, how).attempted(|| "shut the socket down")
+    match rustix::net::shutdown(fd, how) {
+        Err(Errno::NOTCONN) => Ok(()),
+        other => other.attempted(|| "shut the socket down"),
+    }
 }
 
 /// The errnos of send(2) and recv(2) that mean the same for every family.

@@ -395,6 +395,10 @@ impl Stream for Fifo {
         self.ends.write(data)
     }
 
+    fn continues(&self) -> bool {
+        true
+    }
+
     fn shutdown(&self, direction: Direction) -> Result<()> {
         self.ends.shutdown(direction)
     }

@@ -365,6 +365,9 @@ impl Messages for Pipe {
         if !message.fds.is_empty() {
             return Err(Error::not_supported("pipes carry no file descriptors; use a unix socket"));
         }
+        if let Some(key) = message.attributes.keys().next() {
+            return Err(Error::invalid(format!("packets of a pipe have no attributes, and so no {key:?}")));
+        }
         if message.data.is_empty() {
             return Err(Error::not_supported("the kernel drops empty packets; send at least one byte"));
         }
@@ -377,7 +380,10 @@ impl Messages for Pipe {
         Ok(pipe_io::write(&self.end(Direction::Write)?, message.data)?.map(drop))
     }
 
-    fn receive(&self, _selector: &Dict) -> Result<Attempt<Message>> {
+    fn receive(&self, selector: &Dict) -> Result<Attempt<Message>> {
+        if let Some(key) = selector.keys().next() {
+            return Err(Error::invalid(format!("packets of a pipe come in order: there is no selector {key:?}")));
+        }
         let fd = self.end(Direction::Read)?;
         match pipe_io::read_packet(&fd)? {
             Attempt::Done(data) if data.is_empty() => {

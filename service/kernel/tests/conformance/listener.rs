@@ -9,7 +9,8 @@ use ipc_kernel::{
 
 use crate::{
     driver::{PATIENCE, finish, must_wait, wait},
-    fixtures::{LISTENERS, Shared, attached},
+    fixtures::LISTENERS,
+    making::{Shared, attached},
     suite::{self, each},
 };
 

@@ -13,6 +13,7 @@
 mod driver;
 mod fixtures;
 mod listener;
+mod making;
 mod memory;
 mod messages;
 mod register;

@@ -18,7 +18,8 @@ use rustix::{io::FdFlags, pipe::PipeFlags};
 
 use crate::{
     driver::{PATIENCE, finish, must_wait, wait},
-    fixtures::{Ends, MESSAGES, Shared},
+    fixtures::MESSAGES,
+    making::{Ends, Shared},
     suite::{each, must_fail},
 };
 

@@ -13,11 +13,12 @@ use ipc_kernel::{
 };
 
 use crate::{
-    fixtures::{self, NAMES, Names, Scratch, created},
+    fixtures::{self, Made, NAMES, Names},
+    making::{Scratch, attached, created},
     suite::{self, each_mechanism, must_fail},
 };
 
-/// `kebab-case`, or a name of the kernel's own such as `PIPE_BUF` or `fs.pipe-max-size`.
+/// Lower-case words, joined with `-`.
 fn is_kebab(key: &str) -> bool {
     key.starts_with(|first: char| first.is_ascii_lowercase())
         && !key.ends_with('-')
@@ -54,7 +55,7 @@ fn names_and_schemes_are_unique() {
         assert_eq!(mechanisms::by_name(descriptor.name).unwrap().name, descriptor.name);
     }
     let text = must_fail("an unknown name", Kind::NoSuchMechanism, mechanisms::by_name("no-such"));
-    assert!(ALL.iter().all(|descriptor| text.contains(descriptor.name) || descriptor.schemes.len() > 1));
+    assert!(schemes.iter().all(|scheme| text.contains(**scheme)), "the error must name all schemes: {text}");
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn every_row_is_complete() {
                 assert!(is_kebab(key), "the {verb} parameter {key:?} is not kebab-case");
                 assert!(keys.insert(key), "two {verb} parameters are called {key:?}");
                 assert!(
-                    !(parameter.required && !parameter.default.is_empty()),
+                    !parameter.required || parameter.default.is_empty(),
                     "the {verb} parameter {key:?} is required and has a default"
                 );
                 if !parameter.default.is_empty() {
@@ -136,7 +137,7 @@ fn every_shape_has_a_fixture() {
         let made = fixtures::endpoints(descriptor.name, &mut scratch);
         for shape in descriptor.shapes {
             assert!(
-                made.iter().any(|(made_for, ..)| made_for == shape),
+                made.iter().any(|made| made.shape == *shape),
                 "{}",
                 fixtures::missing(descriptor.name, *shape)
             );
@@ -148,7 +149,9 @@ fn every_shape_has_a_fixture() {
 fn endpoints_are_what_they_say() {
     each_mechanism(|descriptor| {
         let mut scratch = Scratch::new();
-        for (made_for, variant, endpoint) in fixtures::endpoints(descriptor.name, &mut scratch) {
+        for made in fixtures::endpoints(descriptor.name, &mut scratch) {
+            let Made { shape: made_for, variant, endpoint, found, .. } = &made;
+            let (made_for, found) = (*made_for, *found);
             let shapes = endpoint.shapes();
             let has = |shape| shapes.contains(&shape);
             assert!(has(made_for), "{variant}: made for {}, but has {shapes:?}", made_for.name());
@@ -174,8 +177,12 @@ fn endpoints_are_what_they_say() {
             let address = Address::parse(&text).expect("the endpoint's own address");
             assert_eq!(address.to_string(), text, "{variant}: the address is not canonical");
             assert!(descriptor.schemes.contains(&&*address.scheme), "{variant}: the scheme of {text}");
-            let checked = Parameters::check(descriptor.attach_parameters, &[], &address, &Dict::new());
-            assert!(checked.is_ok(), "{variant}: Attach does not take {text}: {checked:?}");
+            if found {
+                let other = suite::attach(&text);
+                let other =
+                    other.unwrap_or_else(|error| panic!("{variant}: Attach does not take {text}: {error}"));
+                assert!(!other.shapes().is_empty());
+            }
         }
     });
 }
@@ -333,18 +340,51 @@ fn names(mechanism: &str) -> &'static Names {
 #[test]
 fn create_never_opens_and_attach_never_creates() {
     each_mechanism(|descriptor| {
-        let Names::Named { fresh, .. } = names(descriptor.name) else { return };
         let mut scratch = Scratch::new();
-        let (create, attach) = fresh(&mut scratch);
-        must_fail("attaching what is not there", Kind::NotFound, suite::attach(&attach));
-        let endpoint = created(&create);
-        must_fail("creating what exists", Kind::Exists, suite::create(&create));
-        drop(fixtures::attached(&attach));
-        endpoint.remove().expect("removing the name");
-        must_fail("attaching what was removed", Kind::NotFound, suite::attach(&attach));
-        match endpoint.remove() {
-            Err(error) if matches!(error.kind, Kind::Gone | Kind::NotFound) => {}
-            other => panic!("removing twice: must be Gone or NotFound, not {other:?}"),
+        match names(descriptor.name) {
+            Names::Named { fresh, .. } => {
+                let (create, attach) = fresh(&mut scratch);
+                must_fail("attaching what is not there", Kind::NotFound, suite::attach(&attach));
+                let endpoint = created(&create);
+                must_fail("creating what exists", Kind::Exists, suite::create(&create));
+                drop(attached(&attach));
+                endpoint.remove().expect("removing the name");
+                must_fail("attaching what was removed", Kind::NotFound, suite::attach(&attach));
+                let again = endpoint.remove().expect_err("removing twice must fail");
+                assert!(matches!(again.kind, Kind::Gone | Kind::NotFound), "{:?}: {again}", again.kind);
+                drop(created(&create));
+            }
+            Names::Chosen { create, missing } => {
+                must_fail("attaching what is not there", Kind::NotFound, suite::attach(missing));
+                let endpoint = created(create);
+                let chosen = endpoint.address().to_string();
+                must_fail("creating what exists", Kind::Exists, suite::create(&chosen));
+                must_fail("removing a port", Kind::NotSupported, endpoint.remove());
+            }
+            Names::Anonymous => {}
+        }
+    });
+}
+
+/// The engine shows an fd to the mechanisms in the register's order; the first that takes it has it.
+#[test]
+fn what_open_hands_out_is_adopted_by_its_own() {
+    each_mechanism(|descriptor| {
+        let mut scratch = Scratch::new();
+        for made in &fixtures::endpoints(descriptor.name, &mut scratch) {
+            let Some(options) = made.open else { continue };
+            let fd = suite::open(descriptor.name, &*made.endpoint, options).expect("Open");
+            let taker = ALL.iter().find_map(|candidate| {
+                let given = rustix::io::fcntl_dupfd_cloexec(&fd, 3).expect("a duplicate");
+                match (candidate.adopt)(given).expect("adopting") {
+                    Adoption::Taken(endpoint) => Some((candidate.name, endpoint)),
+                    Adoption::Refused(_) => None,
+                }
+            });
+            let (name, endpoint) = taker.unwrap_or_else(|| panic!("{}: nobody takes it", made.variant));
+            assert_eq!(name, descriptor.name, "{}: taken by another mechanism", made.variant);
+            assert!(endpoint.shapes().contains(&made.shape), "{}: {:?}", made.variant, endpoint.shapes());
+            assert!(!endpoint.inspect().expect("inspect").is_empty());
         }
     });
 }

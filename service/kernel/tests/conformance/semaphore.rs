@@ -15,7 +15,8 @@ use ipc_kernel::{
 
 use crate::{
     driver::{PATIENCE, finish, must_wait, wait},
-    fixtures::{SEMAPHORE_VALUE, SEMAPHORES, Shared, attached},
+    fixtures::{SEMAPHORE_VALUE, SEMAPHORES},
+    making::{Shared, attached},
     suite::each,
 };
 

@@ -15,7 +15,8 @@ use rustix::{fs::OFlags, io::FdFlags};
 
 use crate::{
     driver::{finish, must_wait, wait},
-    fixtures::{Ends, Row, STREAMS, Scratch, StreamRules},
+    fixtures::{Row, STREAMS, StreamRules},
+    making::{Ends, Shared},
     suite::{self, each, must_fail},
 };
 
@@ -77,7 +78,7 @@ fn fill(endpoint: &dyn Endpoint, from: usize) -> usize {
 }
 
 /// The reader goes, as seen from the writer.
-fn drop_reader(ends: Ends) -> crate::fixtures::Shared {
+fn drop_reader(ends: Ends) -> Shared {
     if ends.are_one() {
         stream(&*ends.reader).shutdown(Direction::Read).expect("shutting the reading end down");
     }

@@ -14,7 +14,8 @@ use ipc_kernel::{
 
 use crate::{
     driver,
-    fixtures::{self, Row, Scratch},
+    fixtures::{self, Row},
+    making::Scratch,
 };
 
 /// No check takes this long; an operation that blocks does.
@@ -36,6 +37,10 @@ pub fn each<R: Sync, O>(
         for row in rows.iter().filter(|row| row.mechanism == descriptor.name) {
             found = true;
             let label = format!("{} ({})", row.mechanism, row.variant);
+            if let Some(why) = fixtures::unavailable(row.variant) {
+                eprintln!("SKIPPED: {label}: {why}");
+                continue;
+            }
             if let Err(why) = guarded(move || check(row, &mut Scratch::new())) {
                 failures.push(format!("{label}: {why}"));
             }
