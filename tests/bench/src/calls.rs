@@ -20,7 +20,7 @@ const ENDPOINT: &str = "org.example.IPC.Endpoint";
 pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     // Cargo brings the program up to date, with all CPUs.
     drop(Ipc::start()?);
-    let settings = *settings;
+    let settings = settings.clone();
     // What a thread starts inherits its CPU; the rest of this process keeps its own.
     let pinned = thread::spawn(move || {
         pin()?;

@@ -29,6 +29,9 @@ struct Arguments {
     /// Less data and fewer calls: to see that it works, not to compare.
     #[arg(long)]
     quick: bool,
+    /// Of the relay's comparisons only those with this in their name, such as P3 or "unix → unix".
+    #[arg(long, default_value = "", hide_default_value = true)]
+    only: String,
     /// Where the JSON goes.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -55,10 +58,18 @@ enum Name {
 }
 
 /// What all benchmarks are told.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     pub rounds: usize,
     pub quick: bool,
+    only: String,
+}
+
+impl Settings {
+    /// Whether a comparison was asked for.
+    pub fn wants(&self, number: &str, what: &str) -> bool {
+        format!("{number} {what}").contains(&self.only)
+    }
 }
 
 impl Name {
@@ -95,7 +106,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    let settings = Settings { rounds: arguments.rounds.into(), quick: arguments.quick };
+    let settings =
+        Settings { rounds: arguments.rounds.into(), quick: arguments.quick, only: arguments.only.clone() };
     let names = match arguments.names.as_slice() {
         [] => Name::value_variants(),
         names => names,

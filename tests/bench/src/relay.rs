@@ -20,6 +20,7 @@ use crate::{
 const SOCAT: &str = "socat";
 const SOCAT_LARGE: &str = "socat -b 1048576";
 const NONE: &str = "no relay";
+const OPENED: &str = "data through an fd from Open(), 64 KiB writes";
 
 /// socat's own buffer size, and one that is as good as any.
 const DEFAULT_BUFFER: usize = 8192;
@@ -65,25 +66,34 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let megabytes = if settings.quick { 64 } else { 384 };
     let total = megabytes << 20;
-    let small = total / 32;
+    let small = total / 8;
     for chunk in [64 << 10, 1 << 20] {
         for way in [Way::Pipe, Way::Unix] {
             let pair = Pair { source: Source::Way(way), sink: way, chunk, total };
-            rows.extend(pair.stream(&ipc, settings, "P1", [5.0, 1.4])?);
+            if settings.wants("P1", &pair.name()) {
+                rows.extend(pair.stream(&ipc, settings, "P1", [5.0, 1.4])?);
+            }
         }
     }
     for chunk in [64 << 10, 1 << 20] {
         let pair = Pair { source: Source::Way(Way::Unix), sink: Way::Tcp, chunk, total };
-        rows.extend(pair.stream(&ipc, settings, "P2", [1.9, 0.95])?);
+        if settings.wants("P2", &pair.name()) {
+            rows.extend(pair.stream(&ipc, settings, "P2", [1.9, 0.95])?);
+        }
     }
     let directory = temp_dir();
     let file = directory.path().join("data");
-    data::file(&file, total)?;
-    let pair = Pair { source: Source::File(file), sink: Way::Pipe, chunk: 1 << 20, total };
-    rows.extend(pair.stream(&ipc, settings, "P2", [5.0, 1.5])?);
+    let pair = Pair { source: Source::File(file.clone()), sink: Way::Pipe, chunk: 1 << 20, total };
+    if settings.wants("P2", &pair.name()) {
+        data::file(&file, total)?;
+        rows.extend(pair.stream(&ipc, settings, "P2", [5.0, 1.5])?);
+    }
     drop(directory);
     for (source, sink) in [(Way::Pipe, Way::Pipe), (Way::Unix, Way::Unix), (Way::Unix, Way::Tcp)] {
         let pair = Pair { source: Source::Way(source), sink, chunk: 64, total: small };
+        if !settings.wants("P3", &pair.name()) {
+            continue;
+        }
         let [ours, socat] = pair.rounds(settings, [Mover::Ours(&ipc), Mover::Socat(DEFAULT_BUFFER)])?;
         rows.push(Row::ratio(
             "P3",
@@ -94,7 +104,9 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
             Bar::AtLeast(1.0),
         ));
     }
-    rows.push(opened(&ipc, settings, total)?);
+    if settings.wants("P5", OPENED) {
+        rows.push(opened(&ipc, settings, total)?);
+    }
     Ok(rows)
 }
 
@@ -220,8 +232,7 @@ fn opened(ipc: &Ipc, settings: &Settings, total: u64) -> Result<Row> {
         Box::new(|| speed(&data::pipe()?)),
     ];
     let samples = interleave(settings.rounds, &mut contenders)?;
-    let what = "data through an fd from Open(), 64 KiB writes";
-    Ok(Row::ratio("P5", what, "MB/s", &samples[0], ("an own pipe", &samples[1]), Bar::AtLeast(0.97)))
+    Ok(Row::ratio("P5", OPENED, "MB/s", &samples[0], ("an own pipe", &samples[1]), Bar::AtLeast(0.97)))
 }
 
 fn speeds(samples: &[Sample]) -> Vec<f64> {
