@@ -1,0 +1,83 @@
+//! P6 and P8: a sequential round trip to the service, against one to the smallest zbus service there is, on the same
+//! bus. Client, bus and services share one CPU: a round trip between two is the scheduler's more than anybody's.
+
+use std::{thread, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::{
+    Settings,
+    peers::{self, Client, ECHO, ECHO_PATH, Ipc},
+    rounds::{Contender, interleave},
+    table::{Bar, Row},
+};
+use ipc_harness::{NAME, PATH};
+
+const PEER: &str = "org.freedesktop.DBus.Peer";
+const ENDPOINT: &str = "org.example.IPC.Endpoint";
+
+pub fn run(settings: &Settings) -> Result<Vec<Row>> {
+    // Cargo brings the program up to date, with all CPUs.
+    drop(Ipc::start()?);
+    let settings = settings.clone();
+    // What a thread starts inherits its CPU; the rest of this process keeps its own.
+    let pinned = thread::spawn(move || {
+        pin()?;
+        measure(&settings)
+    });
+    match pinned.join() {
+        Ok(rows) => rows,
+        Err(_) => bail!("the measuring thread panicked"),
+    }
+}
+
+/// To the last CPU that we may use: the first has the interrupts.
+fn pin() -> Result<()> {
+    let allowed = sched_getaffinity(None).context("sched_getaffinity")?;
+    let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| allowed.is_set(cpu)).context("no CPU")?;
+    let mut one = CpuSet::new();
+    one.set(last);
+    sched_setaffinity(None, &one).context("sched_setaffinity")
+}
+
+fn measure(settings: &Settings) -> Result<Vec<Row>> {
+    let ipc = Ipc::start()?;
+    let _echo = peers::echo(&ipc.bus)?;
+    let pipe = ipc.create("pipe:")?;
+    let on_bus = Client::on(&ipc.bus)?;
+    let private = Client::through_connect(&ipc.bus)?;
+    let times = if settings.quick { 500 } else { 4000 };
+    let microseconds = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
+        let started = Instant::now();
+        run()?;
+        Ok(started.elapsed().as_secs_f64() * 1e6 / times as f64)
+    };
+    let (on_bus, private) = (&on_bus, &private);
+    let (service, echo) = (Some(NAME), Some(ECHO));
+    let mut contenders: [Contender<'_, f64>; 7] = [
+        Box::new(|| microseconds(&|| on_bus.repeat(service, PATH, PEER, "Ping", &(), times))),
+        Box::new(|| microseconds(&|| on_bus.repeat(echo, ECHO_PATH, PEER, "Ping", &(), times))),
+        Box::new(|| microseconds(&|| on_bus.repeat(echo, ECHO_PATH, ECHO, "Echo", &("text",), times))),
+        Box::new(|| microseconds(&|| on_bus.repeat(service, &pipe, ENDPOINT, "Inspect", &(), times))),
+        Box::new(|| microseconds(&|| on_bus.repeat(echo, ECHO_PATH, ECHO, "Dictionary", &(), times))),
+        Box::new(|| microseconds(&|| private.repeat(None, PATH, PEER, "Ping", &(), times))),
+        Box::new(|| microseconds(&|| private.repeat(None, &pipe, ENDPOINT, "Inspect", &(), times))),
+    ];
+    let samples = interleave(settings.rounds, &mut contenders)?;
+    let [ping, echo_ping, echo, inspect, dictionary, private_ping, private_inspect] = samples.as_slice()
+    else {
+        bail!("a contender is missing");
+    };
+    let row = |number, what, ours: &[f64], peer: (&str, &[f64]), bar| {
+        Row::ratio(number, what, "µs", ours, peer, bar)
+    };
+    let (peer_ping, peer_echo) = ("Ping of the echo service", "Echo of the echo service");
+    Ok(vec![
+        row("P6", "Peer.Ping", ping, (peer_ping, echo_ping), Bar::AtMost(1.15)),
+        row("P6", "Inspect of a pipe", inspect, (peer_echo, echo), Bar::AtMost(1.15)),
+        row("P6", "Inspect of a pipe", inspect, ("a constant a{sv}", dictionary), Bar::None),
+        row("P8", "Peer.Ping through Connect()", private_ping, (peer_ping, echo_ping), Bar::AtMost(0.5)),
+        row("P8", "Inspect through Connect()", private_inspect, (peer_echo, echo), Bar::AtMost(0.5)),
+    ])
+}
