@@ -12,7 +12,7 @@ use zbus::{
     message,
 };
 
-use crate::{announcer, errors::Result, face::Face, tree::Tree};
+use crate::{announcer, errors::Result, face::Face, interfaces::manager::Manager, paths, tree::Tree};
 
 pub const NAME: &str = "org.example.IPC";
 
@@ -161,16 +161,20 @@ impl Tree {
     }
 
     async fn serve_private(self: &Arc<Self>, socket: OwnedFd) -> Result<()> {
-        let guid = Guid::generate();
-        let builder = Builder::unix_stream(socket.into()).server(guid).p2p();
+        let client = self.next_peer();
+        let face = Face::private(self.engine.clone(), client.clone());
+        // The manager from the start: without any object zbus would drop the calls that come right behind the
+        // authentication. Everything else follows before the first of them is looked at.
+        let builder = Builder::unix_stream(socket.into())
+            .server(Guid::generate())
+            .p2p()
+            .serve_at(paths::MANAGER, Manager::new(&face, self));
         let connection = match tokio::time::timeout(HANDSHAKE, builder.build()).await {
             Ok(built) => built?,
             Err(_) => {
                 return Err(Error::new(Kind::Timeout, "the client did not authenticate within 10 s").into());
             }
         };
-        let client = self.next_peer();
-        let face = Face::private(self.engine.clone(), client.clone());
         let served = self.serve(face.clone(), &connection).await;
         if served.is_ok() {
             connection.closed().await;

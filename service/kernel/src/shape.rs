@@ -5,7 +5,7 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
-use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, mechanism::End};
+use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, mechanism::End};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -303,11 +303,6 @@ pub enum Notice {
 pub trait Events: Send + Sync {
     /// What has happened since the last call, at least one; else what to wait for.
     fn next(&self) -> Result<Attempt<Vec<Notice>>>;
-}
-
-/// The fds of a message as a value, for the attributes of a received message.
-pub fn fds_value(fds: Vec<OwnedFd>) -> Value {
-    Value::Fds(fds.into_iter().map(Fd::from).collect())
 }
 
 /// The readiness of an fd that is about to be read.

@@ -49,7 +49,11 @@ pub fn gdbus_monitor(tool: &Gdbus) -> Monitor {
     let process = Process::spawn(&mut tool.command("monitor"));
     let owned = process.stdout().wait_for(|line| line.starts_with("The name "));
     if ready(owned, &process).contains(" is owned by ") {
-        witness.wait_for_all(&["type='signal'", &format!("sender='{}'", tool.destination())]);
+        // Its rule has the name that it was asked for, or the unique one of the owner.
+        let by_name = format!("sender='{}'", tool.destination());
+        witness.wait_for(|line| {
+            line.contains("type='signal'") && (line.contains(&by_name) || line.contains("sender=':"))
+        });
     }
     Monitor { process }
 }

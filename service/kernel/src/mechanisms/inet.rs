@@ -1,9 +1,9 @@
 //! Network sockets, ip(7), ipv6(7), tcp(7), udp(7): `tcp:` listens or connects, `udp:` receives
 //! or sends datagrams, to hosts and to groups.
 //!
-//! This file is the row and the keys. What a socket does once it is there is in `inet_tcp.rs` and
-//! `inet_udp.rs` beside `socket_io.rs`, its options are a table in `inet_options.rs`, connecting
-//! is `inet_connect.rs`, and the list of the machine's sockets is `inet_diag.rs`.
+//! This file is the row and the keys. What a socket does once it is there is in `inet/tcp.rs` and
+//! `inet/udp.rs` beside `socket_io.rs`, its options are a table in `inet/options.rs`, connecting
+//! is `inet/connect.rs`, and the list of the machine's sockets is `inet/diag.rs`.
 
 use std::os::fd::OwnedFd;
 
@@ -12,16 +12,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use crate::{
     Descriptor, Dict, Opening, Parameter, Parameters, Result, Type,
     error::Attempted,
-    inet_address::Family,
-    inet_bind::{self, MPTCP},
-    inet_diag,
-    inet_options::{self, OPTIONS, Protocol},
-    inet_tcp, inet_udp,
+    inet::address::Family,
+    inet::bind::{self, MPTCP},
+    inet,
+    inet::options::{self, OPTIONS, Protocol},
     mechanism::{Adoption, Column},
     proc,
     shape::Shape,
 };
-
 pub static DESCRIPTOR: Descriptor = Descriptor {
     name: "inet",
     schemes: &["tcp", "udp"],
@@ -52,15 +50,13 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     create,
     attach,
     adopt,
-    list: inet_diag::rows,
+    list: inet::diag::rows,
     limits,
     available,
     driver: None,
     reference: REFERENCE,
 };
-
 const PORT: Type = Type::U32 { min: 0, max: 65_535 };
-
 const FAMILY: Parameter =
     Parameter::new("family", Type::Word(Family::WORDS), "Which addresses of the host to use").default("any");
 const GROUP: Parameter = Parameter::new("group", Type::Text, "udp: multicast group to join, or with Attach to send to");
@@ -70,7 +66,7 @@ const PROTOCOL: Parameter =
     Parameter::new("protocol", Type::Word(&["tcp", "mptcp"]), "tcp: mptcp uses several paths at once (RFC 8684)");
 
 #[rustfmt::skip]
-static CREATE: [Parameter; 10 + OPTIONS.len()] = inet_options::with_options([
+static CREATE: [Parameter; 10 + OPTIONS.len()] = options::with_options([
     Parameter::new("host", Type::Text, "Name or address to bind to; loopback, or the group, unless given"),
     Parameter::new("port", PORT, "Port to bind to; 0: the kernel chooses").default("0"),
     FAMILY,
@@ -84,7 +80,7 @@ static CREATE: [Parameter; 10 + OPTIONS.len()] = inet_options::with_options([
 ]);
 
 #[rustfmt::skip]
-static ATTACH: [Parameter; 9 + OPTIONS.len()] = inet_options::with_options([
+static ATTACH: [Parameter; 9 + OPTIONS.len()] = options::with_options([
     Parameter::new("host", Type::Text, "Name or address to connect to"),
     Parameter::new("port", PORT, "Port to connect to").required(),
     FAMILY,
@@ -163,15 +159,15 @@ data (MSG_OOB), because RFC 6093 advises against it.";
 
 fn create(parameters: &Parameters) -> Result<Opening> {
     match check(parameters)? {
-        Protocol::Tcp => inet_tcp::listen(parameters),
-        Protocol::Udp => inet_udp::bind(parameters),
+        Protocol::Tcp => inet::tcp::listen(parameters),
+        Protocol::Udp => inet::udp::bind(parameters),
     }
 }
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
     match check(parameters)? {
-        Protocol::Tcp => inet_tcp::connect(parameters),
-        Protocol::Udp => inet_udp::connect(parameters),
+        Protocol::Tcp => inet::tcp::connect(parameters),
+        Protocol::Udp => inet::udp::connect(parameters),
     }
 }
 
@@ -183,9 +179,9 @@ fn check(parameters: &Parameters) -> Result<Protocol> {
         Protocol::Udp => &["backlog", "protocol"],
     };
     if let Some(key) = foreign.iter().find(|key| parameters.has(key)) {
-        return Err(inet_options::wrong_protocol(key, protocol));
+        return Err(options::wrong_protocol(key, protocol));
     }
-    inet_options::check(parameters, protocol)?;
+    options::check(parameters, protocol)?;
     Ok(protocol)
 }
 
@@ -206,8 +202,8 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
     };
     // Whatever is no socket answers with an error.
     match of(&adopted) {
-        Ok(Some(Protocol::Tcp)) => inet_tcp::adopt(adopted).map(Adoption::Taken),
-        Ok(Some(Protocol::Udp)) => inet_udp::adopt(adopted).map(Adoption::Taken),
+        Ok(Some(Protocol::Tcp)) => inet::tcp::adopt(adopted).map(Adoption::Taken),
+        Ok(Some(Protocol::Udp)) => inet::udp::adopt(adopted).map(Adoption::Taken),
         Ok(None) | Err(_) => Ok(Adoption::Refused(adopted)),
     }
 }
@@ -229,7 +225,7 @@ fn limits() -> Dict {
             limits.insert(key.to_owned(), value.into());
         }
     }
-    if let Some((low, high)) = inet_bind::port_range() {
+    if let Some((low, high)) = bind::port_range() {
         limits.insert("net.ipv4.ip_local_port_range".into(), vec![low, high].into());
     }
     limits.extend(in_use());

@@ -1,7 +1,7 @@
 //! Changes of files and directories, inotify(7).
 //!
 //! An endpoint is a watch. All watches of the process share one inotify instance, which the hub
-//! (`inotify_hub.rs`) reads, driven by this mechanism's `driver`; an endpoint takes what the hub
+//! (`inotify/hub.rs`) reads, driven by this mechanism's `driver`; an endpoint takes what the hub
 //! has put aside for it and gives it its names and its path.
 
 use std::{
@@ -15,9 +15,9 @@ use std::{
 use crate::{
     Address, Attempt, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result,
     Type, Value, dict,
-    inotify_hub::HUB,
-    inotify_mask,
-    inotify_queue::{Handle, Item, Wish},
+    inotify::hub::HUB,
+    inotify,
+    inotify::queue::{Handle, Item, Wish},
     mechanism::{Adoption, Column},
     proc,
     shape::{Event, Events, Notice, Shape},
@@ -54,7 +54,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::new("path", Type::Path, "Absolute path of the file or directory to watch").required(),
-    Parameter::new("events", Type::Words(inotify_mask::WORDS), "Events to watch for; all, close and move are groups")
+    Parameter::new("events", Type::Words(inotify::mask::WORDS), "Events to watch for; all, close and move are groups")
         .default("all"),
     Parameter::new("onlydir", Type::Bool, "Fail if the path is not a directory").default("false"),
     Parameter::new("dont-follow", Type::Bool, "Watch a symbolic link itself, not what it leads to").default("false"),
@@ -108,7 +108,7 @@ of a single watch; fanotify(7), because it needs CAP_SYS_ADMIN.";
 fn create(parameters: &Parameters) -> Result<Opening> {
     let path = parameters.path("path")?.ok_or_else(|| Error::invalid("the key \"path\" is missing"))?;
     let events = parameters.texts("events").unwrap_or_default();
-    let mask = events.iter().fold(0, |mask, word| mask | inotify_mask::bits(word));
+    let mask = events.iter().fold(0, |mask, word| mask | inotify::mask::bits(word));
     if mask == 0 {
         return Err(Error::invalid("the key \"events\" is empty: name at least one event, or all"));
     }
@@ -140,7 +140,7 @@ fn list() -> Result<Vec<Dict>> {
     for held in proc::held(is_instance) {
         let command = proc::command(held.pid);
         let ours = held.pid == std::process::id() && HUB.fd() == Some(held.fd);
-        for line in inotify_mask::watches(&proc::fdinfo_text(held.pid, held.fd)) {
+        for line in inotify::mask::watches(&proc::fdinfo_text(held.pid, held.fd)) {
             let mut row = dict! {
                 "pid" => held.pid,
                 "command" => command.as_str(),
@@ -148,7 +148,7 @@ fn list() -> Result<Vec<Dict>> {
                 "wd" => line.wd,
                 "inode" => line.inode,
                 "device" => line.device(),
-                "events" => inotify_mask::words(line.mask),
+                "events" => inotify::mask::words(line.mask),
                 "flags" => flags(line.mask & libc::IN_EXCL_UNLINK != 0, line.mask & libc::IN_ONESHOT != 0),
             };
             if let Some(path) = ours.then(|| HUB.paths(line.wd).into_iter().next()).flatten() {
@@ -183,7 +183,7 @@ fn limits() -> Dict {
     instances.retain(|held| {
         std::fs::metadata(format!("/proc/{}", held.pid)).is_ok_and(|process| process.uid() == caller)
     });
-    let watches = |held: &proc::Held| inotify_mask::watches(&proc::fdinfo_text(held.pid, held.fd)).len() as u64;
+    let watches = |held: &proc::Held| inotify::mask::watches(&proc::fdinfo_text(held.pid, held.fd)).len() as u64;
     limits.insert("watches".into(), instances.iter().map(watches).sum::<u64>().into());
     limits.insert("instances".into(), (instances.len() as u64).into());
     limits
@@ -198,7 +198,7 @@ impl Endpoint for Watcher {
         let wish = &self.handle.wish;
         let mut address = Address::new("inotify").with("path", wish.path.as_os_str().as_bytes());
         if wish.mask != libc::IN_ALL_EVENTS {
-            address = address.with("events", inotify_mask::words(wish.mask).join("+"));
+            address = address.with("events", inotify::mask::words(wish.mask).join("+"));
         }
         for (key, set) in [
             ("onlydir", wish.only_directory),
@@ -221,7 +221,7 @@ impl Endpoint for Watcher {
         let wish = &self.handle.wish;
         let mut state = dict! {
             "path" => path_value(&wish.path),
-            "events" => inotify_mask::words(wish.mask),
+            "events" => inotify::mask::words(wish.mask),
             "flags" => flags(wish.excl_unlink, wish.oneshot),
             "wd" => self.handle.wd,
             "inode" => self.handle.stat.st_ino,
@@ -233,7 +233,7 @@ impl Endpoint for Watcher {
         if let Some(reason) = self.handle.ended() {
             state.insert("ended".into(), reason.into());
         } else if let Some(line) = HUB.kernel_watches().iter().find(|line| line.wd == self.handle.wd) {
-            state.insert("kernel-events".into(), inotify_mask::words(line.mask).into());
+            state.insert("kernel-events".into(), inotify::mask::words(line.mask).into());
             state.insert("device".into(), line.device().into());
         }
         Ok(state)
@@ -271,7 +271,7 @@ impl Watcher {
     fn notice(&self, item: Item) -> Notice {
         match item {
             Item::Happened { mask, name } => Notice::Event(Event {
-                names: inotify_mask::names(mask),
+                names: inotify::mask::names(mask),
                 path: join(&self.handle.wish.path, &name),
                 from: Vec::new(),
             }),

@@ -2,7 +2,7 @@
 //!
 //! `Create` binds a name and listens on it (or receives datagrams), or makes a pair; `Attach`
 //! connects. What a connection, a listening socket or a datagram socket can do is in
-//! `unix_endpoint.rs`; how names are bound, found and removed in `unix_name.rs`. This file has
+//! `unix/endpoint.rs`; how names are bound, found and removed in `unix/name.rs`. This file has
 //! the mechanism's row, and the ways to come by an endpoint.
 
 use std::{
@@ -25,9 +25,9 @@ use crate::{
     proc,
     shape::Shape,
     socket_messages, socket_options,
-    unix_endpoint::{Passing, PeerEnd, Role, SO_PASSRIGHTS, UnixEndpoint, with_type},
-    unix_list,
-    unix_name::{self, Entry, Name, Target, type_word},
+    unix::endpoint::{Passing, PeerEnd, Role, SO_PASSRIGHTS, UnixEndpoint, with_type},
+    unix,
+    unix::name::{self, Entry, Name, Target, type_word},
 };
 
 pub static DESCRIPTOR: Descriptor = Descriptor {
@@ -91,7 +91,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     create,
     attach,
     adopt,
-    list: unix_list::list,
+    list: unix::list::list,
     limits,
     available: || Ok(()),
     driver: None,
@@ -143,7 +143,7 @@ fn create(parameters: &Parameters) -> Result<Opening> {
         entry = Some(Entry::bind(&socket, &path, parameters.mode(), replace)?);
     } else {
         let address = match name {
-            Some(name) => unix_name::abstract_address(name)?,
+            Some(name) => name::abstract_address(name)?,
             None => SocketAddrUnix::new_unnamed(),
         };
         bind_abstract(&socket, &address, name)?;
@@ -175,7 +175,7 @@ fn finish(
     }
     let name = match &entry {
         Some(entry) => Some(Name::Path(entry.path.clone())),
-        None => unix_name::local(&socket),
+        None => name::local(&socket),
     };
     let mut endpoint = UnixEndpoint::unnamed(socket, kind, role, passing(parameters))?;
     if let Some(name) = name {
@@ -337,7 +337,7 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
     let attempt = || "examine a unix socket";
     let kind = sockopt::socket_type(&adopted).attempted(attempt)?;
     let listening = sockopt::socket_acceptconn(&adopted).attempted(attempt)?;
-    let role = match unix_name::remote(&adopted) {
+    let role = match name::remote(&adopted) {
         _ if listening => Role::Listening,
         Ok(_) => Role::Connected,
         Err(Errno::NOTCONN) if kind == SocketType::DGRAM => Role::Unconnected,
@@ -353,7 +353,7 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
         // Only a kernel that can refuse fds (6.16) says so.
         fds: !socket_options::get_int(&adopted, SO_PASSRIGHTS).is_ok_and(|on| on == 0),
     };
-    let name = if role == Role::Connected { None } else { unix_name::local(&adopted) };
+    let name = if role == Role::Connected { None } else { name::local(&adopted) };
     let mut endpoint = UnixEndpoint::unnamed(adopted, kind, role, passing)?;
     if let Some(name) = name {
         endpoint.address = with_type(name.address(), kind);
@@ -385,7 +385,7 @@ fn socket_type(parameters: &Parameters) -> SocketType {
 fn limits() -> Dict {
     let mut limits = crate::dict! {
         "path-bytes" => libc::PATH_MAX as u64 - 1,
-        "abstract-bytes" => unix_name::MAX_NAME as u64,
+        "abstract-bytes" => name::MAX_NAME as u64,
         "SCM_MAX_FD" => socket_messages::MAX_FDS as u64,
     };
     for (key, file) in [

@@ -7,8 +7,8 @@ use std::{
 
 use ipc_kernel::{
     Address, Dict, Endpoint, Kind, Parameters, Result,
-    inet_bind::Local,
-    inet_connect::Connecting,
+    inet::bind::Local,
+    inet::connect::Connecting,
     mechanisms::{self, inet::DESCRIPTOR},
 };
 use rustix::{io::Errno, thread::CapabilitySet};
@@ -37,10 +37,10 @@ fn silent(host: &str) -> Silent {
 /// A port of loopback at which nobody listens: bound, so that nobody else gets it.
 fn refusing(host: &str) -> (rustix::fd::OwnedFd, SocketAddr) {
     let at: SocketAddr = (host.parse::<std::net::IpAddr>().unwrap(), 0).into();
-    let family = ipc_kernel::inet_address::family(&at);
+    let family = ipc_kernel::inet::address::family(&at);
     let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &at).unwrap();
-    let at = ipc_kernel::inet_state::local(&socket).unwrap();
+    let at = ipc_kernel::inet::state::local(&socket).unwrap();
     (socket, at)
 }
 

@@ -1,4 +1,4 @@
-//! What waits for each endpoint of the inotify hub (`inotify_hub.rs`): its share of a watch and
+//! What waits for each endpoint of the inotify hub (`inotify/hub.rs`): its share of a watch and
 //! its own bounded queue.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 use event_listener::{Event as Bell, EventListener};
 use rustix::fs::{Mode, OFlags, Stat};
 
-use crate::{Fd, inotify_hub::HUB};
+use crate::{Fd, inotify::hub::HUB};
 
 /// How many events wait for one endpoint, as many as the kernel keeps for an instance by default
 /// (fs.inotify.max_queued_events).

@@ -8,34 +8,34 @@ use rustix::net::AddressFamily;
 use crate::{
     Dict, Fd, Result, Value, dict,
     error::Attempted,
-    inet_address,
-    inet_diag::state_name,
-    inet_options::{self, Protocol},
+    inet,
+    inet::diag::state_name,
+    inet::options::{self, Protocol},
 };
 
 /// The address that the socket is bound to.
 pub fn local(fd: impl AsFd) -> Result<SocketAddr> {
-    inet_address::from_any(rustix::net::getsockname(fd).attempted(|| "read the socket's own address")?)
+    inet::address::from_any(rustix::net::getsockname(fd).attempted(|| "read the socket's own address")?)
 }
 
 /// The address that it is connected to; `None` where it is not.
 pub fn peer(fd: impl AsFd) -> Option<SocketAddr> {
-    inet_address::from_any(rustix::net::getpeername(fd).ok()??).ok()
+    inet::address::from_any(rustix::net::getpeername(fd).ok()??).ok()
 }
 
 /// What every network socket has.
 pub fn inspect(fd: &Fd, family: AddressFamily, protocol: Protocol) -> Result<Dict> {
-    let local = inet_address::canonical(local(fd)?);
+    let local = inet::address::canonical(local(fd)?);
     let mut state = dict! {
         "protocol" => protocol.name(),
         "family" => if family == AddressFamily::INET { "ipv4" } else { "ipv6" },
-        "local-host" => inet_address::host(&local),
+        "local-host" => inet::address::host(&local),
         "local-port" => u32::from(local.port()),
         "inode" => crate::fd::stat(fd)?.st_ino,
-        "options" => inet_options::read(fd, family, protocol),
+        "options" => options::read(fd, family, protocol),
     };
-    if let Some(peer) = peer(fd).map(inet_address::canonical) {
-        state.insert("peer-host".into(), inet_address::host(&peer).into());
+    if let Some(peer) = peer(fd).map(inet::address::canonical) {
+        state.insert("peer-host".into(), inet::address::host(&peer).into());
         state.insert("peer-port".into(), u32::from(peer.port()).into());
     }
     if family == AddressFamily::INET6
@@ -52,7 +52,7 @@ fn memory(fd: &Fd) -> Dict {
     /// The words of `sk_meminfo` (<linux/sock_diag.h>).
     const WORDS: [(&str, usize); 3] = [("receive-memory", 0), ("send-memory", 2), ("dropped", 8)];
     let mut buffer = [0u8; 36];
-    let length = inet_options::bytes(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut buffer).unwrap_or(0);
+    let length = options::bytes(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut buffer).unwrap_or(0);
     WORDS
         .iter()
         .filter_map(|(key, word)| {
@@ -66,7 +66,7 @@ fn memory(fd: &Fd) -> Dict {
 pub fn inspect_tcp(fd: &Fd) -> Result<Dict> {
     let mut state = inspect(fd, domain(fd)?, Protocol::Tcp)?;
     let mut info = [0u8; 256];
-    let length = inet_options::bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
+    let length = options::bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
         .attempted(|| "read the state of a TCP connection")?;
     let info = &info[..length];
     let name = state_name(Protocol::Tcp, info.first().copied().unwrap_or(0));

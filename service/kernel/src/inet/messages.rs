@@ -12,7 +12,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::{Error, Fd, Kind, fd::retry, inet_address};
+use crate::{Error, Fd, Kind, fd::retry, inet};
 
 /// No datagram of IPv4 or IPv6 without jumbograms (RFC 2675) is longer.
 const BUFFER: usize = 65_536;
@@ -55,14 +55,14 @@ pub fn next_error(fd: &Fd) -> Option<Error> {
     let report = received.report?;
     let destination = received.address.map_or_else(
         || "its destination".to_owned(),
-        |address| inet_address::show(&inet_address::canonical(address)),
+        |address| inet::address::show(&inet::address::canonical(address)),
     );
     let mut text =
         format!("a datagram was not delivered to {destination}: {}", crate::error::describe(report.errno));
     if let Some((kind, code)) = report.icmp {
         text.push_str(&format!("; ICMP type {kind} code {code}"));
         if let Some(offender) = report.offender {
-            text.push_str(&format!(" from {}", inet_address::host(&inet_address::canonical(offender))));
+            text.push_str(&format!(" from {}", inet::address::host(&inet::address::canonical(offender))));
         }
     }
     Some(Error::new(delivery_kind(report.errno), text))

@@ -17,15 +17,12 @@ use rustix::{event::PollFlags, fs::OFlags, io::Errno, net::sockopt};
 use crate::{
     Attempt, Error, Fd, Kind, Parameters, Readiness, Result,
     error::{Attempted, describe},
-    fd, inet_address,
-    inet_bind::{self, Local},
-    inet_options::Protocol,
-    inet_state,
+    fd, inet,
+    inet::bind::{self, Local},
+    inet::options::Protocol,
 };
-
 /// RFC 8305, section 8: "Connection Attempt Delay".
 const STAGGER: Duration = Duration::from_millis(250);
-
 /// A connection that is being made.
 pub struct Connecting {
     parameters: Parameters,
@@ -39,7 +36,6 @@ pub struct Connecting {
     deadline: Instant,
     timeout: Duration,
 }
-
 impl Connecting {
     /// `started` is when the caller asked: looking the host up counts, too.
     pub fn new(
@@ -122,7 +118,7 @@ impl Connecting {
     }
 
     fn start(&self, address: &SocketAddr) -> Result<Started> {
-        let socket = inet_bind::socket(&self.parameters, inet_address::family(address))?;
+        let socket = bind::socket(&self.parameters, inet::address::family(address))?;
         self.local.bind(&socket, address, &self.parameters)?;
         let fd = Fd::from(socket);
         rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK).attempted(|| "make a socket non-blocking")?;
@@ -141,7 +137,7 @@ impl Connecting {
     }
 
     fn timed_out(&self) -> Error {
-        let silent: Vec<_> = self.running.iter().map(|(_, address)| inet_address::show(address)).collect();
+        let silent: Vec<_> = self.running.iter().map(|(_, address)| inet::address::show(address)).collect();
         let mut text =
             format!("cannot connect to {}: no answer within {} ms", self.host, self.timeout.as_millis());
         if !silent.is_empty() {
@@ -220,13 +216,13 @@ fn finish(fd: Fd) -> Result<OwnedFd> {
 
 /// What the errnos of connect(2) mean.
 pub fn connect_failed(errno: Errno, peer: &SocketAddr, protocol: Protocol) -> Error {
-    let target = format!("{} {}", protocol.name(), inet_address::show(peer));
+    let target = format!("{} {}", protocol.name(), inet::address::show(peer));
     let what = format!("cannot connect to {target}");
     match errno {
         Errno::CONNREFUSED => {
             Error::new(Kind::NotFound, format!("{what}: nobody listens there (ECONNREFUSED)"))
         }
-        Errno::ADDRNOTAVAIL => inet_bind::no_free_port(&what),
+        Errno::ADDRNOTAVAIL => bind::no_free_port(&what),
         Errno::ADDRINUSE => Error::new(
             Kind::Exists,
             format!("{what}: the local port is taken or has a connection to it already (EADDRINUSE)"),
@@ -247,7 +243,7 @@ pub fn connect_failed(errno: Errno, peer: &SocketAddr, protocol: Protocol) -> Er
             Error::new(Kind::Errno(errno), format!("{what}: {}", describe(errno)))
                 .help("`ip route get` shows why")
         }
-        Errno::INVAL if inet_bind::needs_scope(peer) => inet_bind::scope_missing(&what),
+        Errno::INVAL if bind::needs_scope(peer) => bind::scope_missing(&what),
         other => Error::from_errno(other, format!("connect to {target}")),
     }
 }
@@ -265,7 +261,7 @@ pub fn suitable(addresses: Vec<SocketAddr>, local: &Local) -> Result<Vec<SocketA
 
 /// The address of a connected socket, for the endpoint.
 pub fn peer_of(fd: &OwnedFd) -> Result<SocketAddr> {
-    inet_state::peer(fd).ok_or_else(|| {
+    inet::state::peer(fd).ok_or_else(|| {
         Error::new(Kind::Closed, "the peer closed the connection before it was of any use (ENOTCONN)")
     })
 }

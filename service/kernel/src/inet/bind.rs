@@ -13,9 +13,9 @@ use rustix::{
 use crate::{
     Error, Kind, Parameters, Result,
     error::{Attempted, describe},
-    inet_address::{self, Family},
-    inet_diag,
-    inet_options::{self, Protocol},
+    inet,
+    inet::address::{self, Family},
+    inet::options::{self, Protocol},
     proc,
 };
 
@@ -44,7 +44,7 @@ pub fn socket(parameters: &Parameters, family: AddressFamily) -> Result<OwnedFd>
         ),
         other => Error::from_errno(other, "create a network socket"),
     })?;
-    inet_options::apply(&made, family, parameters)?;
+    options::apply(&made, family, parameters)?;
     Ok(made)
 }
 
@@ -52,7 +52,7 @@ pub fn socket(parameters: &Parameters, family: AddressFamily) -> Result<OwnedFd>
 pub fn set_v6only(fd: impl AsFd, local: &SocketAddr, parameters: &Parameters) -> Result<()> {
     let only = parameters.bool("v6only");
     if local.is_ipv4() {
-        let text = format!("the key \"v6only\" is for IPv6, and {} is IPv4", inet_address::host(local));
+        let text = format!("the key \"v6only\" is for IPv6, and {} is IPv4", address::host(local));
         return if only { Err(Error::invalid(text)) } else { Ok(()) };
     }
     sockopt::set_ipv6_v6only(fd, only).attempted(|| "set IPV6_V6ONLY")
@@ -70,12 +70,12 @@ pub fn bind(fd: impl AsFd, local: &SocketAddr, protocol: Protocol) -> Result<()>
 
 /// What the errnos of bind(2) and listen(2) mean.
 pub fn bind_failed(errno: Errno, local: &SocketAddr, protocol: Protocol) -> Error {
-    let what = format!("cannot bind to {} {}", protocol.name(), inet_address::show(local));
+    let what = format!("cannot bind to {} {}", protocol.name(), address::show(local));
     let port = local.port();
     match errno {
         Errno::ADDRINUSE if port == 0 => no_free_port(&what),
         Errno::ADDRINUSE => {
-            let who = inet_diag::who_has(protocol, port).map_or_else(String::new, |who| format!("; {who}"));
+            let who = inet::diag::who_has(protocol, port).map_or_else(String::new, |who| format!("; {who}"));
             Error::new(
                 Kind::Exists,
                 format!("{what}: the port is taken ({}){who}", crate::error::name(errno)),
@@ -96,9 +96,7 @@ pub fn bind_failed(errno: Errno, local: &SocketAddr, protocol: Protocol) -> Erro
         )
         .help("`ip address` lists them; freebind=true binds nevertheless"),
         Errno::INVAL if needs_scope(local) => scope_missing(&what),
-        other => {
-            Error::from_errno(other, format!("bind to {} {}", protocol.name(), inet_address::show(local)))
-        }
+        other => Error::from_errno(other, format!("bind to {} {}", protocol.name(), address::show(local))),
     }
 }
 
@@ -149,7 +147,7 @@ impl Group {
             }
             return Ok(None);
         };
-        let group = inet_address::literal(text, port)?.filter(|group| group.ip().is_multicast());
+        let group = address::literal(text, port)?.filter(|group| group.ip().is_multicast());
         let mut address = group.ok_or_else(|| {
             Error::invalid(format!(
                 "the key \"group\" must be a multicast address (224.0.0.0/4 or ff00::/8), not {text:?}"
@@ -171,7 +169,7 @@ impl Group {
         let source = match parameters.text("source") {
             None => None,
             Some(text) => {
-                let found = inet_address::literal(text, 0)?
+                let found = address::literal(text, 0)?
                     .filter(|found| found.is_ipv4() == address.is_ipv4() && !found.ip().is_multicast());
                 Some(found.ok_or_else(|| {
                     Error::invalid(format!(
@@ -192,16 +190,16 @@ impl Group {
         };
         // Otherwise Linux hands over what any process of the machine has joined. Older kernels
         // have it for IPv4 only; binding to the group's address has the same effect.
-        let _ = inet_options::set(fd, level, all, &0i32);
+        let _ = options::set(fd, level, all, &0i32);
         let group = storage(&self.address);
         let done = match &self.source {
-            None => inet_options::set(
+            None => options::set(
                 fd,
                 level,
                 libc::MCAST_JOIN_GROUP,
                 &libc::group_req { gr_interface: self.interface, gr_group: group },
             ),
-            Some(source) => inet_options::set(
+            Some(source) => options::set(
                 fd,
                 level,
                 libc::MCAST_JOIN_SOURCE_GROUP,
@@ -231,7 +229,7 @@ const IPV6_MULTICAST_ALL: i32 = 29;
 
 /// The key `interface` as an index.
 fn interface_key(parameters: &Parameters) -> Result<Option<u32>> {
-    parameters.text("interface").map(inet_address::interface_index).transpose()
+    parameters.text("interface").map(address::interface_index).transpose()
 }
 
 /// Sends to groups through the interface that was given.
@@ -245,7 +243,7 @@ pub fn set_group_interface(fd: impl AsFd, parameters: &Parameters, family: Addre
     } else {
         sockopt::set_ipv6_multicast_if(fd, index)
     };
-    done.attempted(|| format!("send to groups through the interface {}", inet_address::interface_name(index)))
+    done.attempted(|| format!("send to groups through the interface {}", address::interface_name(index)))
 }
 
 /// The local side of Attach: `local-host` (a literal) and `local-port`.
@@ -260,7 +258,7 @@ impl Local {
         let port = port(parameters, "local-port");
         let host = match parameters.text("local-host") {
             None => None,
-            Some(text) => Some(inet_address::literal(text, port)?.ok_or_else(|| {
+            Some(text) => Some(address::literal(text, port)?.ok_or_else(|| {
                 Error::invalid(format!("the key \"local-host\" must be a literal address, not {text:?}"))
             })?),
         };
@@ -286,7 +284,7 @@ impl Local {
         if self.port == 0 {
             // The port is chosen by connect(2), which knows that the same one serves many peers;
             // an older kernel chooses it now.
-            let _ = inet_options::set(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32);
+            let _ = options::set(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32);
         } else if protocol == Protocol::Tcp && !parameters.has("reuseaddr") {
             // Attempts to several addresses of the host run side by side from the same port.
             sockopt::set_socket_reuseaddr(fd, true).attempted(|| "set SO_REUSEADDR")?;

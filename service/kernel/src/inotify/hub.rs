@@ -28,8 +28,9 @@ use rustix::{
 };
 
 use crate::{
-    Attempt, Error, Fd, Kind, Readiness, Result, fd, inotify_mask,
-    inotify_queue::{Handle, Item, MAX_QUEUED, Subscription, Wish},
+    Attempt, Error, Fd, Kind, Readiness, Result, fd,
+    inotify::mask,
+    inotify::queue::{Handle, Item, MAX_QUEUED, Subscription, Wish},
     proc,
 };
 
@@ -92,9 +93,9 @@ impl Hub {
     }
 
     /// The kernel's own list of our watches.
-    pub fn kernel_watches(&self) -> Vec<inotify_mask::Line> {
+    pub fn kernel_watches(&self) -> Vec<mask::Line> {
         let fdinfo = |fd| proc::fdinfo_text(std::process::id(), fd);
-        self.fd().map(|fd| inotify_mask::watches(&fdinfo(fd))).unwrap_or_default()
+        self.fd().map(|fd| mask::watches(&fdinfo(fd))).unwrap_or_default()
     }
 
     /// The paths that the endpoints on a watch gave.

@@ -12,8 +12,8 @@ use std::{
 use neli::{FromBytes, FromBytesWithInput, Size, ToBytes, err::DeError};
 
 use crate::{
-    Dict, Result, dict, inet_address,
-    inet_options::Protocol,
+    Dict, Result, dict, inet,
+    inet::options::Protocol,
     proc,
     sock_diag::{self, Attributes, Scope},
 };
@@ -188,9 +188,9 @@ impl InetSocket {
     fn row(&self, holders: Vec<Dict>) -> Dict {
         let mut row = dict! {
             "protocol" => self.protocol.name(),
-            "family" => inet_address::family_name(&self.local),
+            "family" => inet::address::family_name(&self.local),
             "state" => state_name(self.protocol, self.state),
-            "local-host" => inet_address::host(&self.local),
+            "local-host" => inet::address::host(&self.local),
             "local-port" => u32::from(self.local.port()),
             "inode" => u64::from(self.inode),
             "owner" => self.uid,
@@ -199,17 +199,17 @@ impl InetSocket {
             "holders" => holders,
         };
         if self.peer.port() != 0 {
-            row.insert("peer-host".into(), inet_address::host(&self.peer).into());
+            row.insert("peer-host".into(), inet::address::host(&self.peer).into());
             row.insert("peer-port".into(), u32::from(self.peer.port()).into());
         }
         if self.interface != 0 {
-            row.insert("interface".into(), inet_address::interface_name(self.interface).into());
+            row.insert("interface".into(), inet::address::interface_name(self.interface).into());
         }
         if let Some(only) = self.ipv6_only {
             row.insert("v6only".into(), only.into());
         }
         if self.attachable() {
-            let address = inet_address::write(self.protocol.name(), &self.local);
+            let address = inet::address::write(self.protocol.name(), &self.local);
             row.insert("address".into(), address.to_string().into());
         }
         row
@@ -254,7 +254,7 @@ pub fn who_has(protocol: Protocol, port: u16) -> Option<String> {
         |holder| format!("process {} ({}) of user {}", holder.pid, proc::command(holder.pid), socket.uid),
     );
     let state = state_name(protocol, socket.state);
-    Some(format!("{who} has {} {}, {state}", protocol.name(), inet_address::show(&socket.local)))
+    Some(format!("{who} has {} {}, {state}", protocol.name(), inet::address::show(&socket.local)))
 }
 
 const CLOSED: u8 = 7;

@@ -10,8 +10,8 @@ use crate::{
     error::errno_of,
     proc::{self, Held},
     sock_diag::{self, UnixSocket},
-    unix_endpoint::with_type,
-    unix_name::{Name, type_word},
+    unix::endpoint::with_type,
+    unix::name::{Name, type_word},
 };
 
 /// The states of unix sockets, which the kernel numbers like those of TCP.

@@ -13,12 +13,11 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, fd,
-    inet_address::{self, Family, Ranges},
-    inet_bind::{self, Local},
-    inet_connect::{self, Connecting},
-    inet_options::Protocol,
-    inet_state,
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, fd, inet,
+    inet::address::{self, Family, Ranges},
+    inet::bind::{self, Local},
+    inet::connect::{self, Connecting},
+    inet::options::Protocol,
     mechanism::{End, EndKind},
     shape::{self, Direction, Listener, Shape, Stream},
     socket_io,
@@ -29,11 +28,11 @@ const REFUSALS_AT_ONCE: usize = 64;
 
 /// Listens at the first address of the host that lets us.
 pub fn listen(parameters: &Parameters) -> Result<Opening> {
-    let port = inet_bind::port(parameters, "port");
+    let port = bind::port(parameters, "port");
     let ranges = Ranges::of(parameters)?;
     let family = Family::of(parameters);
     let hosts = match parameters.text("host") {
-        Some(host) => inet_address::resolve(host, port, family)?,
+        Some(host) => address::resolve(host, port, family)?,
         None => vec![SocketAddr::new(family.loopback(), port)],
     };
     let mut first_error = None;
@@ -48,40 +47,39 @@ pub fn listen(parameters: &Parameters) -> Result<Opening> {
 }
 
 fn listen_at(parameters: &Parameters, local: &SocketAddr, ranges: &Ranges) -> Result<Acceptor> {
-    let socket = inet_bind::socket(parameters, inet_address::family(local))?;
+    let socket = bind::socket(parameters, address::family(local))?;
     if !parameters.has("reuseaddr") {
         let set = sockopt::set_socket_reuseaddr(&socket, true);
         set.map_err(|errno| Error::from_errno(errno, "set SO_REUSEADDR"))?;
     }
-    inet_bind::set_v6only(&socket, local, parameters)?;
-    inet_bind::bind(&socket, local, Protocol::Tcp)?;
+    bind::set_v6only(&socket, local, parameters)?;
+    bind::bind(&socket, local, Protocol::Tcp)?;
     // The table bounds it to i32.
     let backlog = parameters.u32("backlog").and_then(|n| n.try_into().ok()).unwrap_or(libc::SOMAXCONN);
     // Two sockets with SO_REUSEADDR may be bound alike; the second one's listen(2) fails.
-    rustix::net::listen(&socket, backlog)
-        .map_err(|errno| inet_bind::bind_failed(errno, local, Protocol::Tcp))?;
+    rustix::net::listen(&socket, backlog).map_err(|errno| bind::bind_failed(errno, local, Protocol::Tcp))?;
     Acceptor::new(socket, ranges.clone())
 }
 
 /// Connects, as soon as the host is found; what takes time is done step by step.
 pub fn connect(parameters: &Parameters) -> Result<Opening> {
     let started = Instant::now();
-    let host = parameters.text("host").ok_or_else(inet_bind::host_missing)?;
-    let port = inet_bind::port(parameters, "port");
+    let host = parameters.text("host").ok_or_else(bind::host_missing)?;
+    let port = bind::port(parameters, "port");
     if port == 0 {
         return Err(Error::invalid("the key \"port\" must be 1 to 65535 to connect to it"));
     }
     let local = Local::of(parameters)?;
-    let addresses = inet_address::resolve(host, port, Family::of(parameters))?;
-    let addresses = inet_connect::suitable(addresses, &local)?;
+    let addresses = address::resolve(host, port, Family::of(parameters))?;
+    let addresses = connect::suitable(addresses, &local)?;
     let timeout = Duration::from_millis(parameters.u32("timeout").unwrap_or(20_000).into());
     let mut connecting = Connecting::new(parameters, host, addresses, local, started, timeout);
     Ok(Opening::Pending(Box::new(move || {
         Ok(match connecting.step()? {
             Attempt::Wait(readiness) => Attempt::Wait(readiness),
             Attempt::Done(fd) => {
-                let peer = inet_connect::peer_of(&fd)?;
-                let address = inet_address::write("tcp", &inet_address::canonical(peer));
+                let peer = connect::peer_of(&fd)?;
+                let address = address::write("tcp", &address::canonical(peer));
                 Attempt::Done(Box::new(Connection { fd: fd.into(), address }) as Box<dyn Endpoint>)
             }
         })
@@ -93,7 +91,7 @@ pub fn adopt(socket: OwnedFd) -> Result<Box<dyn Endpoint>> {
     if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
         return Ok(Box::new(Acceptor::new(socket, Ranges::default())?));
     }
-    if inet_state::peer(&socket).is_none() {
+    if inet::state::peer(&socket).is_none() {
         return Err(Error::invalid(
             "cannot adopt this TCP socket: it is neither connected nor listening; connect(2) or listen(2) first",
         ));
@@ -111,14 +109,14 @@ struct Acceptor {
 
 impl Acceptor {
     fn new(socket: OwnedFd, ranges: Ranges) -> Result<Self> {
-        let local = inet_state::local(&socket)?;
+        let local = inet::state::local(&socket)?;
         Ok(Self { fd: socket.into(), local, ranges, refused: AtomicU64::new(0) })
     }
 }
 
 impl Endpoint for Acceptor {
     fn address(&self) -> Address {
-        inet_address::write("tcp", &self.local)
+        address::write("tcp", &self.local)
     }
 
     fn shapes(&self) -> Vec<Shape> {
@@ -126,7 +124,7 @@ impl Endpoint for Acceptor {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        let mut state = inet_state::inspect_tcp(&self.fd)?;
+        let mut state = inet::state::inspect_tcp(&self.fd)?;
         if !self.ranges.is_empty() {
             state.insert("range".into(), self.ranges.to_string().into());
             state.insert("refused".into(), self.refused.load(Ordering::Relaxed).into());
@@ -151,7 +149,7 @@ impl Listener for Acceptor {
             match rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     // A peer that has reset the connection meanwhile has no address any more.
-                    let Some(peer) = inet_state::peer(&socket) else { continue };
+                    let Some(peer) = inet::state::peer(&socket) else { continue };
                     if self.ranges.admit(&peer) {
                         return Ok(Attempt::Done(Box::new(Connection::of(socket)?)));
                     }
@@ -194,10 +192,10 @@ struct Connection {
 impl Connection {
     /// One that the peer made, or somebody else: its own side belongs to its address.
     fn of(socket: OwnedFd) -> Result<Self> {
-        let peer = inet_address::canonical(inet_connect::peer_of(&socket)?);
-        let local = inet_address::canonical(inet_state::local(&socket)?);
-        let address = inet_address::write("tcp", &peer)
-            .with("local-host", inet_address::host(&local))
+        let peer = address::canonical(connect::peer_of(&socket)?);
+        let local = address::canonical(inet::state::local(&socket)?);
+        let address = address::write("tcp", &peer)
+            .with("local-host", address::host(&local))
             .with("local-port", local.port().to_string());
         Ok(Self { fd: socket.into(), address })
     }
@@ -223,7 +221,7 @@ impl Endpoint for Connection {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        inet_state::inspect_tcp(&self.fd)
+        inet::state::inspect_tcp(&self.fd)
     }
 
     fn open(&self, _options: &Parameters) -> Result<OwnedFd> {

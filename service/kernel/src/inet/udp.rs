@@ -21,31 +21,27 @@ use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value, dict,
     error::describe,
     fd::{self, retry},
-    inet_address::{self, Family, Ranges},
-    inet_bind::{self, Group, Local},
-    inet_connect,
-    inet_messages::{self, Received},
-    inet_options::Protocol,
-    inet_state,
+    inet,
+    inet::address::{self, Family, Ranges},
+    inet::bind::{self, Group, Local},
+    inet::messages::{self, Received},
+    inet::options::Protocol,
     shape::{self, Message, Messages, Outgoing, Shape},
 };
-
 /// How many datagrams out of range are dropped before other work gets its turn.
 const REFUSALS_AT_ONCE: usize = 64;
-
 /// 65,535 less the headers: IPv4's length counts its own header of 20 bytes, IPv6's does not, and
 /// UDP's has 8.
 const MAX_IPV4: usize = 65_507;
 const MAX_IPV6: usize = 65_527;
-
 /// A socket that receives: bound to an address, or a member of a group.
 pub fn bind(parameters: &Parameters) -> Result<Opening> {
-    let port = inet_bind::port(parameters, "port");
+    let port = bind::port(parameters, "port");
     let ranges = Ranges::of(parameters)?;
     let group = Group::of(parameters, port)?;
     let family = Family::of(parameters);
     let hosts = match (parameters.text("host"), &group) {
-        (Some(host), _) => inet_address::resolve(host, port, family)?,
+        (Some(host), _) => address::resolve(host, port, family)?,
         // Bound to the group, the socket gets nothing that is for the machine itself.
         (None, Some(group)) => vec![group.address],
         (None, None) => vec![SocketAddr::new(family.loopback(), port)],
@@ -60,7 +56,6 @@ pub fn bind(parameters: &Parameters) -> Result<Opening> {
     // There is at least one address, so there is an error.
     Err(first_error.unwrap_or_else(|| Error::invalid("the host has no address")))
 }
-
 fn bind_to(
     parameters: &Parameters,
     local: &SocketAddr,
@@ -70,23 +65,23 @@ fn bind_to(
     if group.is_some_and(|group| group.address.is_ipv4() != local.is_ipv4()) {
         return Err(Error::invalid("the keys \"host\" and \"group\" must be of the same family"));
     }
-    let family = inet_address::family(local);
-    let socket = inet_bind::socket(parameters, family)?;
+    let family = address::family(local);
+    let socket = bind::socket(parameters, family)?;
     if group.is_some() && !parameters.has("reuseaddr") {
         // Every member on this machine binds to the same port.
         let set = sockopt::set_socket_reuseaddr(&socket, true);
         set.map_err(|errno| Error::from_errno(errno, "set SO_REUSEADDR"))?;
     }
-    inet_bind::set_v6only(&socket, local, parameters)?;
-    inet_bind::set_group_interface(&socket, parameters, family)?;
-    inet_bind::bind(&socket, local, Protocol::Udp)?;
+    bind::set_v6only(&socket, local, parameters)?;
+    bind::set_group_interface(&socket, parameters, family)?;
+    bind::bind(&socket, local, Protocol::Udp)?;
     if let Some(group) = group {
         group.join(&socket)?;
     }
-    let local = inet_state::local(&socket)?;
+    let local = inet::state::local(&socket)?;
     let mut group = group.cloned();
     let address = match &mut group {
-        None => inet_address::write("udp", &local),
+        None => address::write("udp", &local),
         Some(group) => {
             // The kernel may have chosen the port.
             group.address.set_port(local.port());
@@ -98,7 +93,7 @@ fn bind_to(
 
 /// A socket that sends to one peer or group, and receives from that peer only.
 pub fn connect(parameters: &Parameters) -> Result<Opening> {
-    let port = inet_bind::port(parameters, "port");
+    let port = bind::port(parameters, "port");
     if port == 0 {
         return Err(Error::invalid("the key \"port\" must be 1 to 65535 to send to it"));
     }
@@ -108,12 +103,12 @@ pub fn connect(parameters: &Parameters) -> Result<Opening> {
         (Some(_), Some(_)) => {
             return Err(Error::invalid("give either the key \"host\" or the key \"group\", not both"));
         }
-        (Some(host), None) => inet_address::resolve(host, port, Family::of(parameters))?,
+        (Some(host), None) => address::resolve(host, port, Family::of(parameters))?,
         (None, Some(group)) => vec![group.address],
-        (None, None) => return Err(inet_bind::host_missing()),
+        (None, None) => return Err(bind::host_missing()),
     };
     let mut first_error = None;
-    for peer in inet_connect::suitable(peers, &local)? {
+    for peer in inet::connect::suitable(peers, &local)? {
         match connect_to(parameters, &peer, &local, group.as_ref()) {
             Ok(endpoint) => return Ok(endpoint.into()),
             Err(error) => first_error = first_error.or(Some(error)),
@@ -129,26 +124,26 @@ fn connect_to(
     local: &Local,
     group: Option<&Group>,
 ) -> Result<Udp> {
-    let family = inet_address::family(peer);
-    let socket = inet_bind::socket(parameters, family)?;
-    inet_bind::set_group_interface(&socket, parameters, family)?;
+    let family = address::family(peer);
+    let socket = bind::socket(parameters, family)?;
+    bind::set_group_interface(&socket, parameters, family)?;
     local.bind(&socket, peer, parameters)?;
     rustix::net::connect(&socket, peer)
-        .map_err(|errno| inet_connect::connect_failed(errno, peer, Protocol::Udp))?;
+        .map_err(|errno| inet::connect::connect_failed(errno, peer, Protocol::Udp))?;
     let address = match group {
         Some(group) => group_address(group),
-        None => inet_address::write("udp", &inet_address::canonical(*peer)),
+        None => address::write("udp", &address::canonical(*peer)),
     };
     Udp::new(socket, address)
 }
 
 /// A bound or connected socket that was handed over.
 pub fn adopt(socket: OwnedFd) -> Result<Box<dyn Endpoint>> {
-    let other_side = match inet_state::peer(&socket) {
+    let other_side = match inet::state::peer(&socket) {
         Some(peer) => peer,
-        None => inet_state::local(&socket)?,
+        None => inet::state::local(&socket)?,
     };
-    let address = inet_address::write("udp", &inet_address::canonical(other_side));
+    let address = address::write("udp", &address::canonical(other_side));
     Ok(Box::new(Udp::new(socket, address)?))
 }
 
@@ -159,7 +154,7 @@ fn group_address(group: &Group) -> Address {
         .with("port", group.address.port().to_string());
     match group.interface {
         0 => address,
-        index => address.with("interface", inet_address::interface_name(index)),
+        index => address.with("interface", address::interface_name(index)),
     }
 }
 
@@ -167,7 +162,7 @@ fn group_address(group: &Group) -> Address {
 fn membership(group: &Group) -> String {
     let address = group_address(group);
     match &group.source {
-        Some(source) => address.with("source", inet_address::host(source)),
+        Some(source) => address.with("source", address::host(source)),
         None => address,
     }
     .to_string()
@@ -189,8 +184,8 @@ struct Udp {
 impl Udp {
     fn new(socket: OwnedFd, address: Address) -> Result<Self> {
         Ok(Self {
-            family: inet_state::domain(&socket)?,
-            peer: inet_state::peer(&socket).map(inet_address::canonical),
+            family: inet::state::domain(&socket)?,
+            peer: inet::state::peer(&socket).map(address::canonical),
             fd: socket.into(),
             group: None,
             ranges: Ranges::default(),
@@ -214,7 +209,7 @@ impl Udp {
             return message(received).map(Attempt::Done);
         }
         for _ in 0..REFUSALS_AT_ONCE {
-            match inet_messages::receive(&self.fd, false) {
+            match messages::receive(&self.fd, false) {
                 Ok(received) if self.admits(&received) => return message(received).map(Attempt::Done),
                 Ok(_) => self.refused.fetch_add(1, Ordering::Relaxed),
                 Err(errno) => return self.nothing(errno),
@@ -238,12 +233,12 @@ impl Udp {
                 };
                 return message(copy).map(Attempt::Done);
             }
-            match inet_messages::receive(&self.fd, true) {
+            match messages::receive(&self.fd, true) {
                 Ok(received) if self.admits(&received) => return message(received).map(Attempt::Done),
                 Ok(_) => {}
                 Err(errno) => return self.nothing(errno),
             }
-            match inet_messages::receive(&self.fd, false) {
+            match messages::receive(&self.fd, false) {
                 Ok(received) if self.admits(&received) => *next = Some(received),
                 Ok(_) => {
                     self.refused.fetch_add(1, Ordering::Relaxed);
@@ -257,7 +252,7 @@ impl Udp {
     /// There is no message: wait for one, or say what became of one that was sent.
     fn nothing<T>(&self, errno: Errno) -> Result<Attempt<T>> {
         // An entry of the error queue makes the socket readable for as long as nobody takes it.
-        if let Some(error) = inet_messages::next_error(&self.fd) {
+        if let Some(error) = messages::next_error(&self.fd) {
             return Err(error);
         }
         if errno == Errno::AGAIN {
@@ -268,25 +263,23 @@ impl Udp {
 
     /// An ICMP error, which the kernel keeps for the next call on the socket.
     fn undelivered(&self, errno: Errno) -> Error {
-        let peer = self.peer.as_ref().map_or_else(|| "its destination".to_owned(), inet_address::show);
+        let peer = self.peer.as_ref().map_or_else(|| "its destination".to_owned(), address::show);
         let why = match errno {
             Errno::CONNREFUSED => "nobody receives there, says ICMP: ",
             _ => "",
         };
         Error::new(
-            inet_messages::delivery_kind(errno),
+            messages::delivery_kind(errno),
             format!("an earlier datagram was not delivered to udp {peer}: {why}{}", describe(errno)),
         )
     }
 
     fn send_failed(&self, errno: Errno, to: Option<&SocketAddr>, length: usize) -> Error {
-        let target = to.map(|to| inet_address::canonical(*to)).or(self.peer);
-        let show = target.as_ref().map_or_else(String::new, inet_address::show);
+        let target = to.map(|to| address::canonical(*to)).or(self.peer);
+        let show = target.as_ref().map_or_else(String::new, address::show);
         let what = format!("cannot send {length} bytes to udp {show}");
         match errno {
-            Errno::CONNREFUSED => {
-                inet_messages::next_error(&self.fd).unwrap_or_else(|| self.undelivered(errno))
-            }
+            Errno::CONNREFUSED => messages::next_error(&self.fd).unwrap_or_else(|| self.undelivered(errno)),
             Errno::MSGSIZE => Error::new(
                 Kind::TooLarge,
                 format!(
@@ -310,7 +303,7 @@ impl Udp {
             return Err(Error::invalid(format!("udp has no attribute {key:?}; it has address")));
         }
         let to = match attributes.get("address") {
-            Some(Value::Text(text)) => inet_address::destination(text)?,
+            Some(Value::Text(text)) => address::destination(text)?,
             Some(other) => {
                 return Err(Error::invalid(format!(
                     "the attribute \"address\" must be a text such as udp:host=127.0.0.1,port=5000 \
@@ -329,7 +322,7 @@ impl Udp {
                 }
             },
         };
-        inet_address::for_family(to, self.family).map(Some)
+        address::for_family(to, self.family).map(Some)
     }
 }
 
@@ -349,7 +342,7 @@ fn message(received: Received) -> Result<Message> {
             "cannot receive: another process that holds this socket has shut it down",
         ));
     };
-    let from = inet_address::write("udp", &inet_address::canonical(from));
+    let from = address::write("udp", &address::canonical(from));
     let mut attributes = dict! { "address" => from.to_string() };
     if let Some(time) = time {
         attributes.insert("time".into(), time.into());
@@ -373,7 +366,7 @@ impl Endpoint for Udp {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        let mut state = inet_state::inspect(&self.fd, self.family, Protocol::Udp)?;
+        let mut state = inet::state::inspect(&self.fd, self.family, Protocol::Udp)?;
         state.insert("state".into(), if self.peer.is_some() { "established" } else { "unconnected" }.into());
         // udp(7), SIOCINQ: the size of the next datagram, not of all.
         state.insert("next-size".into(), rustix::io::ioctl_fionread(&self.fd).unwrap_or(0).into());

@@ -28,7 +28,7 @@ use crate::{
     sock_diag, socket_io,
     socket_messages::{self, Received, Taking},
     socket_options,
-    unix_name::{self, Entry, Name, Target},
+    unix::name::{self, Entry, Name, Target},
 };
 
 /// asm-generic/socket.h; since Linux 6.16.
@@ -207,7 +207,7 @@ impl UnixEndpoint {
                 Kind::NotFound,
                 format!(
                     "cannot {attempt}: no {} socket is there any more (ECONNREFUSED)",
-                    unix_name::type_word(self.kind)
+                    name::type_word(self.kind)
                 ),
             ),
             Errno::CONNREFUSED | Errno::DESTADDRREQ => Error::new(
@@ -248,7 +248,7 @@ impl Endpoint for UnixEndpoint {
         let inode = fd::stat(&self.fd)?.st_ino;
         let attempt = || "read the options of the socket";
         let mut state = dict! {
-            "type" => unix_name::type_word(self.kind),
+            "type" => name::type_word(self.kind),
             "state" => self.state()?,
             "inode" => inode,
             "sndbuf" => sockopt::socket_send_buffer_size(&self.fd).attempted(attempt)? as u64,
@@ -256,7 +256,7 @@ impl Endpoint for UnixEndpoint {
             "passcred" => sockopt::socket_passcred(&self.fd).attempted(attempt)?,
             "pass-fds" => socket_options::get_int(&self.fd, SO_PASSRIGHTS).map_or(self.passing.fds, |on| on != 0),
         };
-        if let Some(name) = unix_name::local(&self.fd) {
+        if let Some(name) = name::local(&self.fd) {
             let (key, bytes) = name.pair();
             state.insert(key.to_owned(), Value::text_or_bytes(bytes));
         }
@@ -276,7 +276,7 @@ impl Endpoint for UnixEndpoint {
         }
         if self.role == Role::Connected {
             state.extend(peer::describe(&self.fd));
-            if let Ok(Some(name)) = unix_name::remote(&self.fd) {
+            if let Ok(Some(name)) = name::remote(&self.fd) {
                 state.insert("peer".into(), name.address().to_string().into());
             }
         }
@@ -430,7 +430,7 @@ impl Messages for UnixEndpoint {
 pub fn with_type(address: Address, kind: SocketType) -> Address {
     match kind {
         SocketType::STREAM => address,
-        kind => address.with("type", unix_name::type_word(kind)),
+        kind => address.with("type", name::type_word(kind)),
     }
 }
 

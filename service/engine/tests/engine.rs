@@ -1,0 +1,240 @@
+//! The engine without a bus: limits, lifetimes, waits and their ends, leases, events.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use ipc_engine::{Call, Engine, Limits, events::Happening};
+use ipc_kernel::{Dict, Error, Kind, dict};
+use tokio::time::timeout;
+
+/// Far longer than anything here takes; a test that reaches it has hung.
+const WATCHDOG: Duration = Duration::from_secs(30);
+
+fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn call(engine: &Engine, client: &str) -> Call {
+    engine.admit(engine.clients.get(client)).unwrap()
+}
+
+fn kind<T>(result: Result<T, Error>) -> Kind {
+    match result {
+        Ok(_) => panic!("it should have failed"),
+        Err(error) => error.kind,
+    }
+}
+
+#[tokio::test]
+async fn a_limit_refuses_releases_and_accepts_again() {
+    let engine = Engine::new(Limits { endpoints: 2, ..Limits::default() });
+    let call = call(&engine, ":1.1");
+    let first = engine.create(&call, "pipe:", Dict::new()).await.unwrap();
+    engine.create(&call, "pipe:", Dict::new()).await.unwrap();
+    let refused = engine.create(&call, "pipe:", Dict::new()).await.unwrap_err();
+    assert_eq!(refused.kind, Kind::LimitExceeded);
+    assert!(refused.text.contains("endpoints is 2"), "{refused}");
+    assert!(engine.close(&first, "closed"));
+    assert!(!engine.close(&first, "closed"), "an endpoint closes once");
+    engine.create(&call, "pipe:", Dict::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_in_flight_are_limited_by_connection_and_in_all() {
+    let engine = Engine::new(Limits { calls_per_connection: 2, calls: 3, ..Limits::default() });
+    let held = [call(&engine, ":1.1"), call(&engine, ":1.1")];
+    let refused = engine.admit(engine.clients.get(":1.1")).unwrap_err();
+    assert!(refused.text.contains("calls-per-connection is 2"), "{refused}");
+    let _other = call(&engine, ":1.2");
+    let refused = engine.admit(engine.clients.get(":1.3")).unwrap_err();
+    assert!(refused.text.contains("calls is 3"), "{refused}");
+    drop(held);
+    call(&engine, ":1.3");
+}
+
+#[tokio::test]
+async fn every_wait_ends() {
+    let engine = Engine::new(Limits::default());
+    let waiting = call(&engine, ":1.1");
+    let pipe = engine.create(&waiting, "pipe:", Dict::new()).await.unwrap();
+    assert_eq!(kind(engine.read(&waiting, &pipe, 10, 0).await), Kind::Busy);
+    assert_eq!(kind(engine.read(&waiting, &pipe, 10, 20).await), Kind::Timeout);
+    assert_eq!(kind(engine.read(&waiting, &pipe, 10, 300_001).await), Kind::InvalidArgument);
+    assert_eq!(kind(engine.read(&waiting, &pipe, 0, 20).await), Kind::InvalidArgument);
+
+    // The endpoint is closed, the caller leaves, the service stops.
+    let other = engine.create(&waiting, "pipe:", Dict::new()).await.unwrap();
+    let closer = async { engine.close(&pipe, "closed") };
+    let (ended, _) = tokio::join!(engine.read(&waiting, &pipe, 10, 60_000), closer);
+    assert_eq!(kind(ended), Kind::Cancelled);
+    let leaver = async { engine.client_left(":1.1") };
+    let (ended, ()) = tokio::join!(engine.read(&waiting, &other, 10, 60_000), leaver);
+    assert_eq!(kind(ended), Kind::Cancelled);
+    let staying = call(&engine, ":1.2");
+    let stopper = async { engine.stop() };
+    let (ended, ()) = tokio::join!(engine.read(&staying, &other, 10, 60_000), stopper);
+    assert_eq!(kind(ended), Kind::Cancelled);
+}
+
+#[tokio::test]
+async fn what_was_taken_for_a_caller_who_left_is_kept() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let pipe = engine.create(&maker, "pipe:packet=true", Dict::new()).await.unwrap();
+    let nothing = Dict::new();
+    let message = |data| ipc_kernel::shape::Outgoing { data, attributes: &nothing, fds: &[] };
+    engine.send(&maker, &pipe, message(b"first"), 0).await.unwrap();
+    engine.send(&maker, &pipe, message(b"second"), 0).await.unwrap();
+    let leaver = call(&engine, ":1.2");
+    engine.client_left(":1.2");
+    assert_eq!(kind(engine.receive(&leaver, &pipe, &nothing, 1000).await), Kind::Cancelled);
+    for expected in [b"first".as_slice(), b"second"] {
+        assert_eq!(engine.receive(&maker, &pipe, &nothing, 1000).await.unwrap().data, expected);
+    }
+}
+
+#[tokio::test]
+async fn lifetimes_end_endpoints() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let lasting = engine.create(&maker, "pipe:", Dict::new()).await.unwrap();
+    let bound = engine.create(&maker, "pipe:lifetime=client", Dict::new()).await.unwrap();
+    engine.client_left(":1.1");
+    assert_eq!(bound.closed_reason(), Some("the connection that it belonged to has ended"));
+    assert_eq!(lasting.closed_reason(), None);
+    // A call that is looked at after its sender has left leaves nothing behind.
+    let late = call(&engine, ":1.1");
+    let orphan = engine.create(&late, "pipe:lifetime=client", Dict::new()).await.unwrap();
+    assert!(orphan.closed.is_set());
+
+    let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let maker = call(&engine, ":1.2");
+    let options = || dict! { "lifetime" => format!("pid:{}", process.id()) };
+    let (before, after) = (options(), options());
+    let guarded = engine.create(&maker, "pipe:", before).await.unwrap();
+    assert!(!guarded.closed.is_set());
+    process.kill().unwrap();
+    timeout(WATCHDOG, guarded.closed.wait()).await.expect("the process ended, the endpoint did not");
+    process.wait().unwrap();
+    assert_eq!(kind(engine.create(&maker, "pipe:", after).await), Kind::NotFound);
+}
+
+#[tokio::test]
+async fn a_lease_gives_back_when_its_last_copy_is_closed() {
+    let engine = Engine::new(Limits::default());
+    let holder = call(&engine, ":1.1");
+    let address = format!("posixsem:name=/{},value=1,remove-on-close=true", unique("ipc-lease"));
+    let semaphore = engine.create(&holder, &address, Dict::new()).await.unwrap();
+    let lease = engine.acquire(&holder, &semaphore, 1000).await.unwrap();
+    assert_eq!(semaphore.semaphore().unwrap().value().unwrap(), 0);
+    let copy = lease.try_clone().unwrap();
+    drop(lease);
+    // Bytes in it mean nothing.
+    rustix::io::write(&copy, b"x").unwrap();
+    assert_eq!(kind(engine.semaphore_wait(&holder, &semaphore, 20).await), Kind::Timeout);
+    drop(copy);
+    engine.semaphore_wait(&holder, &semaphore, 30_000).await.expect("the lease was not given back");
+    engine.close(&semaphore, "closed");
+}
+
+#[tokio::test]
+async fn a_thousand_waits_need_few_threads() {
+    let limits = Limits { waits: 2000, calls: 2000, calls_per_connection: 2000, ..Limits::default() };
+    let engine = Engine::new(limits);
+    let maker = call(&engine, ":1.1");
+    let address = format!("posixsem:name=/{},value=0,remove-on-close=true", unique("ipc-crowd"));
+    let semaphore = engine.create(&maker, &address, Dict::new()).await.unwrap();
+    let mut waits = tokio::task::JoinSet::new();
+    for _ in 0..1000 {
+        let (engine, semaphore) = (engine.clone(), semaphore.clone());
+        waits.spawn(async move {
+            let call = engine.admit(engine.clients.get(":1.2")).unwrap();
+            engine.semaphore_wait(&call, &semaphore, 60_000).await
+        });
+    }
+    while engine.counters.waits.value() < 1000 {
+        tokio::task::yield_now().await;
+    }
+    let waiting = futex_threads();
+    assert!((1..=8).contains(&waiting), "{waiting} threads for 1000 waits");
+    semaphore.semaphore().unwrap().post(1000).unwrap();
+    let all = async {
+        while let Some(wait) = waits.join_next().await {
+            wait.unwrap().unwrap();
+        }
+    };
+    timeout(WATCHDOG, all).await.expect("some waits were never woken");
+    assert_eq!(semaphore.semaphore().unwrap().value().unwrap(), 0);
+    engine.close(&semaphore, "closed");
+}
+
+/// Threads of this process that wait for words in shared memory; by name, as other tests run beside.
+fn futex_threads() -> usize {
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+        .filter(|name| name.trim() == "futex-waits")
+        .count()
+}
+
+#[tokio::test]
+async fn delivered_bytes_are_numbered_and_kept() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let pipe = engine.create(&maker, "pipe:deliver=true", Dict::new()).await.unwrap();
+    for text in ["one", "two"] {
+        let before = pipe.events.last();
+        engine.write(&maker, &pipe, text.as_bytes(), 1000).await.unwrap();
+        let delivered = async {
+            while pipe.events.last() == before {
+                engine.next_news().await;
+            }
+        };
+        timeout(WATCHDOG, delivered).await.expect("nothing was delivered");
+    }
+    let (events, lost) = pipe.events.since(0);
+    assert_eq!(lost, 0);
+    let texts: Vec<_> = events
+        .iter()
+        .map(|event| match &event.happening {
+            Happening::Received { data, .. } => (event.seq, data.as_slice()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(texts, [(1, b"one".as_slice()), (2, b"two")]);
+}
+
+#[tokio::test]
+async fn options_must_fit_and_refusals_leave_nothing() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let address = format!("unix:path={},deliver=true", socket.display());
+    assert_eq!(kind(engine.create(&maker, &address, Dict::new()).await), Kind::InvalidArgument);
+    assert!(!socket.exists(), "a Create that was refused left its socket");
+    for wrong in
+        ["pipe:accept=true", "pipe:notify=true", "pipe:deliver=true,notify=true", "pipe:lifetime=for-ever"]
+    {
+        assert_eq!(kind(engine.create(&maker, wrong, Dict::new()).await), Kind::InvalidArgument, "{wrong}");
+    }
+    assert!(engine.objects().is_empty());
+    assert_eq!(engine.counters.endpoints.value(), 0);
+}
+
+#[tokio::test]
+async fn or_attach_takes_what_is_there() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("fifo:path={},mode=0600", directory.path().join("fifo").display());
+    let first = engine.create(&maker, &address, Dict::new()).await.unwrap();
+    assert_eq!(kind(engine.create(&maker, &address, Dict::new()).await), Kind::Exists);
+    let second = engine.create(&maker, &address, dict! { "or-attach" => true }).await.unwrap();
+    assert_eq!(first.address, second.address);
+    engine.stop();
+    assert_eq!(first.closed_reason(), Some("shutdown"));
+}

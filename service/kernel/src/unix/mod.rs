@@ -1,0 +1,5 @@
+//! What Unix domain sockets need, beside their row in `mechanisms/unix.rs`.
+
+pub mod endpoint;
+pub mod list;
+pub mod name;
