@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn announcing_goes_on_where_it_stopped() {
         let ring = Ring::new(8);
-        (0..5).for_each(|_| drop(ring.push(Happening::Ready)));
+        (0..5).for_each(|_| _ = ring.push(Happening::Ready));
         assert_eq!(ring.unannounced(3).len(), 3);
         assert_eq!(ring.unannounced(3).iter().map(|e| e.seq).collect::<Vec<_>>(), [4, 5]);
         assert!(ring.unannounced(3).is_empty());
