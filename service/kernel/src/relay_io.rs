@@ -24,10 +24,12 @@ use rustix::{
 };
 
 use crate::{
-    Error, Fd, Kind, Result,
+    Error, Fd, Result,
     error::Attempted,
     fd::retry,
     mechanism::{End, EndKind},
+    socket_options,
+    unix::endpoint::SO_PASSRIGHTS,
 };
 
 /// The most bytes that one splice moves, and the size to which pipes are grown (fs.pipe-max-size
@@ -197,13 +199,18 @@ pub fn gone(to: &Cursor) -> bool {
     revents(&to.fd, PollFlags::empty()).is_ok_and(|found| found.intersects(PollFlags::ERR | PollFlags::HUP))
 }
 
-/// Reads from a unix socket with the file descriptors that came with the bytes. The kernel does
-/// not merge bytes across descriptors.
-pub fn receive_rights(fd: &Fd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+/// Enough to look at a whole message of a unix stream socket: the kernel cuts what is written
+/// into messages of at most 64 KiB.
+pub const WINDOW: usize = 256 * 1024;
+
+/// Looks at what waits in a unix socket, and takes nothing: how many bytes of it are in `buffer`,
+/// and the next file descriptors. The kernel shows no bytes behind the message that brought them,
+/// but it shows them even if that message lies behind what is in `buffer`.
+pub fn peek_rights(fd: &Fd, buffer: &mut [u8]) -> rustix::io::Result<(usize, Vec<OwnedFd>)> {
     // Room for credentials, a pidfd and a label besides, which a socket may be set to pass.
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_RIGHTS)) + 512];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK;
     let received =
         retry(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut *buffer)], &mut control, flags))?;
     let mut fds = Vec::new();
@@ -219,6 +226,49 @@ pub fn receive_rights(fd: &Fd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>
     Ok((received.bytes, fds))
 }
 
+/// Of `length` bytes that [`peek_rights`] has shown with descriptors, into a buffer of at least
+/// [`WINDOW`]: how many are in front of the message that brought them. The descriptors must not
+/// come earlier than they were sent: a receiver that expects none yet would lose them.
+///
+/// The kernel does not tell where a message begins. But it copies message by message, and counts
+/// one only when all of it could be copied (unix_stream_read_generic): so it is given room for all
+/// bytes but the last, and the message that does not fit is the one.
+pub fn bytes_before_rights(fd: &Fd, buffer: &mut [u8], length: usize) -> rustix::io::Result<usize> {
+    let room = length.min(buffer.len()).saturating_sub(1);
+    let mut parts = [
+        libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room },
+        // Nothing can be copied to address 0.
+        libc::iovec { iov_base: std::ptr::null_mut(), iov_len: WINDOW },
+    ];
+    // SAFETY: all zeros is a valid msghdr: no name, no control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = parts.as_mut_ptr();
+    header.msg_iovlen = parts.len() as _;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the fd is open as long as `fd` is; the header names `parts`, of which the first lies
+    // in `buffer`, and the second is an address that the kernel finds invalid and does not touch.
+    let copied = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    if let Ok(before) = usize::try_from(copied) {
+        return Ok(before);
+    }
+    match crate::error::errno_of(&std::io::Error::last_os_error()) {
+        Errno::FAULT => Ok(0),
+        errno => Err(errno),
+    }
+}
+
+/// Takes bytes that were peeked at; descriptors that came with them are closed.
+pub fn take_peeked(fd: &Fd, buffer: &mut [u8]) -> rustix::io::Result<()> {
+    let mut taken = 0;
+    while taken < buffer.len() {
+        match retry(|| rustix::net::recv(fd, &mut buffer[taken..], RecvFlags::DONTWAIT))? {
+            (0, _) => break,
+            (length, _) => taken += length,
+        }
+    }
+    Ok(())
+}
+
 /// Writes into a unix socket; the file descriptors go with the first byte.
 pub fn send_rights(fd: &Fd, data: &[u8], fds: &[OwnedFd]) -> rustix::io::Result<usize> {
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
@@ -232,31 +282,17 @@ pub fn send_rights(fd: &Fd, data: &[u8], fds: &[OwnedFd]) -> rustix::io::Result<
 }
 
 /// Lets peers send file descriptors into this unix socket, or refuses them: then their sendmsg(2)
-/// fails with EPERM. What is queued stays. False where the kernel has no SO_PASSRIGHTS (before
-/// Linux 6.16).
-pub fn accept_rights(fd: &Fd, accept: bool) -> Result<bool> {
-    /// asm-generic/socket.h; not in libc yet.
-    const SO_PASSRIGHTS: libc::c_int = 83;
-    let value = libc::c_int::from(accept);
-    // SAFETY: the fd is open as long as `fd` is; the pointer and the length are those of `value`.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        return Ok(true);
-    }
-    match crate::error::errno_of(&std::io::Error::last_os_error()) {
-        Errno::NOPROTOOPT | Errno::OPNOTSUPP => Ok(false),
-        errno => Err(Error::new(
-            Kind::Errno(errno),
-            format!("cannot set SO_PASSRIGHTS: {}", crate::error::describe(errno)),
-        )),
+/// fails with EPERM. What is queued stays. Returns what was set before, or None where the kernel
+/// has no SO_PASSRIGHTS (before Linux 6.16): it accepts them always.
+pub fn accept_rights(fd: &Fd, accept: bool) -> Result<Option<bool>> {
+    let attempt = || "set whether file descriptors are accepted";
+    match socket_options::get_int(fd, SO_PASSRIGHTS) {
+        Ok(before) => {
+            socket_options::set_flag(fd, SO_PASSRIGHTS, accept).attempted(attempt)?;
+            Ok(Some(before != 0))
+        }
+        Err(Errno::NOPROTOOPT) => Ok(None),
+        Err(errno) => Err(Error::from_errno(errno, attempt())),
     }
 }
 

@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 use ipc_kernel::{
     Attempt, Error, Kind, Result, error,
     mechanism::{End, EndKind},
-    relay_io::{self, Cursor},
+    relay_io::{self, Cursor, WINDOW},
 };
 use rustix::{event::PollFlags, io::Errno};
 
-use super::Lane;
+use super::{Lane, buffers};
 use crate::{
     endpoint::Endpoint,
     wait::{Watched, until},
@@ -36,6 +36,8 @@ pub(super) struct Intake {
     pub cursor: Cursor,
     pub watch: Watched,
     rights: Rights,
+    /// What SO_PASSRIGHTS was, where the kernel has it.
+    accepted_before: Option<bool>,
     address: String,
 }
 
@@ -43,17 +45,19 @@ impl Intake {
     /// Opens the source's end, and waits for it where there is none yet.
     pub async fn open(source: &Endpoint, forward_fds: bool, lane: &Lane) -> Result<Self> {
         let end = opened(source_end, source, lane).await?;
-        let rights = match end.kind {
-            EndKind::UnixStream if forward_fds => Rights::Forwarded,
-            EndKind::UnixStream if relay_io::accept_rights(&end.fd, false)? => {
-                // In this order: what is not queued by now comes without descriptors.
-                Rights::Refused { unvetted: relay_io::queued(&end.fd) }
-            }
-            EndKind::UnixStream => Rights::Checked,
-            _ => Rights::None,
-        };
         let watch = Watched::new(&end.fd, PollFlags::IN)?;
-        Ok(Self { cursor: Cursor::new(end), watch, rights, address: source.address.clone() })
+        let mut accepted_before = None;
+        let mut rights = Rights::None;
+        if end.kind == EndKind::UnixStream {
+            accepted_before = relay_io::accept_rights(&end.fd, forward_fds)?;
+            rights = match accepted_before {
+                _ if forward_fds => Rights::Forwarded,
+                // In this order: what is not queued by now comes without descriptors.
+                Some(_) => Rights::Refused { unvetted: relay_io::queued(&end.fd) },
+                None => Rights::Checked,
+            };
+        }
+        Ok(Self { cursor: Cursor::new(end), watch, rights, accepted_before, address: source.address.clone() })
     }
 
     /// Whether file descriptors may come, so that the kernel must not move the bytes by itself.
@@ -69,42 +73,56 @@ impl Intake {
         self.rights == Rights::Forwarded
     }
 
-    /// Reads what is there. None: nothing at this moment; 0 bytes: the end.
-    pub fn read(&mut self, buffer: &mut [u8]) -> Result<Option<(usize, Vec<OwnedFd>)>> {
-        let with_rights = self.must_be_read();
-        let max = match self.rights {
-            Rights::Refused { unvetted } if unvetted > 0 => unvetted.min(buffer.len()),
-            _ => buffer.len(),
-        };
-        let cursor = &mut self.cursor;
-        let read = self.watch.attempt(|| {
-            if with_rights {
-                relay_io::receive_rights(&cursor.fd, &mut buffer[..max])
-            } else {
-                cursor.read(&mut buffer[..max]).map(|length| (length, Vec::new()))
-            }
-        });
-        let Some((length, fds)) = read.map_err(|errno| self.failed(errno))? else {
+    /// Reads what is there. None: nothing at this moment; 0: the end. Where descriptors came that
+    /// may not go along, it fails and takes nothing.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        if !self.must_be_read() {
+            let cursor = &mut self.cursor;
+            return self.watch.attempt(|| cursor.read(buffer)).map_err(|errno| self.failed(errno));
+        }
+        let mut window = buffers::take(WINDOW);
+        let peeked = self.peek(&mut window);
+        buffers::put(window);
+        let Some((length, fds)) = peeked? else {
             return Ok(None);
         };
+        if !fds.is_empty() {
+            return Err(Error::not_supported(format!(
+                "{} file descriptors came with the next bytes from {}, and stay there with them: relay it with \
+                 fds=true to another unix stream socket, or receive them",
+                fds.len(),
+                self.address
+            )));
+        }
+        let length = length.min(buffer.len());
+        self.take(&mut buffer[..length])?;
         if let Rights::Refused { unvetted } = &mut self.rights {
             // At the end of the stream there is nothing left to look at.
             *unvetted = if length == 0 { 0 } else { unvetted.saturating_sub(length) };
         }
-        Ok(Some((length, fds)))
+        Ok(Some(length))
     }
 
-    /// The error for file descriptors that came and may not go along.
-    pub fn refuse(&self, fds: &[OwnedFd]) -> Result<()> {
-        if fds.is_empty() || self.forwards() {
-            return Ok(());
-        }
-        Err(Error::not_supported(format!(
-            "{} file descriptors came with the bytes from {}, and were closed: relay it with fds=true to another \
-             unix stream socket",
-            fds.len(),
-            self.address
-        )))
+    /// Looks at what is there, into a buffer of at least [`WINDOW`]. What is shown either has no
+    /// descriptors, or begins with the message that brought them.
+    pub fn peek(&mut self, buffer: &mut [u8]) -> Result<Option<(usize, Vec<OwnedFd>)>> {
+        let fd = &self.cursor.fd;
+        let peeked = self.watch.attempt(|| {
+            let (length, fds) = relay_io::peek_rights(fd, buffer)?;
+            if fds.is_empty() {
+                return Ok((length, fds));
+            }
+            Ok(match relay_io::bytes_before_rights(fd, buffer, length)? {
+                0 => (length, fds),
+                before => (before, Vec::new()),
+            })
+        });
+        peeked.map_err(|errno| self.failed(errno))
+    }
+
+    /// Takes bytes that were peeked at.
+    pub fn take(&self, buffer: &mut [u8]) -> Result<()> {
+        relay_io::take_peeked(&self.cursor.fd, buffer).map_err(|errno| self.failed(errno))
     }
 
     pub fn failed(&self, errno: Errno) -> Error {
@@ -114,9 +132,9 @@ impl Intake {
 
 impl Drop for Intake {
     fn drop(&mut self) {
-        if matches!(self.rights, Rights::Refused { .. }) {
+        if let Some(before) = self.accepted_before {
             // The endpoint is as it was; on a socket that is gone it does not matter.
-            let _ = relay_io::accept_rights(&self.cursor.fd, true);
+            let _ = relay_io::accept_rights(&self.cursor.fd, before);
         }
     }
 }

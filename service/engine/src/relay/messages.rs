@@ -199,12 +199,12 @@ impl Framed {
         loop {
             self.bytes.resize(before + room, 0);
             let read = self.intake.read(&mut self.bytes[before..]);
-            let length = read.as_ref().ok().and_then(|read| read.as_ref().map(|(length, _)| *length));
-            self.bytes.truncate(before + length.unwrap_or(0));
+            let length = read.as_ref().map_or(0, |read| read.unwrap_or(0));
+            self.bytes.truncate(before + length);
             match read? {
-                Some((length, fds)) => {
+                Some(length) => {
                     self.ended = length == 0;
-                    return self.intake.refuse(&fds);
+                    return Ok(());
                 }
                 None => {
                     // An idle relay holds no buffer.

@@ -9,12 +9,10 @@
 //! was taken from the source and is not in the sink is in this struct, never only in a future:
 //! so a pause or a stop may drop the future at any time, and [`Streams::give_back`] returns it.
 
-use std::os::fd::OwnedFd;
-
 use ipc_kernel::{
     Result,
     mechanism::EndKind,
-    relay_io::{self, CHUNK, Cursor},
+    relay_io::{self, CHUNK, Cursor, WINDOW},
 };
 use rustix::io::Errno;
 
@@ -35,6 +33,8 @@ const BULK: usize = 32 * 1024;
 /// A transfer so small that the source is probably empty now.
 const THIN: usize = 4096;
 
+const UNCLEAR: u32 = 32;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
     Direct,
@@ -49,12 +49,12 @@ pub(super) struct Streams {
     method: Method,
     own: Option<OwnPipe>,
     pending: Pending,
-    /// The descriptors that go with the first pending byte.
-    rights: Vec<OwnedFd>,
     /// The size of a buffer (the limit relay-buffer).
     buffer: usize,
     thin: bool,
     grown: bool,
+    /// How often in a row both ends were ready and splice moved nothing.
+    unclear: u32,
 }
 
 /// The pipe between two sockets.
@@ -92,15 +92,12 @@ impl Streams {
             outlet,
             own: None,
             pending: Pending::default(),
-            rights: Vec::new(),
             buffer,
             thin: false,
             grown: false,
+            unclear: 0,
         };
-        if streams.intake.must_be_read() && streams.intake.forwards() {
-            streams.method = Method::Copy;
-        }
-        if streams.method == Method::Through {
+        if streams.method == Method::Through && !streams.intake.forwards() {
             let (reader, writer) = relay_io::pipe()?;
             streams.own = Some(OwnPipe { reader, writer, filled: 0 });
         }
@@ -166,6 +163,7 @@ impl Streams {
             return self.write_pending();
         }
         match self.method {
+            _ if self.intake.forwards() => self.forward(),
             _ if self.intake.must_be_read() => self.copy(),
             Method::Copy => self.copy(),
             Method::Direct => self.splice(),
@@ -175,9 +173,8 @@ impl Streams {
 
     /// From the relay's memory into the sink.
     fn write_pending(&mut self) -> Result<Step> {
-        match self.outlet.write(self.pending.rest(), &self.rights)? {
+        match self.outlet.write(self.pending.rest(), &[])? {
             Some(written) => {
-                self.rights.clear();
                 self.pending.written(written);
                 Ok(Step::Moved(written))
             }
@@ -190,29 +187,42 @@ impl Streams {
 
     /// From the source into the relay's memory, and on.
     fn copy(&mut self) -> Result<Step> {
-        // Descriptors cannot be put back: they are only taken when they can go on.
-        if self.intake.forwards() {
-            let writable = self.outlet.attempt(|cursor| match relay_io::poll_writable(cursor)? {
-                true => Ok(()),
-                false => Err(Errno::AGAIN),
-            });
-            if writable.map_err(|errno| self.outlet.failed(errno))?.is_none() {
-                return Ok(Step::SinkBlocked);
-            }
-        }
         let mut buffer = buffers::take(self.buffer);
-        let (length, fds) = match self.intake.read(&mut buffer) {
-            Ok(Some((length, fds))) if length > 0 => (length, fds),
+        match self.intake.read(&mut buffer) {
+            Ok(Some(length)) if length > 0 => {
+                self.pending.fill(buffer, length);
+                self.thin = length < THIN;
+                self.write_pending()
+            }
             other => {
                 buffers::put(buffer);
-                return Ok(if other?.is_some() { Step::End } else { Step::SourceBlocked });
+                Ok(if other?.is_some() { Step::End } else { Step::SourceBlocked })
             }
+        }
+    }
+
+    /// From one unix socket into another with the descriptors. Nothing is taken before the sink
+    /// has it: descriptors could not be put back.
+    fn forward(&mut self) -> Result<Step> {
+        let mut buffer = buffers::take(self.buffer.max(WINDOW));
+        let step = self.forward_through(&mut buffer);
+        buffers::put(buffer);
+        step
+    }
+
+    fn forward_through(&mut self, buffer: &mut [u8]) -> Result<Step> {
+        let Some((length, fds)) = self.intake.peek(buffer)? else {
+            return Ok(Step::SourceBlocked);
         };
-        self.pending.fill(buffer, length);
+        if length == 0 {
+            return Ok(Step::End);
+        }
+        let Some(written) = self.outlet.write(&buffer[..length], &fds)? else {
+            return Ok(Step::SinkBlocked);
+        };
+        self.intake.take(&mut buffer[..written])?;
         self.thin = length < THIN;
-        self.intake.refuse(&fds)?;
-        self.rights = fds;
-        self.write_pending()
+        Ok(Step::Moved(written))
     }
 
     /// From the source into the sink, inside the kernel.
@@ -254,7 +264,12 @@ impl Streams {
                 self.thin = probably_empty;
                 Ok(Step::SourceBlocked)
             }
-            // Both are ready, or one does not know splice: read and write say more.
+            // Mostly the sink was read in between. If it goes on, read and write say more.
+            Ok(Some(Found::Unclear)) if self.unclear < UNCLEAR => {
+                self.unclear += 1;
+                Ok(Step::Again)
+            }
+            // A file that does not know splice.
             Ok(Some(Found::Unclear)) | Err(Errno::INVAL) => self.fall_back(),
             Err(errno) => Err(self.splice_failed(errno)),
         }
@@ -297,6 +312,7 @@ impl Streams {
 
     /// So much came at once.
     fn saw(&mut self, length: usize) {
+        self.unclear = 0;
         self.thin = length < THIN;
         if length >= BULK && !self.grown {
             self.grown = true;
@@ -353,8 +369,8 @@ impl Streams {
     }
 
     /// At the end: what was taken goes on if the sink takes it at once (`flush`), and otherwise
-    /// back to the source. Says what cannot go back.
-    pub fn give_back(mut self, source: &Endpoint, lane: &Lane, flush: bool) -> Option<String> {
+    /// back to the source.
+    pub fn give_back(mut self, source: &Endpoint, lane: &Lane, flush: bool) {
         while flush && self.holds() && self.outlet.cursor.room() > 0 {
             let step = if self.pending.is_empty() { self.push() } else { self.write_pending() };
             match step {
@@ -365,19 +381,17 @@ impl Streams {
         }
         // A file was only looked at: nothing was taken out of it.
         if matches!(self.intake.cursor.kind, EndKind::File { .. }) {
-            return None;
+            return;
         }
         if self.pending.is_empty() {
             self.empty_own_pipe();
         }
         source.keep_bytes(&self.pending.take());
-        (!self.rights.is_empty())
-            .then(|| format!("{} file descriptors could not be handed on and were closed", self.rights.len()))
     }
 
     fn method_name(&self) -> &'static str {
         match self.method {
-            _ if self.intake.must_be_read() && self.intake.forwards() => "recvmsg and sendmsg",
+            _ if self.intake.forwards() => "recvmsg and sendmsg",
             Method::Direct => "splice",
             Method::Through => "splice through a pipe",
             Method::Copy => "read and write",

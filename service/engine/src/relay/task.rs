@@ -117,7 +117,10 @@ impl Way<'_> {
     fn give_back(&mut self) -> Option<String> {
         let sink_works = !matches!(self.ended, Some(Err(_) | Ok(Ended::SinkGone(_))));
         match self.work.take()? {
-            Work::Streams(streams) => streams.give_back(self.source, self.lane, sink_works),
+            Work::Streams(streams) => {
+                streams.give_back(self.source, self.lane, sink_works);
+                None
+            }
             Work::Messages(messages) => {
                 messages.give_back(self.source);
                 None

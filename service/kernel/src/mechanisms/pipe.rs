@@ -159,6 +159,10 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
     let flags = if reads { OFlags::RDONLY } else { OFlags::WRONLY };
     // A description of our own: the giver may change the flags of his as he likes.
     let own = fd::reopen(&adopted, flags | OFlags::NONBLOCK).attempted(|| "re-open the pipe")?;
+    if packet && !reads {
+        // open(2) refuses O_DIRECT here, fcntl(2) does not.
+        rustix::fs::fcntl_setfl(&own, OFlags::NONBLOCK | OFlags::DIRECT).attempted(|| "set packet mode")?;
+    }
     let (reader, writer) = if reads {
         (Side::Held(own.into()), Side::Shut)
     } else {

@@ -1,0 +1,169 @@
+//! Relays, end to end: real kernel objects, whose far ends are read and written by threads with
+//! plain system calls.
+#![allow(clippy::unwrap_used)]
+
+mod framed;
+mod rights;
+mod streams;
+mod verbs;
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use ipc_engine::{
+    Call, Endpoint, Engine, Limits, Relay,
+    relay::{Finished, State},
+};
+use ipc_kernel::{Dict, Error, dict};
+
+/// An engine and a caller.
+struct World {
+    engine: Arc<Engine>,
+    call: Call,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Limits { relays: 1024, endpoints: 4096, ..Limits::default() })
+    }
+
+    fn with(limits: Limits) -> Self {
+        let engine = Engine::new(limits);
+        let call = engine.admit(engine.clients.get(":1.1")).unwrap();
+        Self { engine, call }
+    }
+
+    async fn adopt(&self, fd: impl Into<OwnedFd>) -> Arc<Endpoint> {
+        self.engine.adopt(&self.call, fd.into(), Dict::new()).await.unwrap()
+    }
+
+    async fn create(&self, address: &str) -> Arc<Endpoint> {
+        self.engine.create(&self.call, address, Dict::new()).await.unwrap()
+    }
+
+    /// An endpoint that reads what is written into the fd.
+    async fn pipe_source(&self) -> (Arc<Endpoint>, OwnedFd) {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        (self.adopt(reader).await, writer)
+    }
+
+    /// An endpoint whose bytes come out of the fd.
+    async fn pipe_sink(&self) -> (Arc<Endpoint>, OwnedFd) {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        (self.adopt(writer).await, reader)
+    }
+
+    /// A packet pipe, which carries messages.
+    async fn packet_sink(&self) -> (Arc<Endpoint>, OwnedFd) {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::DIRECT).unwrap();
+        (self.adopt(writer).await, reader)
+    }
+
+    /// A connected unix stream socket, and its peer.
+    async fn unix(&self) -> (Arc<Endpoint>, OwnedFd) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        (self.adopt(ours).await, theirs.into())
+    }
+
+    async fn tcp(&self) -> (Arc<Endpoint>, OwnedFd) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        (self.adopt(ours).await, theirs.into())
+    }
+
+    /// What is in the news is still there.
+    async fn take_news(&self) {
+        while !self.engine.news_are_out() {
+            self.engine.next_news().await;
+        }
+    }
+
+    async fn relay(
+        &self,
+        source: &Arc<Endpoint>,
+        sink: &Arc<Endpoint>,
+        options: Dict,
+    ) -> Result<Arc<Relay>, Error> {
+        self.engine.start_relay(&self.call, source.clone(), sink.clone(), options).await
+    }
+}
+
+/// Writes it all from a thread, then closes.
+fn feed(fd: OwnedFd, data: Vec<u8>, piece: usize) -> tokio::task::JoinHandle<std::io::Result<()>> {
+    tokio::task::spawn_blocking(move || {
+        let mut file = File::from(fd);
+        data.chunks(piece).try_for_each(|piece| file.write_all(piece))
+    })
+}
+
+/// Reads to the end from a thread.
+fn drain(fd: OwnedFd) -> tokio::task::JoinHandle<Vec<u8>> {
+    tokio::task::spawn_blocking(move || {
+        let mut data = Vec::new();
+        File::from(fd).read_to_end(&mut data).unwrap();
+        data
+    })
+}
+
+/// Reads so many bytes from a thread.
+fn read_exactly(fd: &OwnedFd, length: usize) -> tokio::task::JoinHandle<Vec<u8>> {
+    let mut file = File::from(fd.try_clone().unwrap());
+    tokio::task::spawn_blocking(move || {
+        let mut data = vec![0; length];
+        file.read_exact(&mut data).unwrap();
+        data
+    })
+}
+
+fn write(fd: impl AsFd, data: &[u8]) {
+    assert_eq!(rustix::io::write(fd, data).unwrap(), data.len());
+}
+
+async fn ended(relay: &Relay) -> Finished {
+    relay.ended.wait().await;
+    relay.finished().unwrap().clone()
+}
+
+/// Runs the service until the condition holds.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    panic!("in vain: {what}");
+}
+
+/// Bytes that look like nothing, the same in every run (xorshift64).
+fn noise(length: usize, mut seed: u64) -> Vec<u8> {
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let mut data = Vec::with_capacity(length + 8);
+    while data.len() < length {
+        data.extend_from_slice(&next().to_ne_bytes());
+    }
+    data.truncate(length);
+    data
+}
+
+fn ends_well(finished: &Finished) {
+    assert_eq!((finished.reason.as_str(), finished.failed), ("end of stream", false));
+}
+
+fn both() -> Dict {
+    dict! { "both" => true }
+}
+
+fn running(relay: &Relay) {
+    assert_eq!(relay.state(), State::Running, "{:?}", relay.finished());
+}
