@@ -6,7 +6,7 @@
 //! takes the news and announces them ([`Engine::next_news`]).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -14,7 +14,6 @@ use std::{
     },
 };
 
-use event_listener::Event;
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
     mechanism::{self, Adoption},
@@ -27,6 +26,7 @@ use crate::{
     endpoint::{Endpoint, Made},
     flag::Flag,
     limits::{Limits, exceeded},
+    news::News,
     options::{Lifetime, Options},
     relay::Relay,
     wait::{self, Cancel},
@@ -39,8 +39,7 @@ pub struct Engine {
     pub(crate) stopping: Flag,
     next_id: AtomicU64,
     table: Mutex<Table>,
-    news: Mutex<VecDeque<Object>>,
-    news_event: Event,
+    pub(crate) news: News,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +68,15 @@ pub struct Place {
     _watch: Option<Taken>,
 }
 
+/// What an address and its options ask for.
+struct Asked {
+    own: Options,
+    address: Address,
+    options: Dict,
+    mechanism: &'static Descriptor,
+    place: Place,
+}
+
 /// Something in the object tree.
 #[derive(Debug, Clone)]
 pub enum Object {
@@ -85,17 +93,12 @@ impl Engine {
             stopping: Flag::new(),
             next_id: AtomicU64::new(1),
             table: Mutex::default(),
-            news: Mutex::default(),
-            news_event: Event::new(),
+            news: News::default(),
         })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn news(&self) -> MutexGuard<'_, VecDeque<Object>> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Admits a call of a client, within the limits.
@@ -115,10 +118,7 @@ impl Engine {
         address: &str,
         options: Dict,
     ) -> Result<Arc<Endpoint>> {
-        let (own, address, options) = Options::split(Address::parse(address)?, options)?;
-        let mechanism = mechanisms::by_scheme(&address.scheme)?;
-        (mechanism.available)()?;
-        let place = self.place_for(mechanism)?;
+        let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
         let kernel = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
@@ -138,13 +138,18 @@ impl Engine {
         address: &str,
         options: Dict,
     ) -> Result<Arc<Endpoint>> {
-        let (own, address, options) = Options::split(Address::parse(address)?, options)?;
-        let mechanism = mechanisms::by_scheme(&address.scheme)?;
-        (mechanism.available)()?;
-        let place = self.place_for(mechanism)?;
+        let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
         let kernel = self.open(call, mechanism.attach, parameters).await?;
         self.add(call, mechanism, kernel, own, place)
+    }
+
+    /// Reads an address, and takes a place for what it asks for.
+    fn asked(&self, address: &str, options: Dict) -> Result<Asked> {
+        let (own, address, options) = Options::split(Address::parse(address)?, options)?;
+        let mechanism = mechanisms::by_scheme(&address.scheme)?;
+        (mechanism.available)()?;
+        Ok(Asked { own, address, options, mechanism, place: self.place_for(mechanism)? })
     }
 
     /// Makes an endpoint for an fd that the caller hands over.
@@ -356,47 +361,6 @@ impl Engine {
     pub(crate) fn forget_relay(&self, relay: &Arc<Relay>) {
         self.table().relays.remove(&relay.id);
         self.announce(Object::Relay(relay.clone()));
-    }
-
-    /// Puts an object into the news, unless it is there.
-    pub fn announce(&self, object: Object) {
-        let fresh = match &object {
-            Object::Endpoint(endpoint) => endpoint.mark(),
-            Object::Relay(relay) => relay.mark(),
-        };
-        if fresh {
-            self.news().push_back(object);
-            self.news_event.notify(1);
-        }
-    }
-
-    /// The next object that has something to announce. What it is, the object says: new events, a
-    /// reason why it was closed, a changed state.
-    pub async fn next_news(&self) -> Object {
-        loop {
-            if let Some(object) = self.take_news() {
-                return object;
-            }
-            let listener = self.news_event.listen();
-            if let Some(object) = self.take_news() {
-                return object;
-            }
-            listener.await;
-        }
-    }
-
-    fn take_news(&self) -> Option<Object> {
-        let object = self.news().pop_front()?;
-        match &object {
-            Object::Endpoint(endpoint) => endpoint.dirty.store(false, Ordering::Release),
-            Object::Relay(relay) => relay.unmark(),
-        }
-        Some(object)
-    }
-
-    /// Whether nothing is left to announce.
-    pub fn news_are_out(&self) -> bool {
-        self.news().is_empty()
     }
 
     /// A connection has ended: its waits end, and what lives as long as it does is closed.

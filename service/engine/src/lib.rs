@@ -13,6 +13,7 @@ pub mod flag;
 pub mod lease;
 pub mod lifetime;
 pub mod limits;
+mod news;
 pub mod options;
 pub mod pump;
 pub mod relay;
