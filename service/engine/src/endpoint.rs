@@ -239,15 +239,45 @@ impl Engine {
     }
 
     pub async fn read(&self, call: &Call, endpoint: &Endpoint, max: u32, timeout_ms: u32) -> Result<Vec<u8>> {
+        self.read_until(call, endpoint, max, timeout_ms, |_| true).await
+    }
+
+    /// Reads on until it is enough, or the end of the stream. What was read and is not enough is kept.
+    pub async fn read_until(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        max: u32,
+        timeout_ms: u32,
+        enough: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<u8>> {
         if max == 0 {
             return Err(Error::invalid("max must be at least 1 byte"));
         }
         let max = max.min(self.limits.payload) as usize;
-        let data =
-            self.wait_on(call, endpoint, "read from", timeout_ms, || endpoint.attempt_read(max)).await?;
-        if call.client.gone.is_set() {
+        let mut data = Vec::new();
+        let attempt = || loop {
+            match endpoint.attempt_read(max.saturating_sub(data.len()).max(1))? {
+                Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+                Attempt::Done(more) => {
+                    let end = more.is_empty();
+                    data.extend(more);
+                    if end || enough(&data) {
+                        return Ok(Attempt::Done(()));
+                    }
+                }
+            }
+        };
+        let done = self.wait_on(call, endpoint, "read from", timeout_ms, attempt).await;
+        let done = match done {
+            Ok(()) if call.client.gone.is_set() => {
+                Err(Error::new(Kind::Cancelled, "the caller has left the bus"))
+            }
+            done => done,
+        };
+        if let Err(error) = done {
             endpoint.keep_bytes(&data);
-            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
+            return Err(error);
         }
         Ok(data)
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use ipc_harness::{CallError, NAME, PATH, patience, watchdog};
 use serde::Serialize;
 use zbus::wire::DynamicDeserialize;
-use zbus::{Connection, DynamicType, Message, ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, DBusError, DynamicType, Message, ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::Inbox;
 
@@ -66,6 +66,10 @@ impl Client {
             Err(zbus::Error::MethodError(name, text, _)) => {
                 Err(CallError { name: name.to_string(), text: text.unwrap_or_default() })
             }
+            Err(zbus::Error::FDO(error)) => Err(CallError {
+                name: error.name().to_string(),
+                text: error.description().unwrap_or_default().to_owned(),
+            }),
             Err(error) => panic!("{method} on {path}: {error}"),
         }
     }

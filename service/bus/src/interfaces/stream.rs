@@ -12,6 +12,12 @@ served!(Stream);
 /// An event that was kept: number, time in microseconds since the epoch, bytes.
 type Kept = (u64, u64, ByteBuf);
 
+/// Whether there is more than the beginning of a character.
+fn has_character(data: &[u8]) -> bool {
+    std::str::from_utf8(data)
+        .map_or_else(|error| error.valid_up_to() > 0 || error.error_len().is_some(), |_| true)
+}
+
 /// A stream of bytes: pipes, FIFOs, stream sockets.
 #[interface(name = "org.example.IPC.Stream")]
 impl Stream {
@@ -24,7 +30,7 @@ impl Stream {
     }
 
     /// Reads as text. Bytes that are not UTF-8 are an error and stay; a character that was cut in
-    /// two is completed by the next call.
+    /// two is completed by the next call. The first character comes whole, even beyond max.
     #[zbus(out_args("text"))]
     async fn read_text(
         &self,
@@ -33,7 +39,8 @@ impl Stream {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<String> {
         let call = self.face.call(&header)?;
-        let data = self.face.engine.read(&call, &self.endpoint, max, timeout_ms).await?;
+        let engine = &self.face.engine;
+        let data = engine.read_until(&call, &self.endpoint, max, timeout_ms, has_character).await?;
         let error = match String::from_utf8(data) {
             Ok(text) => return Ok(text),
             Err(error) => error,
