@@ -4,6 +4,8 @@
 //! - Between two sockets, or files, splice moves them through a pipe of the relay's own.
 //! - Into TCP large reads and writes are as fast, and need no pipe; they also serve where
 //!   descriptors have to be looked at, and where a file does not know splice.
+//! - Small writes are read and written too: one read gathers a thousand of them, where splice
+//!   takes each as a page of its own and stops when the slots of a pipe are used up.
 //!
 //! Attempts come first; only when one fails the side that was not ready is waited for. Whatever
 //! was taken from the source and is not in the sink is in this struct, never only in a future:
@@ -30,10 +32,14 @@ const TURN_OPERATIONS: usize = 16;
 
 /// Bulk: worth a larger pipe.
 const BULK: usize = 32 * 1024;
-/// A transfer so small that the source is probably empty now.
+/// A transfer so small that the source is probably empty now, or consists of small writes.
 const THIN: usize = 4096;
+/// So many operations after a thin one copy.
+const COPIES: u8 = 16;
 
-const UNCLEAR: u32 = 32;
+/// So often splice may say EAGAIN although both ends are ready. Once is a race with the writer or
+/// the reader; more often it is a kind of file that splice does not serve.
+const UNCLEAR: u8 = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
@@ -52,9 +58,11 @@ pub(super) struct Streams {
     /// The size of a buffer (the limit relay-buffer).
     buffer: usize,
     thin: bool,
+    /// How many operations copy before splice is tried again.
+    copies: u8,
+    /// How often splice in a row was in vain with both ends ready.
+    unclear: u8,
     grown: bool,
-    /// How often in a row both ends were ready and splice moved nothing.
-    unclear: u32,
 }
 
 /// The pipe between two sockets.
@@ -94,8 +102,9 @@ impl Streams {
             pending: Pending::default(),
             buffer,
             thin: false,
-            grown: false,
+            copies: 0,
             unclear: 0,
+            grown: false,
         };
         if streams.method == Method::Through && !streams.intake.forwards() {
             let (reader, writer) = relay_io::pipe()?;
@@ -166,6 +175,10 @@ impl Streams {
             _ if self.intake.forwards() => self.forward(),
             _ if self.intake.must_be_read() => self.copy(),
             Method::Copy => self.copy(),
+            _ if self.copies > 0 => {
+                self.copies -= 1;
+                self.copy()
+            }
             Method::Direct => self.splice(),
             Method::Through => self.pull(),
         }
@@ -191,7 +204,7 @@ impl Streams {
         match self.intake.read(&mut buffer) {
             Ok(Some(length)) if length > 0 => {
                 self.pending.fill(buffer, length);
-                self.thin = length < THIN;
+                self.see(length);
                 self.write_pending()
             }
             other => {
@@ -232,26 +245,15 @@ impl Streams {
             SinkBlocked,
             Unclear,
         }
-        let Self { intake: Intake { cursor: from, watch, .. }, outlet, thin, .. } = self;
+        let Self { intake: Intake { cursor: from, watch, .. }, outlet, .. } = self;
         let to = &mut outlet.cursor;
-        let probably_empty = std::mem::take(thin);
-        let found = watch.attempt(|| {
-            // Two attempts that fail would cost more than one look.
-            if probably_empty {
-                match relay_io::poll_both(from, to)? {
-                    (false, _) => return Err(Errno::AGAIN),
-                    (true, false) => return Ok(Found::SinkBlocked),
-                    (true, true) => {}
-                }
-            }
-            match relay_io::splice(from, to, CHUNK) {
-                Err(Errno::AGAIN) => match relay_io::poll_both(from, to)? {
-                    (false, _) => Err(Errno::AGAIN),
-                    (true, false) => Ok(Found::SinkBlocked),
-                    (true, true) => Ok(Found::Unclear),
-                },
-                moved => moved.map(Found::Moved),
-            }
+        let found = watch.attempt(|| match relay_io::splice(from, to, CHUNK) {
+            Err(Errno::AGAIN) => match relay_io::poll_both(from, to)? {
+                (false, _) => Err(Errno::AGAIN),
+                (true, false) => Ok(Found::SinkBlocked),
+                (true, true) => Ok(Found::Unclear),
+            },
+            moved => moved.map(Found::Moved),
         });
         match found {
             Ok(Some(Found::Moved(0))) => Ok(Step::End),
@@ -260,16 +262,12 @@ impl Streams {
                 Ok(Step::Moved(length))
             }
             Ok(Some(Found::SinkBlocked)) => Ok(Step::SinkBlocked),
-            Ok(None) => {
-                self.thin = probably_empty;
-                Ok(Step::SourceBlocked)
-            }
-            // Mostly the sink was read in between. If it goes on, read and write say more.
+            Ok(None) => Ok(Step::SourceBlocked),
             Ok(Some(Found::Unclear)) if self.unclear < UNCLEAR => {
                 self.unclear += 1;
                 Ok(Step::Again)
             }
-            // A file that does not know splice.
+            // One of them does not know splice: read and write say more.
             Ok(Some(Found::Unclear)) | Err(Errno::INVAL) => self.fall_back(),
             Err(errno) => Err(self.splice_failed(errno)),
         }
@@ -313,7 +311,7 @@ impl Streams {
     /// So much came at once.
     fn saw(&mut self, length: usize) {
         self.unclear = 0;
-        self.thin = length < THIN;
+        self.see(length);
         if length >= BULK && !self.grown {
             self.grown = true;
             self.intake.cursor.grow();
@@ -321,6 +319,14 @@ impl Streams {
             if let Some(own) = &self.own {
                 own.writer.grow();
             }
+        }
+    }
+
+    /// Small transfers are better copied.
+    fn see(&mut self, length: usize) {
+        self.thin = length < THIN;
+        if self.thin {
+            self.copies = COPIES;
         }
     }
 
