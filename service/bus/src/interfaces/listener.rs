@@ -19,7 +19,6 @@ impl Listener {
     }
 }
 
-/// A socket that listens for connections. Each connection becomes an endpoint of its own.
 #[interface(name = "org.example.IPC.Listener")]
 impl Listener {
     /// Takes the next connection, waiting until there is one.

@@ -12,7 +12,6 @@ served!(Stream);
 /// An event that was kept: number, time in microseconds since the epoch, bytes.
 type Kept = (u64, u64, ByteBuf);
 
-/// A stream of bytes: pipes, FIFOs, stream sockets.
 #[interface(name = "org.example.IPC.Stream")]
 impl Stream {
     /// Reads up to max bytes, waiting until there are some; empty means end of stream.
