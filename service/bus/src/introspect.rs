@@ -112,22 +112,22 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
     let source = engine.create(&call, "pipe:", Dict::new()).await?;
     let sink = engine.create(&call, "pipe:", Dict::new()).await?;
     let relay = engine.start_relay(&call, source.clone(), sink.clone(), Dict::new()).await?;
-    let interfaces: Vec<(String, Box<dyn Interface>)> = vec![
-        named(Manager::new(&face, &tree)),
-        named(Mechanism::new(&face, mechanisms::by_name("pipe")?)),
-        named(Endpoint::new(&face, &source)),
-        named(Stream::new(&face, &source)),
-        named(Listener::new(&face, &tree, &source)),
-        named(Messages::new(&face, &source)),
-        named(Memory::new(&face, &source)),
-        named(Semaphore::new(&face, &source)),
-        named(Watch::new(&face, &source)),
-        named(Relay::new(&face, &relay)),
+    let interfaces: Vec<(String, &str, Box<dyn Interface>)> = vec![
+        named(doc::MANAGER, Manager::new(&face, &tree)),
+        named(doc::MECHANISM, Mechanism::new(&face, mechanisms::by_name("pipe")?)),
+        named(doc::ENDPOINT, Endpoint::new(&face, &source)),
+        named(doc::STREAM, Stream::new(&face, &source)),
+        named(doc::LISTENER, Listener::new(&face, &tree, &source)),
+        named(doc::MESSAGES, Messages::new(&face, &source)),
+        named(doc::MEMORY, Memory::new(&face, &source)),
+        named(doc::SEMAPHORE, Semaphore::new(&face, &source)),
+        named(doc::WATCH, Watch::new(&face, &source)),
+        named(doc::RELAY, Relay::new(&face, &relay)),
     ];
     let documents = interfaces
         .into_iter()
-        .map(|(name, interface)| {
-            let mut xml = format!("{HEAD}<node>\n");
+        .map(|(name, doc, interface)| {
+            let mut xml = format!("{HEAD}<node>\n  <!--\n{doc}\n  -->\n");
             write(&mut xml, &*interface);
             xml.push_str("</node>\n");
             (name, xml)
@@ -138,6 +138,39 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
     Ok(documents)
 }
 
-fn named<I: Interface>(interface: I) -> (String, Box<dyn Interface>) {
-    (I::name().to_string(), Box::new(interface))
+fn named<I: Interface>(doc: &'static str, interface: I) -> (String, &'static str, Box<dyn Interface>) {
+    (I::name().to_string(), doc, Box::new(interface))
+}
+
+/// What each interface is for. zbus takes the comments of members from their doc comments, but has
+/// no place for that of the whole.
+mod doc {
+    pub const MANAGER: &str = "\
+Creates, attaches to and relays between the kernel's objects for inter-process communication.
+
+An address says what: scheme:key=value,key=value, in the syntax of D-Bus addresses. Any key may
+be given in the options instead, under the same name with its own D-Bus type. Describe() on a
+mechanism's node lists the keys. See docs/reference for everything.";
+    pub const MECHANISM: &str = "\
+One mechanism of the kernel: its keys, its limits, and its objects on the whole machine.";
+    pub const ENDPOINT: &str = "\
+A kernel object that was created, attached or adopted. Its other interfaces say what can be
+done with it.";
+    pub const STREAM: &str = "\
+A stream of bytes: pipes, FIFOs, stream sockets.";
+    pub const LISTENER: &str = "\
+A socket that listens for connections. Each connection becomes an endpoint of its own.";
+    pub const MESSAGES: &str = "\
+Messages that keep their borders: datagram and seqpacket sockets, pipes in packet mode,
+message queues.";
+    pub const MEMORY: &str = "\
+Shared memory. Offsets and sizes are in bytes. Words are in the byte order of the machine, and
+must be aligned to their size; the operations on them are atomic (sequentially consistent).";
+    pub const SEMAPHORE: &str = "\
+A semaphore, or a set of them.";
+    pub const WATCH: &str = "\
+A watch on a file or directory (inotify(7)).";
+    pub const RELAY: &str = "\
+A relay moves everything that comes out of its source into its sink, with back-pressure: when
+the sink is full, it stops reading.";
 }

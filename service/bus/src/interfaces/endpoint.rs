@@ -18,8 +18,6 @@ static PERMISSIONS: &[Parameter] = &[
     Parameter::new("gid", Type::U32 { min: 0, max: u32::MAX - 1 }, "Group id"),
 ];
 
-/// A kernel object that was created, attached or adopted. Its other interfaces say what can be
-/// done with it.
 #[interface(name = "org.example.IPC.Endpoint")]
 impl Endpoint {
     /// The kernel's own file descriptor, so that data can flow with no service in between. The

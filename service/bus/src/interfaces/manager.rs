@@ -31,11 +31,6 @@ impl Manager {
     }
 }
 
-/// Creates, attaches to and relays between the kernel's objects for inter-process communication.
-///
-/// An address says what: scheme:key=value,key=value, in the syntax of D-Bus addresses. Any key may
-/// be given in the options instead, under the same name with its own D-Bus type. Describe() on a
-/// mechanism's node lists the keys. See docs/reference for everything.
 #[interface(name = "org.example.IPC")]
 impl Manager {
     /// Makes the kernel object that the address names, and an endpoint for it. Never opens what

@@ -26,7 +26,6 @@ impl Mechanism {
 /// A key: name, the verbs that take it, D-Bus type, default, whether it is required, meaning.
 type Key = (String, Vec<String>, String, String, bool, String);
 
-/// One mechanism of the kernel: its keys, its limits, and its objects on the whole machine.
 #[interface(name = "org.example.IPC.Mechanism")]
 impl Mechanism {
     /// The keys of an address of this mechanism: name, the verbs that take it (create, attach,

@@ -24,8 +24,6 @@ impl Memory {
     }
 }
 
-/// Shared memory. Offsets and sizes are in bytes. Words are in the byte order of the machine, and
-/// must be aligned to their size; the operations on them are atomic (sequentially consistent).
 #[interface(name = "org.example.IPC.Memory")]
 impl Memory {
     /// Reads exactly length bytes from offset.

@@ -73,8 +73,6 @@ impl Messages {
     }
 }
 
-/// Messages that keep their borders: datagram and seqpacket sockets, pipes in packet mode,
-/// message queues.
 #[interface(name = "org.example.IPC.Messages")]
 impl Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds

@@ -22,8 +22,6 @@ impl Relay {
     }
 }
 
-/// A relay moves everything that comes out of its source into its sink, with back-pressure: when
-/// the sink is full, it stops reading.
 #[interface(name = "org.example.IPC.Relay")]
 impl Relay {
     /// Stops moving, until Resume. Nothing is lost: what comes stays in the kernel.

@@ -11,7 +11,6 @@ use crate::{
 
 served!(Semaphore);
 
-/// A semaphore, or a set of them.
 #[interface(name = "org.example.IPC.Semaphore")]
 impl Semaphore {
     /// Adds count to the value and wakes as many waiters.

@@ -18,7 +18,6 @@ fn has_character(data: &[u8]) -> bool {
         .map_or_else(|error| error.valid_up_to() > 0 || error.error_len().is_some(), |_| true)
 }
 
-/// A stream of bytes: pipes, FIFOs, stream sockets.
 #[interface(name = "org.example.IPC.Stream")]
 impl Stream {
     /// Reads up to max bytes, waiting until there are some; empty means end of stream.

@@ -27,7 +27,6 @@ pub fn details(change: &Event) -> Result<Vardict> {
     vardict(details)
 }
 
-/// A watch on a file or directory (inotify(7)).
 #[interface(name = "org.example.IPC.Watch")]
 impl Watch {
     /// What Changed signals have said since number seq, as far as it is kept (1,024 events and

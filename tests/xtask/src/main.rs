@@ -1,0 +1,91 @@
+//! The tasks around the code: `cargo xtask --help`.
+//!
+//! Three kinds: what is generated (`bless`), what must hold (`check`), and what a developer starts by
+//! hand (`bus`, `bench`, `setup`). Everything runs on the checkout that this program was built from.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod bless;
+mod bus;
+mod check;
+mod interface;
+mod proxy;
+mod reference;
+mod rules;
+mod setup;
+
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use clap::{Parser, Subcommand};
+
+/// The tasks around the code of org.example.IPC.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Rewrites everything that is generated and checked in: the interface files, the proxies, the
+    /// reference pages.
+    Bless,
+    /// Checks everything that must hold, step by step: formatting, lints, generated files, rules of
+    /// the architecture, all tests. Ends with a summary.
+    Check,
+    /// Starts a shell with a private bus and the service on it: `busctl --user`, `gdbus --session`
+    /// and every other client work inside. Bus and service end with the shell.
+    Bus {
+        /// Runs this instead of $SHELL.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Runs the benchmarks, in a release build.
+    Bench {
+        /// What is handed to them: names, options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Installs what the tests need and this machine lacks (Debian; elsewhere it only says what).
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Bless => bless::bless(),
+        Task::Check => return check::check(),
+        Task::Bus { command } => return bus::shell(command),
+        Task::Bench { arguments } => bench::run(arguments),
+        Task::Setup => {
+            setup::setup();
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The top of the checkout.
+fn root() -> PathBuf {
+    // This crate lies two levels below it.
+    let crate_directory = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    crate_directory.ancestors().nth(2).map(PathBuf::from).unwrap_or(crate_directory)
+}
+
+/// The cargo that this program was started by, in the checkout.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}

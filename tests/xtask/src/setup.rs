@@ -1,0 +1,77 @@
+//! `cargo xtask setup`: the programs of other projects that the tests compare with.
+//!
+//! None of them is needed to build or to run the service. What cannot be installed is named, and the
+//! tests that would use it are skipped, visibly.
+
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use ipc_harness::has_tool;
+
+/// Program and Debian package: the one list of what the tests use.
+const TOOLS: &[(&str, &str)] = &[
+    ("busctl", "systemd"),
+    ("dbus-broker-launch", "dbus-broker"),
+    ("dbus-daemon", "dbus-daemon"),
+    ("gdbus", "libglib2.0-bin"),
+    ("inotifywait", "inotify-tools"),
+    ("ipcs", "util-linux"),
+    ("ps", "procps"),
+    ("python3", "python3"),
+    ("socat", "socat"),
+    ("ss", "iproute2"),
+    ("strace", "strace"),
+    ("unshare", "util-linux"),
+    ("xmllint", "libxml2-utils"),
+];
+
+/// Installs what is missing, as far as this machine lets.
+pub fn setup() {
+    let packages: BTreeSet<_> = missing().map(|(_, package)| package).collect();
+    if packages.is_empty() {
+        return println!("setup: everything that the tests use is installed");
+    }
+    let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
+    println!("setup: installing {list}");
+    if let Err(why) = install(&packages) {
+        println!("setup: {why}");
+    }
+    for (program, package) in missing() {
+        println!("setup: {program} is missing (Debian package {package}); tests that use it are skipped");
+    }
+}
+
+fn missing() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TOOLS.iter().copied().filter(|(program, _)| !has_tool(program))
+}
+
+fn install(packages: &BTreeSet<&str>) -> Result<(), String> {
+    if !Path::new("/etc/debian_version").exists() || !has_tool("apt-get") {
+        return Err("this is no Debian; install them with the package manager of this machine".into());
+    }
+    // Lists may never have been fetched in a container; where there is no network, what is cached may do.
+    if let Err(why) = apt_get(&["update", "-qq"]) {
+        println!("setup: {why}; going on with the lists that are there");
+    }
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(packages);
+    apt_get(&arguments)
+}
+
+fn apt_get(arguments: &[&str]) -> Result<(), String> {
+    let mut command = match rustix::process::geteuid().is_root() {
+        true => Command::new("env"),
+        false if has_tool("sudo") => {
+            let mut sudo = Command::new("sudo");
+            // It fails instead of asking: nobody may be there to answer.
+            sudo.args(["--non-interactive", "env"]);
+            sudo
+        }
+        false => return Err("installing needs root or sudo".into()),
+    };
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments);
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("apt-get {} failed: {status}", arguments.join(" "))),
+        Err(error) => Err(format!("apt-get {}: {error}", arguments.join(" "))),
+    }
+}
