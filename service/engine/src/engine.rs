@@ -176,7 +176,7 @@ impl Engine {
         parameters: Parameters,
     ) -> Result<Box<dyn mechanism::Endpoint>> {
         let opening = blocking(move || open(&parameters)).await?;
-        let mut pending = match opening {
+        let pending = match opening {
             Opening::Done(kernel) => return Ok(kernel),
             Opening::Pending(pending) => pending,
         };
@@ -185,7 +185,7 @@ impl Engine {
         let _counted = self.counters.waits.take(self.limits.waits, "there are too many waits", "waits")?;
         let open = Flag::new();
         let cancel = Cancel { closed: &open, gone: &call.client.gone, stopping: &self.stopping };
-        wait::complete(patience, cancel, || "connect".to_owned(), move || pending()).await
+        wait::complete(patience, cancel, || "connect".to_owned(), pending).await
     }
 
     fn place_for(&self, mechanism: &Descriptor) -> Result<Place> {

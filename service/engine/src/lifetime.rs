@@ -33,11 +33,9 @@ pub(crate) fn guard(
 ) {
     let (engine, endpoint, client) = (engine.clone(), endpoint.clone(), client.clone());
     match (&endpoint.lifetime, process) {
-        (Lifetime::Client, _) => {
-            // `client_left` closes it, by the table; this closes the gap before it was in the table.
-            if client.gone.is_set() {
-                engine.close(&endpoint, "the connection that it belonged to has ended");
-            }
+        // `client_left` closes it, by the table; this closes the gap before it was in the table.
+        (Lifetime::Client, _) if client.gone.is_set() => {
+            engine.close(&endpoint, "the connection that it belonged to has ended");
         }
         (Lifetime::Process(pid), Some(process)) => {
             let reason = format!("process {pid} has ended");

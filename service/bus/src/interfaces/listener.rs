@@ -34,11 +34,7 @@ impl Listener {
     /// The connections that Accepted signals have told of since number seq: number, time in
     /// microseconds since the epoch, endpoint; and how many are no longer kept.
     #[zbus(out_args("events", "lost"))]
-    fn since(
-        &self,
-        seq: u64,
-        #[zbus(header)] header: Header<'_>,
-    ) -> Result<(Vec<(u64, u64, OwnedObjectPath)>, u64)> {
+    fn since(&self, seq: u64, #[zbus(header)] header: Header<'_>) -> Result<(Vec<Kept>, u64)> {
         let _call = self.face.call(&header)?;
         let (events, lost) = self.endpoint.events.since(seq);
         let kept = events.into_iter().filter_map(|event| match event.happening {

@@ -141,7 +141,7 @@ pub(super) async fn run(
     let way = |source, sink, lane, conversion| Way {
         source,
         sink,
-        relay: &*relay,
+        relay: &relay,
         lane,
         conversion,
         buffer,
