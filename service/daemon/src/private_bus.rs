@@ -22,7 +22,7 @@ impl PrivateBus {
     pub fn start() -> Result<Self> {
         let directory = make_directory()?;
         let wanted = format!("unix:path={}", directory.join("bus").display());
-        let (tell, told) = mpsc::channel();
+        let (tell, told) = mpsc::sync_channel(1);
         thread::Builder::new().name("private-bus".into()).spawn(move || {
             zruntime::block_on(async move {
                 let mut bus = match Bus::for_address(Some(&wanted)).await {

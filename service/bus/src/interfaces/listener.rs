@@ -7,6 +7,9 @@ use crate::{errors::Result, face::Face, paths, tree::Tree};
 
 use std::sync::Arc;
 
+/// A connection that was accepted: number, time in microseconds since the epoch, endpoint.
+type Kept = (u64, u64, OwnedObjectPath);
+
 pub struct Listener {
     face: Arc<Face>,
     tree: Arc<Tree>,
