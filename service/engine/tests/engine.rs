@@ -1,5 +1,7 @@
 //! The engine without a bus: limits, lifetimes, waits and their ends, leases, events.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,

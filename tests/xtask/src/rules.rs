@@ -25,6 +25,8 @@ pub const RULES: &[Rule] = &[
 /// The file layout that users, GitHub and tools expect; what is not named here goes further down.
 const TOP_LEVEL: &[&str] = &[
     ".cargo",
+    ".clippy.toml",
+    ".rustfmt.toml",
     ".ci",
     ".git",
     ".github",

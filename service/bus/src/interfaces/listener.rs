@@ -22,9 +22,6 @@ impl Listener {
     }
 }
 
-/// A connection that was told of: number, time in microseconds since the epoch, endpoint.
-type Kept = (u64, u64, OwnedObjectPath);
-
 #[interface(name = "org.example.IPC.Listener")]
 impl Listener {
     /// Takes the next connection, waiting until there is one.
