@@ -12,7 +12,9 @@ use zbus::{Fd, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, prox
 #[proxy(interface = "org.example.IPC", default_service = "org.example.IPC", default_path = "/org/example/IPC")]
 pub trait Manager {
     /// Makes the kernel object that the address names, and an endpoint for it. Never opens what
-    /// exists: that is org.example.IPC.Error.Exists, unless the option or-attach is true.
+    /// exists: that is org.example.IPC.Error.Exists, unless the option or-attach is true. Other
+    /// errors: InvalidAddress, NoSuchMechanism, InvalidArgument, PermissionDenied, LimitExceeded
+    /// (endpoints), Unavailable, and those of the mechanism's page.
     fn create(&self, address: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<OwnedObjectPath>;
 
     /// Makes an endpoint for something that exists. Never creates: what does not exist is
@@ -25,7 +27,9 @@ pub trait Manager {
 
     /// Moves everything that comes out of source into sink, until the end of the source, an error
     /// or Stop. Options: both (b), framing (s: none, line, length, fixed), record-size (u), fds
-    /// (b), shutdown (b), lifetime (s: service, client); see the reference.
+    /// (b), shutdown (b), lifetime (s: service, client); see the reference. Errors: NoSuchEndpoint,
+    /// InvalidArgument and NotSupported (the two do not fit; the text says what would), Busy (one
+    /// of them is relayed already), LimitExceeded (relays).
     fn relay(
         &self,
         source: &ObjectPath<'_>,

@@ -9,7 +9,9 @@ use zbus::{OwnedVariant, Variant, proxy};
 #[proxy(interface = "org.example.IPC.Messages", default_service = "org.example.IPC")]
 pub trait Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
-    /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s.
+    /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
+    /// 300 s. Errors: TooLarge (MaxMessageSize, or 1 MiB), InvalidArgument (an attribute that the
+    /// mechanism does not have), Closed, Busy, Timeout, Cancelled.
     fn send(&self, data: &[u8], attributes: HashMap<&str, Variant<'_>>, timeout_ms: u32) -> zbus::Result<()>;
 
     /// Sends text, as UTF-8 without a terminating zero.
@@ -21,6 +23,8 @@ pub trait Messages {
     ) -> zbus::Result<()>;
 
     /// Takes one message, waiting until there is one. An empty selector takes the next.
+    /// timeout_ms as for Send. A message with more than 1 MiB or more than 4 file descriptors is
+    /// kept: TooLarge. Errors: Busy, Timeout, Closed, Cancelled.
     fn receive(
         &self,
         selector: HashMap<&str, Variant<'_>>,

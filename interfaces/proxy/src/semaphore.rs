@@ -7,11 +7,12 @@ use zbus::{OwnedFd, Variant, proxy};
 /// A semaphore, or a set of them.
 #[proxy(interface = "org.example.IPC.Semaphore", default_service = "org.example.IPC")]
 pub trait Semaphore {
-    /// Adds count to the value and wakes as many waiters.
+    /// Adds count to the value and wakes as many waiters. Beyond SEM_VALUE_MAX (2147483647) nothing
+    /// is added: LimitExceeded.
     fn post(&self, count: u32) -> zbus::Result<()>;
 
     /// Takes one, waiting until the value is above zero. timeout_ms: 0 does not wait (Busy),
-    /// 4294967295 is the default of 20 s.
+    /// 4294967295 is the default of 20 s, at most 300 s. Errors: Busy, Timeout, Gone, Cancelled.
     fn wait(&self, timeout_ms: u32) -> zbus::Result<()>;
 
     /// Takes one if the value is above zero; says whether it did.

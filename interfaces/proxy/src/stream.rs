@@ -6,15 +6,18 @@ use zbus::proxy;
 #[proxy(interface = "org.example.IPC.Stream", default_service = "org.example.IPC")]
 pub trait Stream {
     /// Reads up to max bytes, waiting until there are some; empty means end of stream.
-    /// timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s.
+    /// timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most 300 s.
+    /// More than 1 MiB (payload) is never returned at once. Errors: Busy, Timeout, Closed (this
+    /// direction was shut down), Cancelled, LimitExceeded (waits).
     fn read(&self, max: u32, timeout_ms: u32) -> zbus::Result<Vec<u8>>;
 
     /// Reads as text. Bytes that are not UTF-8 are an error and stay; a character that was cut in
     /// two is completed by the next call. The first character comes whole, even beyond max.
     fn read_text(&self, max: u32, timeout_ms: u32) -> zbus::Result<String>;
 
-    /// Writes the bytes, waiting for room, and says how many were written: all, unless the time
-    /// ran out after some.
+    /// Writes the bytes, at most 1 MiB, waiting for room, and says how many were written: all,
+    /// unless the time ran out after some. timeout_ms as for Read. Errors: TooLarge, Closed (no
+    /// reader is left), Busy and Timeout (nothing was written), Cancelled.
     fn write(&self, data: &[u8], timeout_ms: u32) -> zbus::Result<u64>;
 
     /// Writes text, as UTF-8 without a terminating zero.

@@ -18,6 +18,8 @@ pub enum Type {
     U32 { min: u32, max: u32 },
     /// A whole number that may be negative; D-Bus `i`.
     I32 { min: i32, max: i32 },
+    /// A whole number of any size, decimal or `0x…`, within the bounds; D-Bus `t`.
+    U64 { min: u64, max: u64 },
     /// Bytes: a whole number, `K`, `M` or `G` (powers of 1024) behind it or not; D-Bus `t`.
     Size { min: u64, max: u64 },
     /// Permission bits in octal (`0600`); D-Bus `u`.
@@ -39,7 +41,7 @@ impl Type {
             Self::Bool => "b",
             Self::U32 { .. } | Self::Mode => "u",
             Self::I32 { .. } => "i",
-            Self::Size { .. } => "t",
+            Self::U64 { .. } | Self::Size { .. } => "t",
             Self::Text | Self::Word(_) | Self::Path => "s",
             Self::Words(_) => "as",
         }
@@ -51,6 +53,7 @@ impl Type {
             Self::Bool => "true or false (D-Bus type b)".into(),
             Self::U32 { min, max } => format!("a whole number from {min} to {max} (D-Bus type u)"),
             Self::I32 { min, max } => format!("a whole number from {min} to {max} (D-Bus type i)"),
+            Self::U64 { min, max } => format!("a whole number from {min} to {max} (D-Bus type t)"),
             Self::Size { min, max } => {
                 format!("a number of bytes from {min} to {max}, K, M or G allowed (D-Bus type t)")
             }
@@ -73,6 +76,7 @@ impl Type {
             Self::Bool => Some(Value::Bool(text.parse().ok()?)),
             Self::U32 { .. } => self.check(Value::U32(whole(text)?.try_into().ok()?)),
             Self::I32 { .. } => self.check(Value::I32(whole(text)?.try_into().ok()?)),
+            Self::U64 { .. } => self.check(Value::U64(whole(text)?.try_into().ok()?)),
             Self::Size { .. } => self.check(Value::U64(size(text)?)),
             Self::Mode => self.check(Value::U32(u32::from_str_radix(text, 8).ok()?)),
             Self::Text | Self::Word(_) => self.check(Value::Text(text.to_owned())),
@@ -94,7 +98,7 @@ impl Type {
                 let number = value.integer()?.try_into().ok()?;
                 (min..=max).contains(&number).then_some(Value::I32(number))
             }
-            Self::Size { min, max } => {
+            Self::U64 { min, max } | Self::Size { min, max } => {
                 let number = value.integer()?.try_into().ok()?;
                 (min..=max).contains(&number).then_some(Value::U64(number))
             }
@@ -264,6 +268,7 @@ impl Parameters {
         }
     }
 
+    /// A number of bytes, or any other number that is a `t`.
     pub fn size(&self, key: &str) -> Option<u64> {
         match self.values.get(key) {
             Some(Value::U64(number)) => Some(*number),

@@ -34,7 +34,9 @@ impl Manager {
 #[interface(name = "org.example.IPC")]
 impl Manager {
     /// Makes the kernel object that the address names, and an endpoint for it. Never opens what
-    /// exists: that is org.example.IPC.Error.Exists, unless the option or-attach is true.
+    /// exists: that is org.example.IPC.Error.Exists, unless the option or-attach is true. Other
+    /// errors: InvalidAddress, NoSuchMechanism, InvalidArgument, PermissionDenied, LimitExceeded
+    /// (endpoints), Unavailable, and those of the mechanism's page.
     #[zbus(out_args("endpoint"))]
     async fn create(
         &self,
@@ -77,7 +79,9 @@ impl Manager {
 
     /// Moves everything that comes out of source into sink, until the end of the source, an error
     /// or Stop. Options: both (b), framing (s: none, line, length, fixed), record-size (u), fds
-    /// (b), shutdown (b), lifetime (s: service, client); see the reference.
+    /// (b), shutdown (b), lifetime (s: service, client); see the reference. Errors: NoSuchEndpoint,
+    /// InvalidArgument and NotSupported (the two do not fit; the text says what would), Busy (one
+    /// of them is relayed already), LimitExceeded (relays).
     #[zbus(out_args("relay"))]
     async fn relay(
         &self,

@@ -76,7 +76,9 @@ impl Messages {
 #[interface(name = "org.example.IPC.Messages")]
 impl Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
-    /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s.
+    /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
+    /// 300 s. Errors: TooLarge (MaxMessageSize, or 1 MiB), InvalidArgument (an attribute that the
+    /// mechanism does not have), Closed, Busy, Timeout, Cancelled.
     async fn send(
         &self,
         data: &[u8],
@@ -99,6 +101,8 @@ impl Messages {
     }
 
     /// Takes one message, waiting until there is one. An empty selector takes the next.
+    /// timeout_ms as for Send. A message with more than 1 MiB or more than 4 file descriptors is
+    /// kept: TooLarge. Errors: Busy, Timeout, Closed, Cancelled.
     #[zbus(out_args("data", "attributes"))]
     async fn receive(
         &self,

@@ -13,14 +13,15 @@ served!(Semaphore);
 
 #[interface(name = "org.example.IPC.Semaphore")]
 impl Semaphore {
-    /// Adds count to the value and wakes as many waiters.
+    /// Adds count to the value and wakes as many waiters. Beyond SEM_VALUE_MAX (2147483647) nothing
+    /// is added: LimitExceeded.
     fn post(&self, count: u32, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
         Ok(self.endpoint.semaphore()?.post(count)?)
     }
 
     /// Takes one, waiting until the value is above zero. timeout_ms: 0 does not wait (Busy),
-    /// 4294967295 is the default of 20 s.
+    /// 4294967295 is the default of 20 s, at most 300 s. Errors: Busy, Timeout, Gone, Cancelled.
     async fn wait(&self, timeout_ms: u32, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let call = self.face.call(&header)?;
         Ok(self.face.engine.semaphore_wait(&call, &self.endpoint, timeout_ms).await?)

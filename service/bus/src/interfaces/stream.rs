@@ -21,7 +21,9 @@ fn has_character(data: &[u8]) -> bool {
 #[interface(name = "org.example.IPC.Stream")]
 impl Stream {
     /// Reads up to max bytes, waiting until there are some; empty means end of stream.
-    /// timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s.
+    /// timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most 300 s.
+    /// More than 1 MiB (payload) is never returned at once. Errors: Busy, Timeout, Closed (this
+    /// direction was shut down), Cancelled, LimitExceeded (waits).
     #[zbus(out_args("data"))]
     async fn read(&self, max: u32, timeout_ms: u32, #[zbus(header)] header: Header<'_>) -> Result<ByteBuf> {
         let call = self.face.call(&header)?;
@@ -58,8 +60,9 @@ impl Stream {
         Ok(String::from_utf8(data).unwrap_or_default())
     }
 
-    /// Writes the bytes, waiting for room, and says how many were written: all, unless the time
-    /// ran out after some.
+    /// Writes the bytes, at most 1 MiB, waiting for room, and says how many were written: all,
+    /// unless the time ran out after some. timeout_ms as for Read. Errors: TooLarge, Closed (no
+    /// reader is left), Busy and Timeout (nothing was written), Cancelled.
     #[zbus(out_args("written"))]
     async fn write(&self, data: &[u8], timeout_ms: u32, #[zbus(header)] header: Header<'_>) -> Result<u64> {
         let call = self.face.call(&header)?;

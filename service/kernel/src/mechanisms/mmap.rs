@@ -47,7 +47,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     ],
     attach_parameters: &[
         Parameter::new("path", Type::Path, "Absolute path of a regular file"),
-        Parameter::new("inode", Type::Size { min: 1, max: u64::MAX }, "Inode of a memfd that some process holds"),
+        Parameter::new("inode", Type::U64 { min: 1, max: u64::MAX }, "Inode of a memfd that some process holds"),
         Parameter::new("pid", Type::U32 { min: 1, max: i32::MAX as u32 }, "Process that holds a memfd or file"),
         Parameter::new("fd", Type::U32 { min: 0, max: i32::MAX as u32 }, "Number of the file descriptor in that process"),
         Parameter::new("offset", Type::Size { min: 0, max: i64::MAX as u64 }, "First byte of the file that is shown").default("0"),

@@ -36,7 +36,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
             .default("false"),
     ],
     attach_parameters: &[
-        Parameter::new("inode", Type::Size { min: 1, max: u64::MAX }, "Inode of a pipe that some process holds, as in /proc/PID/fd"),
+        Parameter::new("inode", Type::U64 { min: 1, max: u64::MAX }, "Inode of a pipe that some process holds, as in /proc/PID/fd"),
         Parameter::new("pid", Type::U32 { min: 1, max: i32::MAX as u32 }, "Process that holds the pipe"),
         Parameter::new("fd", Type::U32 { min: 0, max: i32::MAX as u32 }, "Number of the file descriptor in that process"),
         Parameter::new("end", Type::Word(&["read", "write", "both"]), "Which end to open").default("both"),
