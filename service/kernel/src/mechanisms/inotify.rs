@@ -100,7 +100,8 @@ Sources: inotify(7), inotify_add_watch(2), proc_pid_fdinfo(5).
 | `NotSupported` | `Attach`, `Open`, `Adopt`, `SetPermissions`, `Remove` |
 | `Closed` | events are asked for after the watch has ended |
 
-Not offered yet: whole directory trees (`recursive`) and renames as one event; until then a rename is
+Not offered yet: whole directory trees (`recursive`) and renames as one event, include and
+exclude patterns, debouncing and an initial listing; until then a rename is
 `MOVED_FROM` and `MOVED_TO`. Not offered: IN_MASK_ADD and IN_MASK_CREATE, because the service needs them to
 share watches; `Open`, because the instance carries the events of all endpoints, and the kernel has no fd
 of a single watch; fanotify(7), because it needs CAP_SYS_ADMIN.";

@@ -114,7 +114,8 @@ Not offered: executable memfds (MFD_EXEC), because shared memory has no need to 
 memfd_secret(2), because the kernel keeps it from every system call, also the service's; madvise(2)
 and hole punching, because they act on the mappings and space of the one process that asks, which here
 would be the service's; notification of changes, because the kernel has none for stores
-through a mapping: pair the memory with a semaphore.";
+through a mapping: pair the memory with a semaphore; names for memfds, because the kernel has none: `Adopt`
+keeps a memfd as long as its lifetime says, and whoever knows the endpoint's object path gets it with `Open`.";
 
 fn create(parameters: &Parameters) -> Result<Opening> {
     // The table demands it.
