@@ -253,7 +253,7 @@ fn wrong_parameters_are_named() {
                 let beyond = match parameter.kind {
                     Type::U32 { max, .. } => Some(i128::from(max) + 1),
                     Type::I32 { max, .. } => Some(i128::from(max) + 1),
-                    Type::Size { max, .. } => Some(i128::from(max) + 1),
+                    Type::U64 { max, .. } | Type::Size { max, .. } => Some(i128::from(max) + 1),
                     _ => None,
                 };
                 if let Some(beyond) = beyond {
@@ -275,7 +275,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Bool => true.into(),
         Type::U32 { min, .. } => min.into(),
         Type::I32 { min, .. } => min.into(),
-        Type::Size { min, .. } => min.into(),
+        Type::U64 { min, .. } | Type::Size { min, .. } => min.into(),
         Type::Mode => 0o600u32.into(),
         Type::Text => "x".into(),
         Type::Word(words) => words[0].into(),
