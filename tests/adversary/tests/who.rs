@@ -177,7 +177,11 @@ fn members(alice: &mut Raw) -> Vec<xml::Member> {
     for object in objects {
         let document = alice.call(&object, INTROSPECTABLE, "Introspect", &[]).expect("Introspect").args();
         let [Arg::Str(document)] = &document[..] else { panic!("{document:?} is no text") };
-        members.extend(xml::members(document).into_iter().filter(|member| !members.contains(member)));
+        for member in xml::members(document) {
+            if !members.contains(&member) {
+                members.push(member);
+            }
+        }
     }
     assert!(members.len() > 40, "{members:?}");
     members
