@@ -146,7 +146,7 @@ impl State {
         let mut reply = match (member.as_str(), &self.credentials) {
             ("Hello", _) => Outgoing::reply(SERVICE, call.serial, &[text(SERVICE)]),
             ("GetConnectionCredentials", credentials) => match credentials {
-                Credentials::Are(dict) => Outgoing::reply(SERVICE, call.serial, &[dict.clone()]),
+                Credentials::Are(dict) => Outgoing::reply(SERVICE, call.serial, std::slice::from_ref(dict)),
                 Credentials::Fail(name) => Outgoing::error(SERVICE, call.serial, name, "the bus says so"),
                 Credentials::Garbage => Outgoing::reply(SERVICE, call.serial, &[Arg::U32(0)]),
                 Credentials::Silence => Outgoing::reply("", 0, &[]),

@@ -457,5 +457,5 @@ fn b16_credentials_are_not_forged() {
     let received =
         alice.call(&receiver, "Messages", "Receive", &[no_options(), Arg::U32(1000)]).expect("Receive");
     let uid = entry(&received.args()[1], "uid").expect("who sent it");
-    assert_eq!(ipc_adversary::number(&uid), ALICE.uid.into());
+    assert_eq!(ipc_adversary::number(&uid), u64::from(ALICE.uid));
 }
