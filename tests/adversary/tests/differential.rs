@@ -135,7 +135,7 @@ fn errno(error: &CallError) -> String {
     let named = words.filter(|word| word.len() > 3 && word.starts_with('E'));
     let named =
         named.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()));
-    match named.last() {
+    match named.next_back() {
         Some(name) => name.to_owned(),
         None => format!("no errno in {error}"),
     }
