@@ -49,6 +49,7 @@ impl Raw {
             [Arg::Str(name)] => name.clone(),
             other => panic!("{other:?} is no name"),
         };
+        raw.signal("NameAcquired");
         raw
     }
 

@@ -8,7 +8,7 @@ use ipc_adversary::wire::{self, Arg, Outgoing, dict, no_options, text};
 use ipc_adversary::{
     Raw, Stage, assert_error, descriptors, error, number, object, outcome, pings_during, status,
 };
-use ipc_harness::system::{ALICE, BOB, CAROL, EXTRA, Identity, SHARED};
+use ipc_harness::system::{ALICE, BOB, CAROL, EXTRA, Identity, ROOT, SHARED};
 use ipc_harness::{CallError, NAME, PATH, Process, or_skip, patience, unique};
 use rustix::fs::MemfdFlags;
 
@@ -328,12 +328,7 @@ fn d8_descriptors_in_flight() {
     let (mut alice, mut bob) = (stage.alice(), stage.bob());
     alice.create("pipe:");
     let worker = stage.worker_of(ALICE);
-    let limited = Process::spawn(std::process::Command::new("prlimit").args([
-        "--nofile=200",
-        "--pid",
-        &worker.to_string(),
-    ]));
-    limited.finish().success();
+    stage.limit(ALICE, worker, "--nofile=200");
     let file = std::fs::File::open("/dev/null").expect("a file");
     let send = |raw: &mut Raw, socket: &str| {
         let fds = dict(&[("fds", Arg::Array("h".into(), vec![Arg::Fd(0), Arg::Fd(1)]))]);
@@ -362,10 +357,7 @@ fn d9_no_processes_left() {
         sleeper.wait_for(|line| line == "up");
     });
     let mut carol = stage.raw(CAROL);
-    let spawner = stage.spawner().to_string();
-    Process::spawn(std::process::Command::new("prlimit").args(["--nproc=2", "--pid", &spawner]))
-        .finish()
-        .success();
+    stage.limit(ROOT, stage.spawner(), "--nproc=2");
     match carol.try_make("Create", "pipe:") {
         Ok(_) => {}
         Err(refusal) => assert!(refusal.is("LimitExceeded") || refusal.is("Unavailable"), "{refusal}"),

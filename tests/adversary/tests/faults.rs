@@ -5,22 +5,16 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ipc_adversary::wire::{self, Arg, bytes, no_options, text};
 use ipc_adversary::{Raw, Stage, assert_error, descriptors, error, number, object, outcome};
-use ipc_harness::system::{ALICE, CAROL, ROOT};
+use ipc_harness::system::{ALICE, CAROL, IPCD, ROOT};
 use ipc_harness::{PATH, Process, Signal, or_skip, patience, skip, unique, wait_gone};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
 
 fn kill(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("root may");
-}
-
-fn limit_files(pid: i32, count: usize) {
-    let words = [format!("--nofile={count}"), "--pid".into(), pid.to_string()];
-    Process::spawn(Command::new("prlimit").args(words)).finish().success();
 }
 
 /// The Read of a byte that does not come.
@@ -269,7 +263,12 @@ fn the_disk_is_full() {
     let options = format!("size=64k,mode=755,uid={},gid={}", ALICE.uid, ALICE.gid);
     let mut mount = stage.bus.command_as(&ROOT.into(), "mount");
     Process::spawn(mount.args(["-t", "tmpfs", "-o", &options, "small", &directory])).finish().success();
-    let file = alice.create(&format!("mmap:path={directory}/file,size=1M"));
+    let refusal = alice.refused("Create", &format!("mmap:path={directory}/large,size=1M"));
+    assert_error(&refusal, "LimitExceeded", &["ENOSPC", "file system is full"]);
+    let sparse = "truncate -s 1M '%/sparse'; ls '%'".replace('%', &directory);
+    let there = stage.bus.sh_as(&ALICE.into(), &sparse).finish().success();
+    assert_eq!(there, "sparse\n", "what was refused leaves nothing");
+    let file = alice.attach(&format!("mmap:path={directory}/sparse"));
     let write = |alice: &mut Raw, offset: u64| {
         alice.call(&file, "Memory", "Write", &[Arg::U64(offset), bytes(&[7; 32 * 1024])])
     };
@@ -288,7 +287,7 @@ fn a_worker_without_descriptors() {
     let mut alice = stage.alice();
     let first = alice.create("pipe:");
     let worker = stage.worker_of(ALICE);
-    limit_files(worker, descriptors(worker).len() + 12);
+    stage.limit(ALICE, worker, &format!("--nofile={}", descriptors(worker).len() + 12));
     let mut made = Vec::new();
     let refusal = loop {
         match alice.try_make("Create", "pipe:") {
@@ -314,7 +313,7 @@ fn a_front_with_few_descriptors() {
     let owner = alice.owner();
     alice.create("pipe:");
     let (front, worker) = (stage.front(), stage.worker_of(ALICE));
-    limit_files(front, descriptors(front).len() + 128);
+    stage.limit(IPCD, front, &format!("--nofile={}", descriptors(front).len() + 128));
     kill(worker, Signal::STOP);
     let file = fs::File::open("/dev/null").expect("a file");
     let adopt = Raw::message(PATH, "", "Adopt", &[Arg::Fd(0), no_options()]).with_fds(2).no_reply();
