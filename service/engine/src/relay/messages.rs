@@ -209,7 +209,7 @@ impl Framed {
                 None => {
                     // An idle relay holds no buffer.
                     self.bytes.shrink_to_fit();
-                    self.intake.watch.ready().await?;
+                    self.intake.ready().await?;
                 }
             }
         }
