@@ -5,19 +5,11 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use ipc_blackbox::{Client, Options, Stage, Way, error, everywhere, options};
+use ipc_blackbox::{Client, Options, Stage, Way, assert_error, error, everywhere, options};
 use ipc_harness::{
     Bus, CallError, Launch, PATH, Service, busctl, need_tool, or_skip, python, sh, skip, temp_dir, unique,
 };
 use zbus::Variant;
-
-#[track_caller]
-fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
-    assert!(error.is(name), "expected {name} with {phrases:?}, got {error}");
-    for phrase in phrases {
-        assert!(error.text.contains(phrase), "the text must say {phrase:?}: {error}");
-    }
-}
 
 async fn refused(client: &Client, verb: &str, address: &str, given: Options<'_>) -> CallError {
     let made = client.call::<zbus::OwnedObjectPath, _>(PATH, "", verb, &(address, given)).await;

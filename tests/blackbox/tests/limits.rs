@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ipc_blackbox::{Client, Options, Stage, Way, error};
+use ipc_blackbox::{Client, Options, Stage, Way, error, everywhere};
 use ipc_harness::{Bus, CallError, Launch, PATH, connect, or_skip, peer, unique};
 use zbus::OwnedVariant;
 
@@ -28,13 +28,6 @@ fn assert_limit(error: &CallError, key: &str, value: u32) {
     let told = format!("the limit {key} is {value}");
     assert!(error.is("LimitExceeded") && error.text.contains(&told), "expected {told:?}, got {error}");
     assert!(error.text.contains("configuration file"), "what would help: {error}");
-}
-
-/// Until this much of a limit is used: who takes something gives it back a moment after the reply or the event
-/// that the test has seen. Each question is a call, so there is nothing to sleep for.
-async fn used(client: &Client, key: &str, count: i64) {
-    let wait = async { while client.usage(key).await != count {} };
-    ipc_harness::watchdog(ipc_harness::patience(), wait).await;
 }
 
 async fn endpoints_and_relays(stage: Stage) {
@@ -84,12 +77,12 @@ async fn waits(stage: Stage) {
         let (client, pipe) = (client.clone(), pipe.clone());
         waiting.push(tokio::spawn(async move { client.read(&pipe, 1, 30_000).await }));
     }
-    used(&client, "waits", 4).await;
+    client.used("waits", 4).await;
     assert_limit(&error(client.read(&pipe, 1, 1000).await), "waits", 4);
     // Who does not want to wait needs no place.
     assert!(error(client.read(&pipe, 1, 0).await).is("Busy"));
     client.write(&pipe, b"x", 1000).await.expect("Write");
-    used(&client, "waits", 3).await;
+    client.used("waits", 3).await;
     let timed_out = error(client.read(&pipe, 1, 20).await);
     assert!(timed_out.is("Timeout"), "{timed_out}");
     client.write(&pipe, b"yyy", 1000).await.expect("Write");
@@ -114,12 +107,12 @@ async fn subscriptions(stage: Stage) {
     client.run(PATH, "", "Subscribe").await;
     // A closed endpoint's subscriptions go with it, and those of a client that leaves.
     client.close(&pipes[1]).await;
-    used(&client, "subscriptions", 2).await;
+    client.used("subscriptions", 2).await;
     let other = stage.client().await;
     other.run(PATH, "", "Subscribe").await;
     assert_eq!(client.usage("subscriptions").await, 3);
     other.connection.close().await.expect("closing");
-    used(&client, "subscriptions", 2).await;
+    client.used("subscriptions", 2).await;
 }
 
 async fn leases(stage: Stage) {
@@ -134,7 +127,7 @@ async fn leases(stage: Stage) {
     assert_limit(&error(acquire().await), "leases", 2);
     assert_eq!(client.number(&semaphore, "Semaphore", "Value").await, 3, "a refusal takes nothing");
     drop(first);
-    used(&client, "leases", 1).await;
+    client.used("leases", 1).await;
     assert_eq!(client.number(&semaphore, "Semaphore", "Value").await, 4);
     acquire().await.expect("again");
 }
@@ -166,24 +159,7 @@ async fn they_are_shown(stage: Stage) {
     assert_eq!((number("calls"), number("relay-buffer")), (64, 262_144), "the defaults of the others");
 }
 
-macro_rules! with_small_limits {
-    ($($test:ident),+ $(,)?) => {
-        with_small_limits!(@ dbus_daemon, DbusDaemon, $($test),+);
-        with_small_limits!(@ dbus_broker, DbusBroker, $($test),+);
-        with_small_limits!(@ private_bus, Private, $($test),+);
-        with_small_limits!(@ peer_to_peer, Peer, $($test),+);
-    };
-    (@ $module:ident, $way:ident, $($test:ident),+) => {
-        mod $module { $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(ipc_harness::or_skip!(super::Stage::with_config(super::Way::$way, super::SMALL))).await
-            }
-        )+ }
-    };
-}
-
-with_small_limits!(endpoints_and_relays, watches, waits, subscriptions, leases, payloads, they_are_shown,);
+everywhere!(config = super::SMALL; endpoints_and_relays, watches, waits, subscriptions, leases, payloads, they_are_shown,);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn private_connections() {
@@ -194,7 +170,7 @@ async fn private_connections() {
     let third = error(client.call::<zbus::OwnedFd, _>(PATH, "", "Connect", &()).await);
     assert_limit(&third, "connections", 2);
     first.close().await.expect("closing");
-    used(&client, "connections", 1).await;
+    client.used("connections", 1).await;
     let third = Client::of_peer(peer(&client.connection).await);
     third.create("pipe:").await;
 }
@@ -209,7 +185,7 @@ async fn private_connections_answer_from_the_first_call_on() {
         let private = Client::of_peer(peer(&client.connection).await);
         private.property(&pipe, "Endpoint", "Address").await.expect("an answer");
         private.connection.close().await.expect("closing");
-        used(&client, "connections", 0).await;
+        client.used("connections", 0).await;
     }
 }
 
@@ -225,7 +201,7 @@ async fn calls_in_flight() {
             let (client, pipe) = (client.clone(), pipe.clone());
             waiting.push(tokio::spawn(async move { client.read(&pipe, 1, 30_000).await }));
         }
-        used(&other, "waits", 3).await;
+        other.used("waits", 3).await;
         assert_limit(&error(client.read(&pipe, 1, 0).await), "calls-per-connection", 3);
         other.write(&pipe, b"abc", 1000).await.expect("another connection may");
         for wait in waiting {

@@ -5,20 +5,12 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use ipc_blackbox::{Options, Stage, error, everywhere, options};
-use ipc_harness::{CallError, temp_dir, unique};
+use ipc_blackbox::{Options, Stage, assert_error, error, everywhere, options};
+use ipc_harness::{temp_dir, unique};
 use zbus::OwnedVariant;
 
 const MIB: usize = 1 << 20;
 const DEFAULT: u32 = u32::MAX;
-
-#[track_caller]
-fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
-    assert!(error.is(name), "expected {name} with {phrases:?}, got {error}");
-    for phrase in phrases {
-        assert!(error.text.contains(phrase), "the text must say {phrase:?}: {error}");
-    }
-}
 
 async fn payloads(stage: Stage) {
     let client = stage.client().await;
