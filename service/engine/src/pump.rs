@@ -1,7 +1,10 @@
 //! Pumps: tasks that take what comes by itself (events, and on request bytes, messages and
 //! connections) and put it into the endpoint's ring of events.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use ipc_kernel::{
     Attempt, Dict, Error, Kind, Readiness, Result,
@@ -123,7 +126,14 @@ fn accept(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>>
     let Ok(place) = engine.place_for_endpoint() else {
         return Ok(Attempt::Wait(Readiness::After(LOOK_AGAIN)));
     };
-    Ok(listener.accept()?.map(|kernel| {
+    let attempt = match listener.accept() {
+        // No file descriptor or no memory is left: they stay there likewise.
+        Err(error) if error.kind == Kind::LimitExceeded => {
+            return Ok(Attempt::Wait(Readiness::After(LOOK_AGAIN)));
+        }
+        attempt => attempt?,
+    };
+    Ok(attempt.map(|kernel| {
         let accepted = engine.accepted(endpoint, kernel, place);
         engine.announce(Object::Endpoint(accepted.clone()));
         happened(engine, endpoint, Happening::Accepted(accepted.id));
@@ -147,46 +157,45 @@ fn deliver_bytes(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attem
 /// A message that no signal can carry, for its size or its fds, is kept and announced by `Ready`;
 /// delivery goes on when a `Receive` has taken it.
 fn deliver_messages(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
-    let taken = endpoint.received.listen();
-    if endpoint.kept_count().0 > 0 {
-        return Ok(Attempt::Wait(Readiness::Notified(taken)));
-    }
-    let message = match endpoint.messages()?.receive(&Dict::new())? {
-        Attempt::Done(message) => message,
-        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
-    };
-    if !message.fds.is_empty() || message.data.len() > engine.limits.signal_payload as usize {
-        endpoint.keep(message);
-        happened(engine, endpoint, Happening::Ready);
-    } else {
-        happened(
-            engine,
-            endpoint,
-            Happening::Received { data: message.data, attributes: message.attributes },
-        );
-    }
-    Ok(Attempt::Done(()))
+    let most = engine.limits.signal_payload as usize;
+    let attempt = endpoint.attempt_deliver(|message| message.fds.is_empty() && message.data.len() <= most)?;
+    Ok(attempt.map(|message| {
+        let happening = message.map_or(Happening::Ready, |message| Happening::Received {
+            data: message.data,
+            attributes: message.attributes,
+        });
+        happened(engine, endpoint, happening);
+    }))
 }
 
-/// Says `Ready` when something waits, and again when something still waits after a `Receive`.
+/// Says `Ready` when something waits, and again when something still waits after a `Receive` that
+/// has taken something.
 async fn notify(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Error {
     let waiting = || {
         let messages = endpoint.messages()?;
         if endpoint.kept_count().0 > 0 { Ok(Attempt::Done(())) } else { messages.arrival() }
     };
-    let mut announced = false;
+    // How many had been received when the one that waits was announced.
+    let mut announced = None;
     loop {
-        let taken = endpoint.received.listen();
-        // Another process may take it, and the kernel has no event for that: look again.
-        let mut readiness = Readiness::Any(vec![Readiness::Notified(taken), Readiness::After(LOOK_AGAIN)]);
-        match waiting() {
+        let changed = Readiness::Notified(endpoint.received.listen());
+        let delivered = endpoint.delivered.load(Ordering::Acquire);
+        let next = match waiting() {
             Err(error) => return error,
-            Ok(Attempt::Done(())) if announced => {}
-            Ok(Attempt::Done(())) => happened(&engine, &endpoint, Happening::Ready),
-            Ok(Attempt::Wait(arrival)) => readiness = arrival,
-        }
-        announced = matches!(readiness, Readiness::Any(_));
-        if let Err(error) = until(readiness).await {
+            Ok(Attempt::Done(())) => {
+                if announced != Some(delivered) {
+                    announced = Some(delivered);
+                    happened(&engine, &endpoint, Happening::Ready);
+                }
+                // Another process may take it, and the kernel has no event for that: look again.
+                Readiness::After(LOOK_AGAIN)
+            }
+            Ok(Attempt::Wait(arrival)) => {
+                announced = None;
+                arrival
+            }
+        };
+        if let Err(error) = until(Readiness::Any(vec![changed, next])).await {
             return error;
         }
     }

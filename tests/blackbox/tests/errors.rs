@@ -190,9 +190,25 @@ async fn paths(stage: Stage) {
                 &["nobody listens", "ECONNREFUSED"],
             ),
             ("Attach", "pipe:pid=1,fd=987654".into(), "NotFound", &["987654"]),
+            // What cannot be completed leaves everything as it was.
+            ("Create", format!("fifo:path={},accept", path("new")), "InvalidArgument", &["\"accept\""]),
+            (
+                "Attach",
+                format!("fifo:path={},accept,remove-on-close", path("fifo")),
+                "InvalidArgument",
+                &["\"accept\""],
+            ),
+            (
+                "Attach",
+                format!("fifo:path={},lifetime=pid:2147483647,remove-on-close", path("fifo")),
+                "NotFound",
+                &["2147483647"],
+            ),
         ],
     )
     .await;
+    let left = |name: &str| fs::symlink_metadata(path(name)).is_ok();
+    assert_eq!(["new", "fifo", "file"].map(left), [false, true, true]);
 }
 
 async fn the_network(stage: Stage) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ipc_blackbox::{Options, Stage, error, everywhere, options};
-use ipc_harness::{busctl, sh, temp_dir};
+use ipc_harness::{busctl, sh, temp_dir, unique};
 
 const DEFAULT: u32 = u32::MAX;
 
@@ -188,4 +188,31 @@ async fn the_service(mut stage: Stage) {
     }
 }
 
-everywhere!(a_client, a_process, names, waits_on_what_is_closed, waits_of_callers_that_leave, the_service,);
+/// A lease ends with the service, as nobody would be left to give it back.
+async fn the_service_with_a_lease(mut stage: Stage) {
+    let client = stage.client().await;
+    let name = unique("lease");
+    let semaphore = client.create(&format!("posixsem:name=/{name},value=1")).await;
+    let body = (DEFAULT, Options::new());
+    let _lease: zbus::OwnedFd =
+        client.call(&semaphore, "Semaphore", "Acquire", &body).await.expect("Acquire");
+    assert_eq!(client.number(&semaphore, "Semaphore", "Value").await, 0);
+    let ended = tokio::task::spawn_blocking(move || (stage.service.terminate(), stage));
+    let (status, _stage) = ended.await.expect("a task");
+    assert_eq!(status.code(), Some(0));
+    // sem_t: the value is its first word.
+    let file = format!("/dev/shm/sem.{name}");
+    let content = std::fs::read(&file).expect("the semaphore");
+    std::fs::remove_file(&file).expect("removing it");
+    assert_eq!(content[..4], 1u32.to_ne_bytes());
+}
+
+everywhere!(
+    the_service_with_a_lease,
+    a_client,
+    a_process,
+    names,
+    waits_on_what_is_closed,
+    waits_of_callers_that_leave,
+    the_service,
+);

@@ -94,6 +94,16 @@ fn direction(source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<Co
             )));
         }
     };
+    if source.deliver {
+        return Err(Error::new(
+            Kind::Busy,
+            format!(
+                "{} is already read by its option deliver, and a relay would steal from it; make the source without \
+                 deliver",
+                source.address
+            ),
+        ));
+    }
     match conversion {
         Conversion::Framed(Framing::Fixed(size)) => {
             let max = sink.messages()?.max_message_size();
