@@ -43,19 +43,25 @@ pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
                     continue;
                 }
                 Ok(Attempt::Wait(readiness)) => readiness,
-                // The endpoints report it, each on its own.
-                Err(_) => return,
+                // All endpoints depend on it, and memory may be there again in a moment.
+                Err(_) => Readiness::After(LOOK_AGAIN),
+            };
+            let ready = async {
+                if until(readiness).await.is_err() {
+                    let _ = until(Readiness::After(LOOK_AGAIN)).await;
+                }
             };
             tokio::select! {
                 () = engine.stopping.wait() => return,
-                ready = until(readiness) => if ready.is_err() { return },
+                () = ready => {}
             }
         }
     });
 }
 
-/// How often a queue that nobody empties through the service is looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often that is looked at for which the kernel has no event: a queue that somebody else may
+/// empty, or a resource that somebody may give back.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One step of a pump; an error ends it and closes the endpoint.
 type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
