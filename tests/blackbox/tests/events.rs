@@ -162,6 +162,11 @@ async fn connections_that_come(stage: Stage) {
     let (kept, lost): (Vec<(u64, u64, OwnedObjectPath)>, u64) =
         client.call(&listener, "Listener", "Since", &(1u64,)).await.expect("Since");
     assert_eq!((kept.len(), kept[0].0, lost), (2, 2, 0));
+    // What was accepted is told, whatever has become of it.
+    client.close(kept[0].2.as_str()).await;
+    let again: (Vec<(u64, u64, OwnedObjectPath)>, u64) =
+        client.call(&listener, "Listener", "Since", &(1u64,)).await.expect("Since");
+    assert_eq!(again, (kept, 0));
 }
 
 fn position(inbox: &Inbox, wanted: impl FnMut(&Message) -> bool) -> usize {

@@ -93,8 +93,8 @@ impl Messages {
 impl Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
     /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
-    /// 300 s. Errors: TooLarge (MaxMessageSize, or 1 MiB), InvalidArgument (an attribute that the
-    /// mechanism does not have), Closed, Busy, Timeout, Cancelled.
+    /// 300 s. Errors: TooLarge (MaxMessageSize, 1 MiB, or 2 file descriptors), InvalidArgument (an
+    /// attribute that the mechanism does not have), Closed, Busy, Timeout, Cancelled.
     async fn send(
         &self,
         data: &[u8],
@@ -188,8 +188,9 @@ impl Messages {
         attributes: Vardict,
     ) -> zbus::Result<()>;
 
-    /// A message is waiting; nothing was taken. With the option notify; with deliver, for a
-    /// message that no signal can carry: for its size, or because it brings file descriptors.
+    /// A message is waiting; nothing was taken. With the option notify, and again after each
+    /// Receive behind which another one waits; with deliver, for a message that no signal can
+    /// carry: for its size, or because it brings file descriptors.
     #[zbus(signal)]
     pub async fn ready(emitter: &SignalEmitter<'_>, seq: u64) -> zbus::Result<()>;
 
