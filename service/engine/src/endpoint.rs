@@ -13,7 +13,7 @@ use std::{
 
 use event_listener::Event;
 use ipc_kernel::{
-    Attempt, Descriptor, Dict, Error, Kind, Readiness, Result, Value, mechanism,
+    Attempt, Descriptor, Dict, Error, Kind, Result, Value, mechanism,
     shape::{Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
 };
 
@@ -134,7 +134,7 @@ impl Endpoint {
         ))
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Message>> {
+    pub(crate) fn kept(&self) -> MutexGuard<'_, VecDeque<Message>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,32 +147,6 @@ impl Endpoint {
         self.kept().push_front(message);
         self.delivered.fetch_sub(1, Ordering::AcqRel);
         self.received.notify(usize::MAX);
-    }
-
-    /// One attempt to receive a message for a signal, what was kept first. A message for which
-    /// there is no signal is kept, and given out as None once.
-    pub(crate) fn attempt_deliver(
-        &self,
-        deliverable: impl Fn(&Message) -> bool,
-    ) -> Result<Attempt<Option<Message>>> {
-        let changed = self.received.listen();
-        match self.kept().front() {
-            Some(first) if !deliverable(first) => {
-                return Ok(Attempt::Wait(Readiness::Notified(changed)));
-            }
-            _ => {}
-        }
-        Ok(match self.attempt_receive(&Dict::new())? {
-            Attempt::Done(message) if deliverable(&message) => Attempt::Done(Some(message)),
-            Attempt::Done(message) => {
-                self.keep(message);
-                Attempt::Done(None)
-            }
-            // A message that somebody else has taken may come back.
-            Attempt::Wait(arrival) => {
-                Attempt::Wait(Readiness::Any(vec![Readiness::Notified(changed), arrival]))
-            }
-        })
     }
 
     /// Bytes that were taken earlier and not delivered, at most `max`.

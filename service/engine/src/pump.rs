@@ -8,7 +8,7 @@ use std::{
 
 use ipc_kernel::{
     Attempt, Dict, Error, Kind, Readiness, Result,
-    shape::{Notice, Shape},
+    shape::{Message, Notice, Shape},
 };
 
 use crate::{Engine, endpoint::Endpoint, engine::Object, events::Happening, options::Options, wait::until};
@@ -172,6 +172,31 @@ fn deliver_messages(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<At
         });
         happened(engine, endpoint, happening);
     }))
+}
+
+impl Endpoint {
+    /// One attempt to receive a message for a signal, what was kept first. A message for which
+    /// there is no signal is kept, and given out as None once.
+    fn attempt_deliver(&self, deliverable: impl Fn(&Message) -> bool) -> Result<Attempt<Option<Message>>> {
+        let changed = self.received.listen();
+        match self.kept().front() {
+            Some(first) if !deliverable(first) => {
+                return Ok(Attempt::Wait(Readiness::Notified(changed)));
+            }
+            _ => {}
+        }
+        Ok(match self.attempt_receive(&Dict::new())? {
+            Attempt::Done(message) if deliverable(&message) => Attempt::Done(Some(message)),
+            Attempt::Done(message) => {
+                self.keep(message);
+                Attempt::Done(None)
+            }
+            // A message that somebody else has taken may come back.
+            Attempt::Wait(arrival) => {
+                Attempt::Wait(Readiness::Any(vec![Readiness::Notified(changed), arrival]))
+            }
+        })
+    }
 }
 
 /// Says `Ready` when something waits, and again when something still waits after a `Receive` that
