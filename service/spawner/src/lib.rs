@@ -19,6 +19,7 @@ mod front;
 mod identity;
 mod process;
 pub mod protocol;
+pub mod sandbox;
 mod signals;
 mod spawner;
 
