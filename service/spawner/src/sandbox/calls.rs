@@ -94,6 +94,7 @@ const FCHMODAT2: c_long = 452;
 const FUTEX_WAKE: c_long = 454;
 const FUTEX_WAIT: c_long = 455;
 const FUTEX_REQUEUE: c_long = 456;
+const PR_GET_AUXV: u32 = 0x4155_5856;
 
 /// Calls that one of these alternatives must hold for.
 pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
@@ -103,6 +104,10 @@ pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
         &[(0, ALL, flags(PR_SET_NAME))],
         &[(0, ALL, flags(PR_GET_NAME))],
         &[(0, ALL, flags(PR_GET_DUMPABLE))],
+        // A module of nss(5) finds out the last capability with it.
+        &[(0, ALL, flags(PR_CAPBSET_READ))],
+        // rustix looks for the size of a page there.
+        &[(0, ALL, PR_GET_AUXV)],
         // The allocator of the C library names its memory.
         &[(0, ALL, flags(PR_SET_VMA))],
     ]),
