@@ -61,6 +61,8 @@ limits! {
     leases("leases") = 128, at most 1024;
     /// Private connections from Connect().
     connections("connections") = 16, at most 64;
+    /// Seconds without calls, endpoints, relays, subscriptions and private connections after which a worker on the system bus offers to end.
+    idle_s("idle-s") = 30, at most 86400;
     /// Bytes of payload of one call, reply or message.
     payload("payload") = 1048576, at most 4194304;
     /// Bytes of payload of one signal.
