@@ -15,8 +15,7 @@ use ipc_kernel::{
 
 fn attach(address: &str) -> Result<Box<dyn Endpoint>> {
     let unix = mechanisms::by_name("unix")?;
-    let parameters =
-        Parameters::check(unix.attach_parameters, &[], &Address::parse(address)?, &Dict::new())?;
+    let parameters = Parameters::check(unix.attach_parameters, &[], &Address::parse(address)?, &Dict::new())?;
     match (unix.attach)(&parameters)? {
         Opening::Done(endpoint) => Ok(endpoint),
         Opening::Pending(_) => panic!("nobody has a full backlog here"),
