@@ -3,5 +3,66 @@
 //! It starts workers, each with exactly the identity of a caller, tells whether a caller is
 //! confined, and ends workers that are stuck. It has one thread, knows no bus, and reads requests
 //! of one fixed size from the front only: small enough to be read in one sitting.
+//!
+//! Workers (and without systemd the front) are forks of the spawner that run no other program:
+//! [`supervise`] and [`serve`] return in each of them, and the [`Role`] says what the calling
+//! process has become. docs/decisions has the reasons.
 
+use std::os::fd::OwnedFd;
+
+pub mod client;
+mod datagram;
+mod environment;
+mod error;
+mod process;
 pub mod protocol;
+
+pub use environment::{Carried, with_empty_environment};
+pub use error::Error;
+use protocol::Identity;
+
+/// What the calling process has become.
+#[derive(Debug)]
+pub enum Role {
+    Front(FrontStart),
+    Worker(WorkerStart),
+    /// Still the spawner, which was told to end: nothing is left to do.
+    Ended,
+}
+
+/// The front, as its user, without a capability.
+#[derive(Debug)]
+pub struct FrontStart {
+    /// The socket that [`client`] talks over, non-blocking.
+    pub spawner: OwnedFd,
+    /// The workers of the front before: name, and the front's end of its control socket.
+    pub workers: Vec<(String, OwnedFd)>,
+}
+
+/// A worker, with the identity of a caller and nothing else.
+#[derive(Debug)]
+pub struct WorkerStart {
+    /// The worker's end of its control socket (SOCK_SEQPACKET, non-blocking), descriptor 3.
+    pub control: OwnedFd,
+    pub identity: Identity,
+}
+
+/// The exit status of a front that need not be started again: nothing would be different.
+/// EX_CONFIG of sysexits.h, which systemd calls CONFIG (RestartPreventExitStatus=).
+pub const GIVE_UP: u8 = 78;
+
+/// The spawner without systemd: starts the front as `user` and starts it again when it dies, until
+/// SIGTERM or SIGINT. Returns in each process that it forks, too.
+///
+/// Before any thread is started, with an empty environment, and with no descriptor open but the
+/// standard ones.
+pub fn supervise(user: &str) -> Result<Role, Error> {
+    Err(Error::NoSuchUser(user.to_owned()))
+}
+
+/// The spawner under systemd, for one front at a time that runs as `user` and connects to
+/// `listener` (SOCK_SEQPACKET). On SIGTERM it ends, and the workers go on.
+pub fn serve(listener: OwnedFd, user: &str) -> Result<Role, Error> {
+    drop(listener);
+    Err(Error::NoSuchUser(user.to_owned()))
+}
