@@ -44,9 +44,10 @@ pub const SERVE: &[u8; 4] = b"ipc1";
 /// The answer when the tree is served on the stream.
 pub const SERVED: &[u8; 2] = b"ok";
 
-/// Serves until the control socket ends; then everything ends, and says so on the stream if that
-/// is still there.
-pub async fn serve(control: OwnedFd, engine: Arc<Engine>) -> Result<()> {
+/// Serves until the control socket ends, or `stop` says so; then everything ends, and says so on
+/// the stream if that is still there.
+pub async fn serve(control: OwnedFd, engine: Arc<Engine>, stop: impl Future<Output = ()>) -> Result<()> {
+    tokio::pin!(stop);
     let control = Fd::from(control);
     let period = Duration::from_secs(engine.limits.idle_s.into());
     let tree = Tree::new(engine.clone());
@@ -65,6 +66,7 @@ pub async fn serve(control: OwnedFd, engine: Arc<Engine>) -> Result<()> {
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             },
+            () = &mut stop => break Ok(()),
             () = worker.stream_ended() => worker.leave_stream().await,
             () = idle(&engine, period) => worker.offer_to_end().await,
         }

@@ -52,7 +52,7 @@ impl Front {
     fn new(limits: Limits) -> Front {
         let (ours, theirs) = control_pair();
         let engine = Engine::new(limits);
-        let worker = tokio::spawn(worker::serve(theirs, engine.clone()));
+        let worker = tokio::spawn(worker::serve(theirs, engine.clone(), std::future::pending()));
         Front { control: Fd::from(ours), worker, engine }
     }
 
