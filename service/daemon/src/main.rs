@@ -22,10 +22,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(role) = system_bus::role(&arguments) {
-        return ended(system_bus::run(role, arguments));
+    match system_bus::part(&arguments) {
+        Some(part) => ended(system_bus::run(part, arguments)),
+        None => ended(serve_one_user(arguments)),
     }
-    ended(serve_one_user(arguments))
 }
 
 fn ended(outcome: Result<()>) -> ExitCode {
@@ -33,7 +33,11 @@ fn ended(outcome: Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ipcd: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                // Nothing would be different the next time.
+                Some(ipc_front::StartError::NameTaken(_)) => ExitCode::from(ipc_spawner::GIVE_UP),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
