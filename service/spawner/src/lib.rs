@@ -11,13 +11,19 @@
 use std::os::fd::OwnedFd;
 
 pub mod client;
+mod confinement;
 mod datagram;
 mod environment;
 mod error;
+mod front;
+mod identity;
 mod process;
 pub mod protocol;
+mod signals;
+mod spawner;
 
 pub use environment::{Carried, with_empty_environment};
+use error::Attempting;
 pub use error::Error;
 use protocol::Identity;
 
@@ -52,17 +58,29 @@ pub struct WorkerStart {
 pub const GIVE_UP: u8 = 78;
 
 /// The spawner without systemd: starts the front as `user` and starts it again when it dies, until
-/// SIGTERM or SIGINT. Returns in each process that it forks, too.
+/// SIGTERM or SIGINT, or until the front ends with status 0 (it was told to) or [`GIVE_UP`].
+/// Returns in each process that it forks, too.
 ///
-/// Before any thread is started, with an empty environment, and with no descriptor open but the
-/// standard ones.
+/// To be called before any thread is started, with an empty environment, and with no descriptor
+/// open but the standard ones: in its children all others are closed.
 pub fn supervise(user: &str) -> Result<Role, Error> {
-    Err(Error::NoSuchUser(user.to_owned()))
+    start(user, None)
 }
 
 /// The spawner under systemd, for one front at a time that runs as `user` and connects to
 /// `listener` (SOCK_SEQPACKET). On SIGTERM it ends, and the workers go on.
 pub fn serve(listener: OwnedFd, user: &str) -> Result<Role, Error> {
-    drop(listener);
-    Err(Error::NoSuchUser(user.to_owned()))
+    start(user, Some(listener))
+}
+
+fn start(user: &str, listener: Option<OwnedFd>) -> Result<Role, Error> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    if std::env::vars_os().next().is_some() {
+        return Err(Error::Environment);
+    }
+    process::single_threaded()?;
+    rustix::thread::set_name(c"ipcd-spawner").attempting("naming the spawner")?;
+    spawner::Spawner::new(front::identity_of(user)?, listener)?.run()
 }
