@@ -42,6 +42,11 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME=VALUE", global = true, hide = true)]
     pub carried: Vec<OsString>,
 
+    /// A worker that makes a system call which the sandbox does not allow ends, and names it, instead
+    /// of getting EPERM: for tests of what is allowed.
+    #[arg(long, global = true, hide = true)]
+    pub sandbox_kills: bool,
+
     #[command(subcommand)]
     pub unit: Option<Unit>,
 }

@@ -26,7 +26,7 @@ use ipc_kernel::{
     Address,
     unix::{name::Name, peers},
 };
-use ipc_spawner::{Carried, FrontStart, Role, WorkerStart, protocol::Confinement, sandbox};
+use ipc_spawner::{Carried, FrontStart, Role, WorkerStart, protocol::Confinement, sandbox, sandbox::Violation};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sd_notify::NotifyState;
 use tokio::{
@@ -89,7 +89,12 @@ pub fn run(part: Part, arguments: Arguments) -> Result<()> {
     };
     match role {
         Role::Ended => Ok(()),
-        Role::Worker(start) => serve_caller(start, &carried, config, arguments.log_level),
+        Role::Worker(start) => {
+            logs::start_with(arguments.log_level, carried.get(logs::JOURNAL_STREAM).is_some());
+            let violation = if arguments.sandbox_kills { Violation::Kill } else { Violation::Errno };
+            serve_caller(start, &carried, config, violation)
+                .inspect_err(|error| tracing::error!("a worker has to end: {error:#}"))
+        }
         Role::Front(FrontStart { spawner, workers }) => {
             carried.put_back()?;
             let fd_store = Box::new(NoStore);
@@ -188,16 +193,7 @@ fn serve_bus(start: Start, level: LevelFilter) -> Result<()> {
 }
 
 /// A worker: serves one identity, until the front is done with it.
-fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, level: LevelFilter) -> Result<()> {
-    logs::start_with(level, carried.get(logs::JOURNAL_STREAM).is_some());
-    let served = serve_identity(start, carried, config);
-    if let Err(error) = &served {
-        tracing::error!("a worker has to end: {error:#}");
-    }
-    served
-}
-
-fn serve_identity(start: WorkerStart, carried: &Carried, config: Config) -> Result<()> {
+fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation: Violation) -> Result<()> {
     let WorkerStart { control, identity } = start;
     let mut forbidden: Vec<Name> = PEERS.iter().map(|path| Name::Path(PathBuf::from(path))).collect();
     forbidden.extend(carried.get("DBUS_SYSTEM_BUS_ADDRESS").map(bus_sockets).unwrap_or_default());
@@ -211,7 +207,7 @@ fn serve_identity(start: WorkerStart, carried: &Carried, config: Config) -> Resu
         .thread_keep_alive(Duration::MAX)
         .build()
         .context("the runtime could not be started")?;
-    sandbox::enter()?;
+    sandbox::enter(violation)?;
     // tokio panics if it cannot start its first thread.
     std::thread::Builder::new()
         .spawn(|| ())
