@@ -18,6 +18,8 @@ pub enum Error {
     FrontGaveUp,
     /// A variable or an argument that carries one is not as it must be.
     Carried(String),
+    /// seccomp(2) refused the filter.
+    Sandbox(seccompiler::Error),
     /// A system call failed: what was attempted, and why it failed.
     System(&'static str, io::Error),
 }
@@ -44,6 +46,9 @@ impl fmt::Display for Error {
             ),
             Self::FrontGaveUp => f.write_str("the front ended for good; its last message says why"),
             Self::Carried(text) => write!(f, "{text}"),
+            Self::Sandbox(error) => {
+                write!(f, "entering the sandbox (the kernel needs CONFIG_SECCOMP_FILTER): {error}")
+            }
             Self::System(attempt, error) => write!(f, "{attempt}: {error}"),
         }
     }
@@ -53,6 +58,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::System(_, error) => Some(error),
+            Self::Sandbox(error) => Some(error),
             _ => None,
         }
     }

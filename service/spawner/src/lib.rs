@@ -19,6 +19,7 @@ mod front;
 mod identity;
 mod process;
 pub mod protocol;
+pub mod sandbox;
 mod signals;
 mod spawner;
 
@@ -81,6 +82,9 @@ fn start(user: &str, listener: Option<OwnedFd>) -> Result<Role, Error> {
         return Err(Error::Environment);
     }
     process::single_threaded()?;
+    // rustix keeps what it reads of the auxiliary vector. A worker could not read it on kernels
+    // without PR_GET_AUXV (before 6.4), for its /proc/self/auxv is root's.
+    let _page = rustix::param::page_size();
     rustix::thread::set_name(c"ipcd-spawner").attempting("naming the spawner")?;
     spawner::Spawner::new(front::identity_of(user)?, listener)?.run()
 }
