@@ -14,9 +14,7 @@ pub const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
 
 /// For a process whose environment is empty.
 pub fn start_with(level: LevelFilter, to_journal: bool) {
-    if to_journal
-        && let Ok(journal) = tracing_journald::layer()
-    {
+    if to_journal && let Ok(journal) = tracing_journald::layer() {
         registry().with(level).with(journal).init();
         return;
     }

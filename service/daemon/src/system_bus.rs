@@ -26,7 +26,9 @@ use ipc_kernel::{
     Address,
     unix::{name::Name, peers},
 };
-use ipc_spawner::{Carried, FrontStart, Role, WorkerStart, protocol::Confinement, sandbox, sandbox::Violation};
+use ipc_spawner::{
+    Carried, FrontStart, Role, WorkerStart, protocol::Confinement, sandbox, sandbox::Violation,
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sd_notify::NotifyState;
 use tokio::{
