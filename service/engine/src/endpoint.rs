@@ -329,6 +329,7 @@ impl Engine {
         timeout_ms: u32,
     ) -> Result<()> {
         self.payload(message.data.len())?;
+        self.may_address(message.attributes)?;
         let messages = endpoint.messages()?;
         self.wait_on(call, endpoint, "send to", timeout_ms, || messages.send(message)).await
     }

@@ -34,10 +34,13 @@ use crate::{
 
 pub struct Engine {
     pub limits: Limits,
+    /// How the caller is confined, in words; None: it is not. One engine serves one identity.
+    pub(crate) confinement: Option<String>,
     pub clients: Clients,
     pub counters: Counters,
     pub(crate) stopping: Flag,
     next_id: AtomicU64,
+    admitted: AtomicU64,
     table: Mutex<Table>,
     pub(crate) news: News,
 }
@@ -89,12 +92,19 @@ pub enum Object {
 
 impl Engine {
     pub fn new(limits: Limits) -> Arc<Self> {
+        Self::confined(limits, None)
+    }
+
+    /// The engine of callers that are confined, and how: "mount namespace, seccomp filter".
+    pub fn confined(limits: Limits, confinement: Option<String>) -> Arc<Self> {
         Arc::new(Self {
             limits,
+            confinement,
             clients: Clients::default(),
             counters: Counters::default(),
             stopping: Flag::new(),
             next_id: AtomicU64::new(1),
+            admitted: AtomicU64::new(0),
             table: Mutex::default(),
             news: News::default(),
         })
@@ -109,6 +119,7 @@ impl Engine {
         if self.stopping.is_set() {
             return Err(Error::new(Kind::Cancelled, "the service is stopping"));
         }
+        self.admitted.fetch_add(1, Ordering::Relaxed);
         let in_all =
             self.counters.calls.take(self.limits.calls, "there are too many calls in flight", "calls")?;
         Call::admit(client, self.limits.calls_per_connection, in_all)
@@ -123,8 +134,14 @@ impl Engine {
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
+<<<<<<< HEAD
         let opened = match self.open(call, mechanism.create, parameters).await {
+=======
+        self.may_create(mechanism, &parameters)?;
+        let kernel = match self.open(call, mechanism.create, parameters).await {
+>>>>>>> wt-d
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
+                self.may_attach(mechanism)?;
                 let (address, options) = attachable(mechanism, address, options);
                 let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
                 Opened { kernel: self.open(call, mechanism.attach, parameters).await?, created: false }
@@ -143,6 +160,7 @@ impl Engine {
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
+        self.may_attach(mechanism)?;
         let kernel = self.open(call, mechanism.attach, parameters).await?;
         self.add(call, mechanism, Opened { kernel, created: false }, own, place)
     }
@@ -150,6 +168,7 @@ impl Engine {
     /// Reads an address, and takes a place for what it asks for.
     fn asked(&self, address: &str, options: Dict) -> Result<Asked> {
         let (own, address, options) = Options::split(Address::parse(address)?, options)?;
+        self.may_live_as(&own.lifetime)?;
         let mechanism = mechanisms::by_scheme(&address.scheme)?;
         (mechanism.available)()?;
         Ok(Asked { own, address, options, mechanism, place: self.place_for(mechanism)? })
@@ -163,6 +182,7 @@ impl Engine {
                 "Adopt has no option {key:?}; what the endpoint is, the file descriptor says"
             )));
         }
+        self.may_live_as(&own.lifetime)?;
         let mut fd = fd;
         for mechanism in mechanisms::ALL {
             match (mechanism.adopt)(fd)? {
@@ -383,11 +403,31 @@ impl Engine {
                 )));
             }
         }
+        self.may_list(mechanism)?;
         let mut rows = blocking(move || (mechanism.list)()).await?;
         rows.retain(|row| {
             filter.iter().all(|(key, wanted)| row.get(key).is_some_and(|value| value.same(wanted)))
         });
         Ok(rows)
+    }
+
+    /// Whether nobody has anything here: no call, endpoint, relay, private connection,
+    /// subscription or lease.
+    pub fn is_idle(&self) -> bool {
+        let counters = &self.counters;
+        let counted = [
+            &counters.calls,
+            &counters.endpoints,
+            &counters.leases,
+            &counters.subscriptions,
+            &counters.connections,
+        ];
+        counted.iter().all(|counter| counter.value() == 0) && self.table().relays.is_empty()
+    }
+
+    /// How many calls have been admitted; to see whether there were any since.
+    pub fn admitted(&self) -> u64 {
+        self.admitted.load(Ordering::Relaxed)
     }
 
     /// What is in use, under the keys of the limits.

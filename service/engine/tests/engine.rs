@@ -341,3 +341,87 @@ async fn a_source_that_delivers_is_not_relayed() {
     let refused = engine.start_relay(&maker, source, sink, Dict::new()).await.unwrap_err();
     assert!(refused.kind == Kind::Busy && refused.text.contains("deliver"), "{refused}");
 }
+
+/// Parameters that name something, for each verb that could reach outside.
+#[tokio::test]
+async fn a_confined_caller_gets_what_has_no_name() {
+    let reasons = "mount namespace, seccomp filter";
+    let engine = Engine::confined(Limits::default(), Some(reasons.into()));
+    let call = call(&engine, ":1.1");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |scheme: &str, name: &str| format!("{scheme}:path={}", dir.path().join(name).display());
+    std::fs::write(dir.path().join("there"), "0123").unwrap();
+    let confined = |error: Error| {
+        assert_eq!(error.kind, Kind::Confined, "{error}");
+        assert!(error.text.contains(reasons) && error.text.contains("Adopt"), "{error}");
+    };
+    for address in [
+        at("fifo", "f"),
+        at("unix", "u"),
+        format!("{},size=4096", at("mmap", "m")),
+        format!("unix:abstract={}", unique("ipc")),
+        "unix:autobind".to_owned(),
+        "tcp:host=127.0.0.1,port=0".to_owned(),
+        format!("posixsem:name=/{}", unique("ipc")),
+        at("inotify", ""),
+        "pipe:lifetime=pid:1".to_owned(),
+    ] {
+        confined(engine.create(&call, &address, Dict::new()).await.unwrap_err());
+        let or_attach = dict! { "or-attach" => true };
+        confined(engine.create(&call, &address, or_attach).await.unwrap_err());
+    }
+    for address in [at("mmap", "there"), "pipe:pid=1,fd=0".to_owned(), "pipe:inode=1".to_owned()] {
+        confined(engine.attach(&call, &address, Dict::new()).await.unwrap_err());
+    }
+    for mechanism in ipc_kernel::mechanisms::ALL {
+        confined(engine.list(mechanism, Dict::new()).await.unwrap_err());
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made");
+
+    let pipe = engine.create(&call, "pipe:lifetime=client", Dict::new()).await.unwrap();
+    engine.create(&call, "mmap:size=4096,seals=shrink", Dict::new()).await.unwrap();
+    let pair = engine.create(&call, "unix:pair,type=dgram", Dict::new()).await.unwrap();
+    let fd = std::fs::File::open(dir.path().join("there")).unwrap();
+    let adopted = engine.adopt(&call, fd.into(), Dict::new()).await.unwrap();
+    assert_eq!(engine.memory_read(&adopted, 0, 4).await.unwrap(), b"0123");
+    engine.write(&call, &pipe, b"x", 0).await.unwrap();
+    let send = |attributes: Dict| {
+        let (engine, pair, call) = (&engine, &pair, &call);
+        async move {
+            let message = ipc_kernel::shape::Outgoing { data: b"x", attributes: &attributes, fds: &[] };
+            engine.send(call, pair, message, 0).await
+        }
+    };
+    send(Dict::new()).await.unwrap();
+    confined(send(dict! { "address" => at("unix", "u").as_str() }).await.unwrap_err());
+    let bound = std::fs::File::open(dir.path().join("there")).unwrap();
+    confined(engine.adopt(&call, bound.into(), dict! { "lifetime" => "pid:1" }).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn who_is_not_confined_may_name_things() {
+    let engine = Engine::new(Limits::default());
+    let call = call(&engine, ":1.1");
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = format!("fifo:path={}", dir.path().join("f").display());
+    engine.create(&call, &fifo, Dict::new()).await.unwrap();
+    engine.attach(&call, &fifo, Dict::new()).await.unwrap();
+    engine.create(&call, &fifo, dict! { "or-attach" => true }).await.unwrap();
+    for mechanism in ipc_kernel::mechanisms::ALL {
+        engine.list(mechanism, Dict::new()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn idle_is_who_has_nothing() {
+    let engine = Engine::new(Limits::default());
+    assert!(engine.is_idle());
+    let admitted = engine.admitted();
+    let held = call(&engine, ":1.1");
+    assert!(!engine.is_idle() && engine.admitted() > admitted);
+    let pipe = engine.create(&held, "pipe:", Dict::new()).await.unwrap();
+    drop(held);
+    assert!(!engine.is_idle(), "it has an endpoint");
+    engine.close(&pipe, "closed");
+    assert!(engine.is_idle());
+}
