@@ -1,3 +1,5 @@
 //! stub
 use anyhow::Result;
-pub fn package(_test: bool) -> Result<()> { Ok(()) }
+pub fn package(_test: bool) -> Result<()> {
+    Ok(())
+}

@@ -126,6 +126,6 @@ fn allow(rules: &mut String, interface: &str, member: Option<&str>, max_fds: u32
     // Writing to a String cannot fail.
     let _ = writeln!(
         rules,
-        "    <allow send_destination=\"{NAME}\"\n           send_interface=\"{interface}\"{member} max_fds=\"{max_fds}\"/>"
+        "    <allow send_destination=\"{NAME}\" send_type=\"method_call\"\n           send_interface=\"{interface}\"{member} max_fds=\"{max_fds}\"/>"
     );
 }
