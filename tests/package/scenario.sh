@@ -106,7 +106,27 @@ worker=$(ours_of alice)
 same "the number of alice's workers" "$(echo "$worker" | wc -w)" 1
 same "the capabilities of the worker" \
     "$(grep -h ^Cap "/proc/$worker/status" | cut -f 2 | sort -u)" 0000000000000000
+same "the number of control sockets that systemd keeps, of alice's worker and of bob's" \
+    "$(systemctl show --property=NFileDescriptorStore --value ipcd.service)" 2
 kept first
+
+step "what is made for a user is the user's, and no more than he could make himself"
+for address in fifo:path=/home/alice/bell unix:path=/home/alice/socket mmap:path=/home/alice/memory,size=4096 \
+    unix:pair mmap:size=4096 posixsem:name=/alice inotify:path=/home/alice tcp:host=127.0.0.1,port=0 \
+    udp:host=127.0.0.1,port=0; do
+    call alice $manager $name Create 'sa{sv}' "$address" 0 >/dev/null || fail "alice cannot create $address"
+done
+for file in bell socket memory; do
+    same "the owner of $file" "$(stat -c '%U %G' "/home/alice/$file")" "alice alice"
+done
+same "the owner of the semaphore" "$(stat -c '%U %G' /dev/shm/sem.alice)" "alice alice"
+refused "a FIFO where alice may not write" call alice $manager $name Create 'sa{sv}' fifo:path=/root/bell 0
+refused "bob's look into alice's files" call bob $manager $name Attach 'sa{sv}' mmap:path=/home/alice/memory 0
+refused "a path of one who lives among other mounts" \
+    unshare --mount setpriv --reuid=alice --regid=alice --init-groups \
+    busctl call $name $manager $name Create 'sa{sv}' fifo:path=/home/alice/other 0
+[ ! -e /home/alice/other ] || fail "a confined caller has made /home/alice/other"
+rm /home/alice/bell /home/alice/socket /home/alice/memory
 
 step "the policy is in force: no property is set, and an administrator closes what he likes"
 refused "Properties.Set" call alice $manager org.freedesktop.DBus.Properties Set ssv $name Version s no

@@ -40,9 +40,9 @@ pub fn package(test: bool) -> Result<()> {
     let directory = root().join("target/package");
     fs::create_dir_all(&directory)?;
     need_cargo_deb()?;
-    let first = build(&directory.join("old.deb"), &[])?;
-    println!("built {}", first.display());
-    lint(&first)?;
+    let package = build(&directory, &[])?;
+    println!("built {}", package.display());
+    lint(&package)?;
     if !test {
         return Ok(());
     }
@@ -51,13 +51,14 @@ pub fn package(test: bool) -> Result<()> {
         return Ok(());
     }
     // The same program under a higher version: what an upgrade does is for the scripts to show.
-    build(&directory.join("new.deb"), &["--no-build", "--deb-version", "999"])?;
+    let higher = concat!(env!("CARGO_PKG_VERSION"), "-1+upgrade");
+    let upgrade = build(&directory, &["--no-build", "--deb-version", higher])?;
     let system = root_file_system(&directory)?;
     for bus in Kind::ALL {
         println!("==> the package with {bus}");
-        live(&directory, &system, bus)?;
+        live(&directory, &system, bus, &[(&package, "old.deb"), (&upgrade, "new.deb")])?;
     }
-    Ok(())
+    fs::remove_file(upgrade).context("removing the package of the upgrade")
 }
 
 fn need_cargo_deb() -> Result<()> {
@@ -69,9 +70,14 @@ fn need_cargo_deb() -> Result<()> {
     run(cargo().args(["install", "--locked", "cargo-deb"]))
 }
 
-fn build(file: &Path, more: &[&str]) -> Result<PathBuf> {
-    run(cargo().args(["deb", "--quiet", "--package", "ipcd", "--strip", "--output"]).arg(file).args(more))?;
-    Ok(file.to_owned())
+/// Where cargo-deb says that it put the package.
+fn build(directory: &Path, more: &[&str]) -> Result<PathBuf> {
+    let mut deb = cargo();
+    deb.args(["deb", "--quiet", "--package", "ipcd", "--strip", "--output"]).arg(directory).args(more);
+    let output = deb.stderr(Stdio::inherit()).output().context("cargo deb")?;
+    ensure!(output.status.success(), "{deb:?}: {}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    Ok(printed.lines().last().context("cargo deb names no package")?.into())
 }
 
 /// Everything that lintian knows to say is a failure; dbus-policy/debian/lintian-overrides has the exceptions.
@@ -122,18 +128,20 @@ fn codename() -> String {
 }
 
 /// Boots a fresh copy and lets the scenario run.
-fn live(directory: &Path, archive: &Path, bus: Kind) -> Result<()> {
+fn live(directory: &Path, archive: &Path, bus: Kind, packages: &[(&PathBuf, &str)]) -> Result<()> {
     let system = directory.join(format!("root-{bus}"));
     remove(&system)?;
     fs::create_dir(&system)?;
     run(Command::new("tar").arg("--extract").arg("--file").arg(archive).arg("--directory").arg(&system))?;
-    furnish(&system, directory, bus)?;
+    furnish(&system, bus, packages)?;
 
     let console = fs::File::create(directory.join(format!("{bus}-console.log")))?;
     // Whatever hangs in there, this ends.
     let mut container = Command::new("timeout");
     container.args(["--kill-after=20", "400", "systemd-nspawn", "--quiet", "--boot", "--register=no"]);
     container.args(["--keep-unit", "--private-network", "--console=pipe", "--directory"]).arg(&system);
+    // With systemd-nspawn's system call filter, every caller in there would be a confined one.
+    container.env("SYSTEMD_SECCOMP", "0");
     container.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
     let status = container.status().context("systemd-nspawn")?;
 
@@ -147,11 +155,11 @@ fn live(directory: &Path, archive: &Path, bus: Kind) -> Result<()> {
 }
 
 /// The packages, the scenario, and the bus that is wanted: Debian's dbus-broker takes over where it is installed.
-fn furnish(system: &Path, directory: &Path, bus: Kind) -> Result<()> {
+fn furnish(system: &Path, bus: Kind, packages: &[(&PathBuf, &str)]) -> Result<()> {
     let package = system.join("package");
     fs::create_dir(&package)?;
-    for name in ["old.deb", "new.deb"] {
-        fs::copy(directory.join(name), package.join(name)).context(name)?;
+    for (file, name) in packages {
+        fs::copy(file, package.join(name)).with_context(|| file.display().to_string())?;
     }
     fs::copy(root().join("tests/package/scenario.sh"), package.join("scenario.sh"))?;
     let units = system.join("etc/systemd/system");
