@@ -67,6 +67,12 @@ ours_of() { # user
     done
 }
 
+started_with() { # argument, pids
+    for pid in $(shift && echo "$@"); do
+        ! grep -q -z -x -e "$1" "/proc/$pid/cmdline" || echo "$pid"
+    done
+}
+
 main_pid() {
     systemctl show --property=MainPID --value "$1"
 }
@@ -125,6 +131,7 @@ refused "bob's look into alice's files" call bob $manager $name Attach 'sa{sv}' 
 refused "a path of one who lives among other mounts" \
     unshare --mount setpriv --reuid=alice --regid=alice --init-groups \
     busctl call $name $manager $name Create 'sa{sv}' fifo:path=/home/alice/other 0
+grep -q -i mount /tmp/why || fail "a confined caller is told: $(cat /tmp/why)"
 [ ! -e /home/alice/other ] || fail "a confined caller has made /home/alice/other"
 rm /home/alice/bell /home/alice/socket /home/alice/memory
 
@@ -163,6 +170,23 @@ same "the spawner" "$(main_pid ipcd-spawner.service)" "$spawner"
 kept fourth
 create_pipe fifth
 kept fifth
+
+step "without systemd the bus starts it by itself, and one signal ends it"
+# A second system bus, at the same place for those who see other mounts.
+unshare --mount sh -euc '
+    mount -t tmpfs -o mode=755 bus /run/dbus
+    dbus-daemon --system --fork --nosyslog --nopidfile --print-pid >/tmp/bus
+    setpriv --reuid=alice --regid=alice --init-groups \
+        busctl call org.example.IPC /org/example/IPC org.example.IPC Create "sa{sv}" pipe: 0
+' || fail "the bus does not start it"
+all=$(started_with --bus $(ours))
+same "the number of its processes: spawner, front, alice's worker" "$(echo "$all" | wc -w)" 3
+spawner=$(started_with --bus $(ours_of root))
+kill "$spawner"
+for pid in $all; do
+    timeout 10 tail --pid="$pid" -f /dev/null || fail "process $pid goes on"
+done
+kill "$(cat /tmp/bus)"
 
 step "purge: nothing is left"
 dpkg --purge ipcd
