@@ -134,12 +134,8 @@ impl Engine {
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
-<<<<<<< HEAD
-        let opened = match self.open(call, mechanism.create, parameters).await {
-=======
         self.may_create(mechanism, &parameters)?;
-        let kernel = match self.open(call, mechanism.create, parameters).await {
->>>>>>> wt-d
+        let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
                 self.may_attach(mechanism)?;
                 let (address, options) = attachable(mechanism, address, options);
@@ -418,6 +414,7 @@ impl Engine {
         let counted = [
             &counters.calls,
             &counters.endpoints,
+            &counters.watches,
             &counters.leases,
             &counters.subscriptions,
             &counters.connections,

@@ -63,13 +63,9 @@ limits! {
     /// Leases of semaphores that are held.
     leases("leases") = 128, "any" at most 1024;
     /// Private connections from Connect().
-<<<<<<< HEAD
     connections("connections") = 16, "any" at most 64;
-=======
-    connections("connections") = 16, at most 64;
     /// Seconds without calls, endpoints, relays, subscriptions and private connections after which a worker on the system bus offers to end.
-    idle_s("idle-s") = 30, at most 86400;
->>>>>>> wt-d
+    idle_s("idle-s") = 30, "positive" at most 86400;
     /// Bytes of payload of one call, reply or message.
     payload("payload") = 1048576, "positive" at most 4194304;
     /// Bytes of payload of one signal.

@@ -4,8 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use ipc_kernel::{
-    Attempt, Error, Kind, Result, error,
-    Fd,
+    Attempt, Error, Fd, Kind, Result, error,
     mechanism::{End, EndKind},
     relay_io::{self, Cursor, WINDOW},
 };
