@@ -5,6 +5,8 @@
 //! | `interfaces/org.example.IPC*.xml` | what the service says of itself, without a bus |
 //! | `interfaces/proxy/src/*.rs` but lib.rs | the same |
 //! | `docs/reference/*.md` | the same, and the tables of mechanisms, options, limits and errors |
+//! | `dbus-policy/org.example.IPC.conf` and an example | the same, and the limit of fds |
+//! | `docs/ipcd.1` | the command line |
 //!
 //! [`stale`] compares without writing; a test holds it to be empty.
 
@@ -13,7 +15,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context, Result, anyhow};
 use ipc_bus::introspect;
 
-use crate::{interface::Interface, proxy, reference, root};
+use crate::{interface::Interface, manual, policy, proxy, reference, root};
 
 /// Directory, how a generated file's name begins and ends, and the hand-written exceptions: every
 /// other such file is generated, so one that is no longer generated is stale.
@@ -21,6 +23,8 @@ const GENERATED: &[(&str, &str, &str, &[&str])] = &[
     ("interfaces", "org.example.IPC", ".xml", &[]),
     ("interfaces/proxy/src", "", ".rs", &["lib.rs"]),
     ("docs/reference", "", ".md", &[]),
+    ("dbus-policy", "", ".conf", &[]),
+    ("docs", "", ".1", &[]),
 ];
 
 /// Rewrites what is stale.
@@ -90,6 +94,8 @@ fn files() -> Result<BTreeMap<String, String>> {
     for (name, text) in reference::pages(&interfaces) {
         files.insert(format!("docs/reference/{name}"), text);
     }
+    files.extend(policy::files(&interfaces)?);
+    files.insert("docs/ipcd.1".to_owned(), manual::page()?);
     Ok(files)
 }
 

@@ -10,6 +10,9 @@ mod bless;
 mod bus;
 mod check;
 mod interface;
+mod manual;
+mod package;
+mod policy;
 mod proxy;
 mod reference;
 mod rules;
@@ -34,7 +37,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Rewrites everything that is generated and checked in: the interface files, the proxies, the
-    /// reference pages.
+    /// reference pages, the bus policy, the manual page.
     Bless,
     /// Checks everything that must hold, step by step: formatting, lints, generated files, rules of
     /// the architecture, all tests. Ends with a summary.
@@ -52,6 +55,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Builds the Debian package, with cargo-deb, which is installed if it is missing; checks it with
+    /// lintian.
+    Package {
+        /// Also installs, uses, upgrades and purges it in a container with a real systemd, once with
+        /// each message bus. Needs root, mmdebstrap and systemd-nspawn; takes minutes.
+        #[arg(long)]
+        test: bool,
+    },
     /// Installs what the tests need and this machine lacks (Debian; elsewhere it only says what).
     Setup,
 }
@@ -62,6 +73,7 @@ fn main() -> ExitCode {
         Task::Check => return check::check(),
         Task::Bus { command } => return bus::shell(command),
         Task::Bench { arguments } => bench::run(arguments),
+        Task::Package { test } => package::package(test),
         Task::Setup => {
             setup::setup();
             Ok(())

@@ -1,0 +1,207 @@
+#!/bin/sh
+# The life of the package on a machine with systemd: installed, used, upgraded, purged. Runs as root in a
+# fresh container (cargo xtask package --test starts it), with the packages in /package. Every step says
+# what it shows; the first that fails ends it.
+set -eu
+
+name=org.example.IPC
+manager=/org/example/IPC
+
+step() {
+    echo "==> $*"
+}
+
+fail() {
+    echo "FAILED: $*"
+    systemctl --no-pager --full status ipcd.service ipcd-spawner.service ipcd-spawner.socket || true
+    journalctl --no-pager --quiet --lines=60 || true
+    exit 1
+}
+
+same() { # what, is, should be
+    [ "$2" = "$3" ] || fail "$1 is '$2', not '$3'"
+}
+
+as() { # user, command...
+    user=$1
+    shift
+    setpriv --reuid="$user" --regid="$user" --init-groups --reset-env "$@"
+}
+
+call() { # user, path, interface, member, signature and arguments...
+    user=$1
+    shift
+    as "$user" busctl --system --timeout=20 call "$name" "$@"
+}
+
+refused() { # what, command...
+    what=$1
+    shift
+    if "$@" 2>/tmp/why; then
+        fail "$what is not refused"
+    fi
+}
+
+# An endpoint of alice, with something in it that nobody else holds.
+create_pipe() { # text
+    pipe=$(call alice $manager $name Create 'sa{sv}' pipe: 0 | cut -d '"' -f 2) || fail "alice cannot create"
+    call alice "$pipe" $name.Stream WriteText su "$1" 0 >/dev/null || fail "alice cannot write"
+}
+
+kept() { # text
+    same "what is in $pipe" "$(call alice "$pipe" $name.Stream ReadText uu 100 0)" "s \"$1\""
+}
+
+# The processes that run our program, also when its file is gone.
+ours() {
+    for exe in /proc/[0-9]*/exe; do
+        case $(readlink "$exe" || true) in
+        /usr/bin/ipcd*) basename "${exe%/exe}" ;;
+        esac
+    done
+}
+
+ours_of() { # user
+    for pid in $(ours); do
+        [ "$(stat -c %U "/proc/$pid")" != "$1" ] || echo "$pid"
+    done
+}
+
+started_with() { # argument, pids
+    for pid in $(shift && echo "$@"); do
+        ! grep -q -z -x -e "$1" "/proc/$pid/cmdline" || echo "$pid"
+    done
+}
+
+main_pid() {
+    systemctl show --property=MainPID --value "$1"
+}
+
+# Every file of the system, but for what changes by itself and what dpkg and the tools keep for themselves.
+files() {
+    find / -xdev \( -path /package -o -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /run \
+        -o -path /var/log -o -path /var/lib/dpkg -o -path /var/cache -o -path /var/lib/systemd \
+        -o -path /var/tmp \) -prune -o -print | sort
+}
+
+step "the system: systemd $(systemctl --version | cut -d ' ' -f 2 | head -n 1), $(basename "$(systemctl show -P FragmentPath dbus.service)")"
+for user in alice bob; do
+    useradd --create-home "$user"
+done
+# Made beforehand: useradd leaves copies of the databases beside them.
+files >/tmp/before
+
+step "install"
+dpkg --install /package/old.deb
+getent passwd ipcd >/dev/null || fail "there is no user ipcd"
+same "the mode of /run/ipcd" "$(stat -c '%U %G %a' /run/ipcd)" "root ipcd 750"
+same "the state of ipcd.service" "$(systemctl is-active ipcd.service || true)" inactive
+dpkg --listfiles ipcd | grep -v '/\.$' >/tmp/installed
+
+step "an ordinary user calls, and the bus starts the service"
+call alice $manager org.freedesktop.DBus.Peer Ping || fail "alice cannot call"
+same "the state of ipcd.service" "$(systemctl is-active ipcd.service)" active
+same "the user of the front" "$(stat -c %U "/proc/$(main_pid ipcd.service)")" ipcd
+same "the capabilities of the front" \
+    "$(grep -h ^Cap "/proc/$(main_pid ipcd.service)/status" | cut -f 2 | sort -u)" 0000000000000000
+
+step "an endpoint of one user is nobody else's"
+create_pipe first
+refused "bob's look at alice's endpoint" call bob "$pipe" $name.Stream ReadText uu 100 0
+worker=$(ours_of alice)
+same "the number of alice's workers" "$(echo "$worker" | wc -w)" 1
+same "the capabilities of the worker" \
+    "$(grep -h ^Cap "/proc/$worker/status" | cut -f 2 | sort -u)" 0000000000000000
+same "the number of control sockets that systemd keeps, of alice's worker and of bob's" \
+    "$(systemctl show --property=NFileDescriptorStore --value ipcd.service)" 2
+kept first
+
+step "what is made for a user is the user's, and no more than he could make himself"
+for address in fifo:path=/home/alice/bell unix:path=/home/alice/socket mmap:path=/home/alice/memory,size=4096 \
+    unix:pair mmap:size=4096 posixsem:name=/alice inotify:path=/home/alice tcp:host=127.0.0.1,port=0 \
+    udp:host=127.0.0.1,port=0; do
+    call alice $manager $name Create 'sa{sv}' "$address" 0 >/dev/null || fail "alice cannot create $address"
+done
+for file in bell socket memory; do
+    same "the owner of $file" "$(stat -c '%U %G' "/home/alice/$file")" "alice alice"
+done
+same "the owner of the semaphore" "$(stat -c '%U %G' /dev/shm/sem.alice)" "alice alice"
+refused "a FIFO where alice may not write" call alice $manager $name Create 'sa{sv}' fifo:path=/root/bell 0
+refused "bob's look into alice's files" call bob $manager $name Attach 'sa{sv}' mmap:path=/home/alice/memory 0
+refused "a path of one who lives among other mounts" \
+    unshare --mount setpriv --reuid=alice --regid=alice --init-groups \
+    busctl call $name $manager $name Create 'sa{sv}' fifo:path=/home/alice/other 0
+grep -q -i mount /tmp/why || fail "a confined caller is told: $(cat /tmp/why)"
+[ ! -e /home/alice/other ] || fail "a confined caller has made /home/alice/other"
+rm /home/alice/bell /home/alice/socket /home/alice/memory
+
+step "the policy is in force: no property is set, and an administrator closes what he likes"
+refused "Properties.Set" call alice $manager org.freedesktop.DBus.Properties Set ssv $name Version s no
+grep -q -i 'denied\|not authorized\|rejected' /tmp/why || fail "$(cat /tmp/why)"
+cp /usr/share/doc/ipcd/examples/$name-group.conf /etc/dbus-1/system.d/
+systemctl reload dbus.service
+refused "a call of one who is not in the group" call alice $manager org.freedesktop.DBus.Peer Ping
+rm /etc/dbus-1/system.d/$name-group.conf
+systemctl reload dbus.service
+call alice $manager org.freedesktop.DBus.Peer Ping
+
+step "the front is restarted: endpoints stay"
+create_pipe second
+before=$(main_pid ipcd.service)
+systemctl restart ipcd.service
+[ "$(main_pid ipcd.service)" != "$before" ] || fail "the front is the same"
+kept second
+
+step "the front crashes: endpoints stay"
+create_pipe third
+before=$(main_pid ipcd.service)
+systemctl kill --signal=KILL --kill-who=main ipcd.service
+tail --pid="$before" -f /dev/null
+# Type=notify: it returns when the next one is ready.
+systemctl start ipcd.service
+kept third
+
+step "upgrade: the front is the new one, the spawner and all endpoints stay"
+create_pipe fourth
+front=$(main_pid ipcd.service) spawner=$(main_pid ipcd-spawner.service)
+dpkg --install /package/new.deb
+[ "$(main_pid ipcd.service)" != "$front" ] || fail "the front is the old one"
+same "the spawner" "$(main_pid ipcd-spawner.service)" "$spawner"
+kept fourth
+create_pipe fifth
+kept fifth
+
+step "without systemd the bus starts it by itself, and one signal ends it"
+# A second system bus, at the same place for those who see other mounts.
+unshare --mount sh -euc '
+    mount -t tmpfs -o mode=755 bus /run/dbus
+    dbus-daemon --system --fork --nosyslog --nopidfile --print-pid >/tmp/bus
+    setpriv --reuid=alice --regid=alice --init-groups \
+        busctl call org.example.IPC /org/example/IPC org.example.IPC Create "sa{sv}" pipe: 0
+' || fail "the bus does not start it"
+all=$(started_with --bus $(ours))
+same "the number of its processes: spawner, front, alice's worker" "$(echo "$all" | wc -w)" 3
+spawner=$(started_with --bus $(ours_of root))
+kill "$spawner"
+for pid in $all; do
+    timeout 10 tail --pid="$pid" -f /dev/null || fail "process $pid goes on"
+done
+kill "$(cat /tmp/bus)"
+
+step "purge: nothing is left"
+dpkg --purge ipcd
+for pid in $(ours); do
+    timeout 10 tail --pid="$pid" -f /dev/null || fail "still running: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
+done
+while read -r file; do
+    [ -d "$file" ] || [ ! -e "$file" ] || fail "$file is left"
+done </tmp/installed
+files >/tmp/after
+diff /tmp/before /tmp/after || fail "files are left"
+[ ! -e /run/ipcd ] || fail "/run/ipcd is left"
+! getent passwd ipcd || fail "user ipcd is left"
+! getent group ipcd || fail "group ipcd is left"
+same "the units that are left" "$(systemctl list-units --all --plain --no-legend 'ipcd*')" ""
+refused "the name" call alice $manager org.freedesktop.DBus.Peer Ping
+
+echo PASSED

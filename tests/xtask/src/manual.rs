@@ -1,0 +1,37 @@
+//! The manual page, `ipcd.1`, from the command line that the program itself parses.
+
+use anyhow::Result;
+use clap::CommandFactory;
+use clap_mangen::Man;
+
+// The program is no library; its command line stands in a file that needs nothing else of it.
+#[allow(dead_code, reason = "the program uses the rest")]
+#[path = "../../../service/daemon/src/arguments.rs"]
+mod arguments;
+
+const ABOUT: &str = "every IPC mechanism of the Linux kernel over D-Bus";
+
+/// What no option says.
+const MORE: &str = r#".SH FILES
+.TP
+\fI$XDG_CONFIG_HOME/ipcd.toml\fR, \fI/etc/ipcd.toml\fR
+The configuration; on the system bus the second only.
+.TP
+\fI/usr/share/dbus\-1/system.d/org.example.IPC.conf\fR
+What the system bus lets through. Change it by a file in /etc/dbus\-1/system.d; examples are in
+/usr/share/doc/ipcd/examples.
+.SH SEE ALSO
+.BR busctl (1),
+.BR dbus\-daemon (1),
+.BR sysvipc (7),
+.BR mq_overview (7),
+.BR unix (7)
+"#;
+
+pub fn page() -> Result<String> {
+    // Name and description would be those of the crate that includes the file.
+    let command = arguments::Arguments::command().name("ipcd").about(ABOUT);
+    let mut page = Vec::new();
+    Man::new(command).manual("User Commands").date("").render(&mut page)?;
+    Ok(String::from_utf8(page)? + MORE)
+}
