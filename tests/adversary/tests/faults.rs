@@ -2,7 +2,6 @@
 //! still there or is announced as gone.
 
 use std::fs;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
