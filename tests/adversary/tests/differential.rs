@@ -133,7 +133,7 @@ fn at(alice: &mut Raw, address: &str, interface: &str, member: &str, args: &[Arg
 fn errno(error: &CallError) -> String {
     let words = error.text.split(|c: char| !c.is_ascii_alphanumeric());
     let named = words.filter(|word| word.len() > 3 && word.starts_with('E'));
-    let named =
+    let mut named =
         named.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()));
     match named.next_back() {
         Some(name) => name.to_owned(),
