@@ -9,7 +9,8 @@ pub trait Listener {
     fn accept(&self, timeout_ms: u32) -> zbus::Result<OwnedObjectPath>;
 
     /// The connections that Accepted signals have told of since number seq: number, time in
-    /// microseconds since the epoch, endpoint; and how many are no longer kept.
+    /// microseconds since the epoch, endpoint (which may have been closed since); and how many are
+    /// no longer kept.
     fn since(&self, seq: u64) -> zbus::Result<(Vec<(u64, u64, OwnedObjectPath)>, u64)>;
 
     /// A connection was accepted (option accept).

@@ -29,7 +29,7 @@ pub trait Manager {
     /// or Stop. Options: both (b), framing (s: none, line, length, fixed), record-size (u), fds
     /// (b), shutdown (b), lifetime (s: service, client); see the reference. Errors: NoSuchEndpoint,
     /// InvalidArgument and NotSupported (the two do not fit; the text says what would), Busy (one
-    /// of them is relayed already), LimitExceeded (relays).
+    /// of them is relayed already, or the source delivers), LimitExceeded (relays).
     fn relay(
         &self,
         source: &ObjectPath<'_>,
@@ -38,8 +38,8 @@ pub trait Manager {
     ) -> zbus::Result<OwnedObjectPath>;
 
     /// Opens a private connection: one end of a socket on which the same object tree is served
-    /// peer-to-peer, without the bus in between. The client authenticates as on a bus, but does
-    /// not say Hello.
+    /// peer-to-peer, without the bus in between. The client authenticates as on a bus, within
+    /// 10 s, but does not say Hello. Error: LimitExceeded (connections).
     fn connect(&self) -> zbus::Result<OwnedFd>;
 
     /// Asks for the signals of all objects. On a session or private bus they go to everybody

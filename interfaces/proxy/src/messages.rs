@@ -10,8 +10,8 @@ use zbus::{OwnedVariant, Variant, proxy};
 pub trait Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
     /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
-    /// 300 s. Errors: TooLarge (MaxMessageSize, or 1 MiB), InvalidArgument (an attribute that the
-    /// mechanism does not have), Closed, Busy, Timeout, Cancelled.
+    /// 300 s. Errors: TooLarge (MaxMessageSize, 1 MiB, or 2 file descriptors), InvalidArgument (an
+    /// attribute that the mechanism does not have), Closed, Busy, Timeout, Cancelled.
     fn send(&self, data: &[u8], attributes: HashMap<&str, Variant<'_>>, timeout_ms: u32) -> zbus::Result<()>;
 
     /// Sends text, as UTF-8 without a terminating zero.
@@ -65,8 +65,9 @@ pub trait Messages {
         attributes: HashMap<String, OwnedVariant>,
     ) -> zbus::Result<()>;
 
-    /// A message is waiting; nothing was taken. With the option notify; with deliver, for a
-    /// message that no signal can carry: for its size, or because it brings file descriptors.
+    /// A message is waiting; nothing was taken. With the option notify, and again after each
+    /// Receive behind which another one waits; with deliver, for a message that no signal can
+    /// carry: for its size, or because it brings file descriptors.
     #[zbus(signal)]
     fn ready(&self, seq: u64) -> zbus::Result<()>;
 

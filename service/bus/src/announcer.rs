@@ -4,13 +4,13 @@
 //! was closed, it was removed. News of an object come after the reply to the call that caused
 //! them, because the task runs only when that call has done all it had to do.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use ipc_engine::{Endpoint, Object, Relay, events::Happening};
-use zbus::{
-    Message, ObjectPath,
-    object_server::{Interface, SignalEmitter},
-};
+use zbus::{Message, ObjectPath, Variant, fdo, object_server::Interface};
 
 use crate::{
     interfaces::{
@@ -69,22 +69,20 @@ impl Announcer {
             let found =
                 object_manager::interfaces(&serving.face, &self.tree, object, server, &serving.connection)
                     .await;
-            let message = match found {
-                Ok(found) => of_manager("InterfacesAdded", &(&path, found)),
+            let body = match found {
+                Ok(found) => (&path, found),
                 Err(error) => {
                     tracing::error!("{path} could not be announced: {error}");
                     continue;
                 }
             };
-            match message {
-                Ok(message) => serving.outbox.send(message).await,
-                Err(error) => tracing::error!("{path} could not be announced: {error}"),
-            }
+            serving.signal(object, &mut None, &|to| of_manager(to, "InterfacesAdded", &body)).await;
         }
     }
 
     async fn endpoint(&mut self, endpoint: &Arc<Endpoint>) {
         let path = paths::endpoint(endpoint);
+        let object = Object::Endpoint(endpoint.clone());
         let events = endpoint.events.unannounced(TURN);
         let more = events.len() == TURN;
         for event in events {
@@ -93,64 +91,71 @@ impl Announcer {
             {
                 self.introduce(&Object::Endpoint(accepted)).await;
             }
-            self.tree.signal(self.event(endpoint, &path, event.seq, event.happening)).await;
+            let build = |to: Option<&str>| self.event(to, endpoint, &path, event.seq, &event.happening);
+            self.tree.signal(&object, build).await;
         }
         if more {
             // The rest has its turn after the others.
-            self.tree.engine.announce(Object::Endpoint(endpoint.clone()));
+            self.tree.engine.announce(object);
         } else if let Some(reason) = endpoint.closed_reason() {
-            self.tree.signal(signal::<interfaces::endpoint::Endpoint, _>(&path, "Closed", &(reason,))).await;
-            self.removed(&Object::Endpoint(endpoint.clone())).await;
+            let build = |to: Option<&str>| {
+                signal::<interfaces::endpoint::Endpoint, _>(to, &path, "Closed", &(reason,))
+            };
+            self.tree.signal(&object, build).await;
+            self.removed(&object).await;
         }
     }
 
     fn event(
         &self,
+        to: Option<&str>,
         endpoint: &Endpoint,
         path: &ObjectPath<'_>,
         seq: u64,
-        happening: Happening,
+        happening: &Happening,
     ) -> zbus::Result<Message> {
         match happening {
             Happening::Changed(change) => {
                 let text = String::from_utf8_lossy;
-                let details = watch::details(&change).unwrap_or_default();
+                let details = watch::details(change).unwrap_or_default();
                 signal::<Watch, _>(
+                    to,
                     path,
                     "Changed",
                     &(seq, &change.names, text(&change.path), text(&change.from), details),
                 )
             }
-            Happening::Overflow => signal::<Watch, _>(path, "Overflow", &(seq, 0u64)),
+            Happening::Overflow => signal::<Watch, _>(to, path, "Overflow", &(seq, 0u64)),
             Happening::Received { data, attributes } => {
-                let data = serde_bytes::Bytes::new(&data);
+                let data = serde_bytes::Bytes::new(data);
                 if endpoint.kernel.stream().is_some() {
-                    return signal::<Stream, _>(path, "Received", &(seq, data));
+                    return signal::<Stream, _>(to, path, "Received", &(seq, data));
                 }
-                let attributes: Vardict = vardict(attributes).unwrap_or_default();
-                signal::<Messages, _>(path, "Received", &(seq, data, attributes))
+                let attributes: Vardict = vardict(attributes.clone()).unwrap_or_default();
+                signal::<Messages, _>(to, path, "Received", &(seq, data, attributes))
             }
             Happening::Accepted(id) => {
                 let accepted =
                     ObjectPath::try_from(format!("{}/{id}", paths::node(endpoint.mechanism.name)))?;
-                signal::<Listener, _>(path, "Accepted", &(seq, accepted))
+                signal::<Listener, _>(to, path, "Accepted", &(seq, accepted))
             }
-            Happening::Ready => signal::<Messages, _>(path, "Ready", &(seq,)),
+            Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
         }
     }
 
     async fn relay(&mut self, relay: &Arc<Relay>) {
         let path = paths::relay(relay);
-        for serving in self.tree.served().await {
-            let emitter = SignalEmitter::from_parts(serving.connection.clone(), path.as_ref());
-            let interface = relay::Relay::new(&serving.face, relay);
-            // Fails only when the connection has ended.
-            let _ = interface.state_changed(&emitter).await;
-        }
+        let object = Object::Relay(relay.clone());
+        // Not by zbus's emitter: it would pass by the outbox.
+        let changed = BTreeMap::from([("State", Variant::from(relay.state().name()))]);
+        let body = (relay::Relay::name(), changed, [""; 0].as_slice());
+        let build = |to: Option<&str>| signal::<fdo::Properties, _>(to, &path, "PropertiesChanged", &body);
+        self.tree.signal(&object, build).await;
         if let Some(end) = relay.finished() {
             let body = (end.reason.as_str(), end.bytes, end.messages);
-            self.tree.signal(signal::<relay::Relay, _>(&path, "Finished", &body)).await;
-            self.removed(&Object::Relay(relay.clone())).await;
+            let build = |to: Option<&str>| signal::<relay::Relay, _>(to, &path, "Finished", &body);
+            self.tree.signal(&object, build).await;
+            self.removed(&object).await;
         }
     }
 
@@ -160,24 +165,36 @@ impl Announcer {
             return;
         }
         let body = (paths::of(object), object_manager::interface_names(object));
-        self.tree.signal(of_manager("InterfacesRemoved", &body)).await;
+        self.tree.signal(object, |to| of_manager(to, "InterfacesRemoved", &body)).await;
+        self.tree.forget(object).await;
     }
 }
 
 /// A signal of an interface, with the body that its declaration in the interface's file says; the
 /// black-box suite reads every one of them through the generated proxies.
 fn signal<I: Interface, B: serde::Serialize + zbus::DynamicType>(
+    to: Option<&str>,
     path: &ObjectPath<'_>,
     member: &'static str,
     body: &B,
 ) -> zbus::Result<Message> {
-    Message::signal(path, I::name(), member).build(body)
+    let signal = Message::signal(path, I::name(), member);
+    match to {
+        Some(name) => signal.destination(name).build(body),
+        None => signal.build(body),
+    }
 }
 
 /// A signal of the object manager.
 fn of_manager<B: serde::Serialize + zbus::DynamicType>(
+    to: Option<&str>,
     member: &'static str,
     body: &B,
 ) -> zbus::Result<Message> {
-    Message::signal(paths::MANAGER, object_manager::ObjectManager::name(), member).build(body)
+    signal::<object_manager::ObjectManager, _>(
+        to,
+        &ObjectPath::from_static_str_unchecked(paths::MANAGER),
+        member,
+        body,
+    )
 }

@@ -27,6 +27,11 @@ pub const NAMES: &[(&str, &str)] = &[
     ("Exists", "Create found an object of this name; Create never opens what exists"),
     ("NotFound", "Attach found no object of this name; Attach never creates"),
     ("PermissionDenied", "the kernel refuses the caller"),
+    (
+        "Confined",
+        "the caller runs in a sandbox of its own, so that a path, key, name, address or pid may mean something \
+         else outside; the text says how it is confined and what works",
+    ),
     ("NotSupported", "the mechanism or this kernel does not offer this operation"),
     ("Busy", "it would have to wait and timeout_ms was 0, or it is in use"),
     ("Timeout", "it did not happen within timeout_ms"),
@@ -49,6 +54,7 @@ impl From<Error> for Failure {
             Kind::Exists => "Exists",
             Kind::NotFound => "NotFound",
             Kind::PermissionDenied => "PermissionDenied",
+            Kind::Confined => "Confined",
             Kind::NotSupported => "NotSupported",
             Kind::Busy => "Busy",
             Kind::Timeout => "Timeout",

@@ -1,12 +1,16 @@
-//! A face: one connection on which the object tree is served, the bus or a private one.
+//! A face: one connection on which the object tree is served: the bus, a private connection, or
+//! the stream to the front of the system bus.
+//!
+//! On a session or private bus every signal goes to everybody. Behind the front every signal has an
+//! addressee: the connection that created the object, and those that subscribed to it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ipc_engine::{Call, Endpoint, Engine, client::Taken};
-use ipc_kernel::Error;
+use ipc_engine::{Call, Endpoint, Engine, Object, client::Taken};
+use ipc_kernel::{Error, Kind};
 use zbus::message::Header;
 
 use crate::errors::Result;
@@ -16,6 +20,8 @@ pub struct Face {
     pub engine: Arc<Engine>,
     /// `Some` for a private connection, whose messages have no sender: the name of its client.
     peer: Option<String>,
+    /// `Some` behind the front: the connections that have called and have not left.
+    present: Option<Mutex<HashSet<String>>>,
     subscriptions: Mutex<HashMap<(String, u64), Taken>>,
 }
 
@@ -25,12 +31,18 @@ const EVERYTHING: u64 = 0;
 impl Face {
     /// The face on a message bus.
     pub fn on_bus(engine: Arc<Engine>) -> Arc<Self> {
-        Arc::new(Self { engine, peer: None, subscriptions: Mutex::default() })
+        Arc::new(Self { engine, peer: None, present: None, subscriptions: Mutex::default() })
+    }
+
+    /// The face behind the front of the system bus; it outlives the stream that it is served on.
+    pub fn behind_front(engine: Arc<Engine>) -> Arc<Self> {
+        let present = Some(Mutex::default());
+        Arc::new(Self { engine, peer: None, present, subscriptions: Mutex::default() })
     }
 
     /// The face on a private connection.
     pub fn private(engine: Arc<Engine>, client: String) -> Arc<Self> {
-        Arc::new(Self { engine, peer: Some(client), subscriptions: Mutex::default() })
+        Arc::new(Self { engine, peer: Some(client), present: None, subscriptions: Mutex::default() })
     }
 
     pub fn is_private(&self) -> bool {
@@ -52,12 +64,51 @@ impl Face {
     /// Admits a call.
     pub fn call(&self, header: &Header<'_>) -> Result<Call> {
         let client = self.engine.clients.get(self.client_name(header)?);
+        if let Some(present) = &self.present {
+            let mut present = present.lock().unwrap_or_else(PoisonError::into_inner);
+            // Asked under the lock that `forget` takes: the news that it has left come before or after.
+            if !client.gone.is_set() && !present.contains(&client.name) {
+                present.insert(client.name.clone());
+            }
+        }
         Ok(self.engine.admit(client)?)
     }
 
-    /// Notes that a client wants the signals of an endpoint, or of all its objects. On session and
-    /// private buses signals go to everybody, so that nothing else follows from it here.
+    /// The connections that have called and have not left, behind the front.
+    pub fn present(&self) -> Vec<String> {
+        let Some(present) = &self.present else { return Vec::new() };
+        present.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Who gets the signals of an object. None: everybody.
+    pub fn recipients(&self, object: &Object) -> Option<Vec<String>> {
+        let present = self.present.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let (id, creator) = match object {
+            Object::Endpoint(endpoint) => (endpoint.id, &endpoint.creator),
+            Object::Relay(relay) => (relay.id, &relay.creator),
+        };
+        let subscriptions = self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<_> = subscriptions
+            .keys()
+            .filter(|(name, of)| (*of == id || *of == EVERYTHING) && name != creator)
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names.extend(present.get(creator).cloned());
+        Some(names)
+    }
+
+    /// Notes that a client wants the signals of an endpoint, or of all objects. On session and
+    /// private buses signals go to everybody, so that nothing else follows from it there.
     pub fn subscribe(&self, client: &str, endpoint: Option<&Endpoint>) -> Result<()> {
+        if let Some(present) = &self.present {
+            let mut present = present.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.engine.clients.has_left(client) {
+                return Err(Error::new(Kind::Cancelled, "the caller has left the bus").into());
+            }
+            present.insert(client.to_owned());
+        }
         let key = (client.to_owned(), endpoint.map_or(EVERYTHING, |endpoint| endpoint.id));
         let mut subscriptions = self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
         if subscriptions.contains_key(&key) {
@@ -79,6 +130,9 @@ impl Face {
 
     /// Forgets a client that has left, or an endpoint that was closed.
     pub fn forget(&self, client: Option<&str>, endpoint: Option<&Endpoint>) {
+        if let (Some(present), Some(client)) = (&self.present, client) {
+            present.lock().unwrap_or_else(PoisonError::into_inner).remove(client);
+        }
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, id), _| {
             client != Some(name.as_str()) && endpoint.is_none_or(|endpoint| endpoint.id != *id)
         });

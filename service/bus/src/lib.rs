@@ -13,8 +13,10 @@ pub mod interfaces;
 pub mod introspect;
 mod outbox;
 mod paths;
+pub mod peer_socket;
 pub mod serve;
 mod tree;
 mod variants;
+pub mod worker;
 
 pub use serve::{NAME, Service, StartError};

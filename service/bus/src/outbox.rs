@@ -1,18 +1,19 @@
 //! How signals leave: a bounded queue and a task for each face, so that a reader that does not
 //! read costs only itself.
 //!
-//! The bus reads: when its queue is full, the sender waits, events stay in their rings, and the
+//! The bus reads, and so does the front of the system bus: when its queue is full, the sender waits, events stay in their rings, and the
 //! oldest of them go when those are full. A private connection may belong to somebody who never
 //! reads: when its queue is full, signals for it are dropped. Either way the numbers of the
 //! events show the gap, and Since() fills it.
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 use zbus::{Connection, Message};
 
 #[derive(Clone)]
 pub struct Outbox {
     queue: mpsc::Sender<Message>,
     waits: bool,
+    task: AbortHandle,
 }
 
 /// Signals that may wait for one face.
@@ -35,7 +36,7 @@ impl Outbox {
     fn new(connection: &Connection, waits: bool) -> Self {
         let (queue, mut waiting) = mpsc::channel(CAPACITY);
         let connection = connection.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut batch = Vec::with_capacity(BATCH);
             while waiting.recv_many(&mut batch, BATCH).await > 0 {
                 // The connection's own end is seen elsewhere.
@@ -45,7 +46,7 @@ impl Outbox {
                 batch.clear();
             }
         });
-        Self { queue, waits }
+        Self { queue, waits, task: task.abort_handle() }
     }
 
     pub async fn send(&self, message: Message) {
@@ -55,6 +56,17 @@ impl Outbox {
         } else {
             let _ = self.queue.try_send(message);
         }
+    }
+
+    /// Queues it if there is room.
+    pub fn offer(&self, message: Message) {
+        // What is offered is said again.
+        let _ = self.queue.try_send(message);
+    }
+
+    /// Gives up what waits: the connection is to end. Whoever waits to send goes on.
+    pub fn stop(&self) {
+        self.task.abort();
     }
 
     /// Whether everything that was sent has been taken for sending.

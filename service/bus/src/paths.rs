@@ -16,7 +16,12 @@ pub fn node(mechanism: &str) -> String {
 }
 
 pub fn endpoint(endpoint: &Endpoint) -> OwnedObjectPath {
-    valid(format!("{MANAGER}/{}/{}", endpoint.mechanism.name, endpoint.id))
+    numbered(endpoint.mechanism.name, endpoint.id)
+}
+
+/// An endpoint that there is, or was.
+pub fn numbered(mechanism: &str, id: u64) -> OwnedObjectPath {
+    valid(format!("{MANAGER}/{mechanism}/{id}"))
 }
 
 pub fn relay(relay: &Relay) -> OwnedObjectPath {

@@ -19,9 +19,6 @@ pub const NAME: &str = "org.example.IPC";
 /// How long a client of Connect() may take to authenticate.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How long the last signals may take at the end.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// The service on a bus.
 pub struct Service {
     pub tree: Arc<Tree>,
@@ -64,32 +61,19 @@ impl Service {
         let connection = builder.build().await?;
         let tree = Tree::new(engine.clone());
         let face = Face::on_bus(engine);
-        tree.serve(face, &connection).await.map_err(|failure| StartError::Other(format!("{failure:?}")))?;
+        tree.serve(face.clone(), &connection)
+            .await
+            .map_err(|failure| StartError::Other(format!("{failure:?}")))?;
         let departures = departures(&connection).await?;
-        tokio::spawn(watch_departures(tree.clone(), departures));
+        tokio::spawn(watch_departures(tree.clone(), face, departures));
         tokio::spawn(announcer::run(tree.clone()));
         take_name(&connection).await?;
         Ok(Self { tree, connection })
     }
 
-    /// Ends everything: waits are cancelled, relays stop, endpoints close and say so, and what was
-    /// to be said has left.
+    /// Ends everything, and says so.
     pub async fn stop(self) {
-        self.tree.engine.stop();
-        let farewell = async {
-            // The announcer runs beside us: let it empty the news, and the outboxes.
-            loop {
-                let outboxes = self.tree.served().await;
-                if self.tree.engine.news_are_out() && outboxes.iter().all(|serving| serving.outbox.is_empty())
-                {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
-            tracing::warn!("some signals could not be sent before the end");
-        }
+        self.tree.stop().await;
         if let Err(error) = self.connection.close().await {
             tracing::debug!("the connection could not be closed: {error}");
         }
@@ -117,7 +101,7 @@ async fn owner(connection: &Connection) -> String {
 }
 
 /// The news of connections that leave the bus.
-async fn departures(connection: &Connection) -> zbus::Result<MessageStream> {
+pub(crate) async fn departures(connection: &Connection) -> zbus::Result<MessageStream> {
     let rule = MatchRule::builder()
         .msg_type(message::Type::Signal)
         .sender("org.freedesktop.DBus")
@@ -129,12 +113,12 @@ async fn departures(connection: &Connection) -> zbus::Result<MessageStream> {
 }
 
 /// Always polled: an unread stream would stall its whole connection.
-async fn watch_departures(tree: Arc<Tree>, mut departures: MessageStream) {
+pub(crate) async fn watch_departures(tree: Arc<Tree>, face: Arc<Face>, mut departures: MessageStream) {
     while let Some(Ok(message)) = departures.next().await {
         let body = message.body();
         let Ok((name, _, _)) = body.deserialize::<(&str, &str, &str)>() else { continue };
         if name.starts_with(':') {
-            tree.client_left(name).await;
+            tree.client_left(&face, name);
         }
     }
 }
@@ -180,7 +164,7 @@ impl Tree {
             connection.closed().await;
         }
         self.unserve(&face).await;
-        self.client_left(&client).await;
+        self.client_left(&face, &client);
         served
     }
 }

@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use ipc_engine::{Engine, Object};
@@ -29,6 +30,9 @@ use crate::{
     paths,
 };
 
+/// How long the last signals may take at the end.
+pub const FAREWELL: Duration = Duration::from_secs(2);
+
 pub struct Tree {
     pub engine: Arc<Engine>,
     faces: Mutex<Faces>,
@@ -47,6 +51,31 @@ pub struct Serving {
     pub face: Arc<Face>,
     pub connection: Connection,
     pub outbox: Outbox,
+}
+
+impl Serving {
+    /// Sends a signal of an object to whoever is to get it here. `build` makes it for an addressee,
+    /// or for everybody: that one is the same on all faces, and made once.
+    pub async fn signal(
+        &self,
+        object: &Object,
+        for_all: &mut Option<Message>,
+        build: &(impl Fn(Option<&str>) -> zbus::Result<Message> + Sync),
+    ) {
+        let made = match self.face.recipients(object) {
+            None if for_all.is_some() => Ok(for_all.clone().into_iter().collect()),
+            None => build(None).map(|message| vec![for_all.insert(message).clone()]),
+            Some(names) => names.iter().map(|name| build(Some(name))).collect::<zbus::Result<Vec<_>>>(),
+        };
+        match made {
+            Ok(messages) => {
+                for message in messages {
+                    self.outbox.send(message).await;
+                }
+            }
+            Err(error) => tracing::error!("a signal could not be built: {error}"),
+        }
+    }
 }
 
 impl Tree {
@@ -89,7 +118,13 @@ impl Tree {
 
     /// Ends a face: its connection has ended.
     pub async fn unserve(&self, face: &Arc<Face>) {
-        self.faces.lock().await.served.retain(|served| !Arc::ptr_eq(&served.face, face));
+        self.faces.lock().await.served.retain(|served| {
+            let other = !Arc::ptr_eq(&served.face, face);
+            if !other {
+                served.outbox.stop();
+            }
+            other
+        });
     }
 
     /// The nodes above the endpoints. The one above the relays has no interface of its own; it is
@@ -130,11 +165,17 @@ impl Tree {
                 // A connection that has just ended has nothing to take out.
                 let _ = server.remove_named(path.as_str(), name).await;
             }
-            if let Object::Endpoint(endpoint) = object {
+        }
+        true
+    }
+
+    /// Ends the subscriptions to an object that has left; its last signals went to them.
+    pub async fn forget(&self, object: &Object) {
+        if let Object::Endpoint(endpoint) = object {
+            for served in self.served().await {
                 served.face.forget(None, Some(endpoint));
             }
         }
-        true
     }
 
     /// Whether the object is in the tree.
@@ -176,26 +217,42 @@ impl Tree {
         self.faces.lock().await.served.clone()
     }
 
-    /// Sends a signal to everybody: to the bus, and to every private connection.
-    pub async fn signal(&self, message: zbus::Result<Message>) {
-        let message = match message {
-            Ok(message) => message,
-            Err(error) => {
-                tracing::error!("a signal could not be built: {error}");
-                return;
-            }
-        };
+    /// Sends a signal of an object on every face.
+    pub async fn signal(
+        &self,
+        object: &Object,
+        build: impl Fn(Option<&str>) -> zbus::Result<Message> + Sync,
+    ) {
+        let mut for_all = None;
         for served in self.served().await {
-            served.outbox.send(message.clone()).await;
+            served.signal(object, &mut for_all, &build).await;
         }
     }
 
-    /// A client of a face has left.
-    pub async fn client_left(&self, name: &str) {
-        for served in self.served().await {
-            served.face.forget(Some(name), None);
-        }
+    /// A client of this face has left. The engine first: then no call of its that is still on the
+    /// way can be counted as one of somebody who is there.
+    pub fn client_left(&self, face: &Face, name: &str) {
         self.engine.client_left(name);
+        face.forget(Some(name), None);
+    }
+
+    /// Ends everything: waits are cancelled, relays stop, endpoints close and say so, and what was
+    /// to be said has left.
+    pub async fn stop(&self) {
+        self.engine.stop();
+        let farewell = async {
+            // The announcer runs beside us: let it empty the news, and the outboxes.
+            loop {
+                let outboxes = self.served().await;
+                if self.engine.news_are_out() && outboxes.iter().all(|serving| serving.outbox.is_empty()) {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::warn!("some signals could not be sent before the end");
+        }
     }
 }
 

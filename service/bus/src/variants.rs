@@ -72,19 +72,20 @@ pub fn dict(given: Given<'_>) -> Result<Dict> {
     given
         .into_iter()
         .map(|(key, variant)| {
-            let value = value(&variant).ok_or_else(|| {
+            let value = value(&variant)?.ok_or_else(|| {
                 Error::invalid(format!(
                     "the value of the key {key:?} has the D-Bus type {}, which no key has",
                     variant.value_signature()
                 ))
-            })?;
-            Ok((key, value))
+            });
+            Ok((key, value?))
         })
         .collect()
 }
 
-fn value(variant: &Variant<'_>) -> Option<Value> {
-    Some(match variant {
+/// None: no key has this type.
+fn value(variant: &Variant<'_>) -> Result<Option<Value>> {
+    Ok(Some(match variant {
         Variant::Bool(value) => (*value).into(),
         Variant::U8(value) => u32::from(*value).into(),
         Variant::I16(value) => i32::from(*value).into(),
@@ -101,32 +102,32 @@ fn value(variant: &Variant<'_>) -> Option<Value> {
             Signature::U8 => {
                 let bytes =
                     array.iter().map(|item| if let Variant::U8(byte) = item { Some(*byte) } else { None });
-                Value::Bytes(bytes.collect::<Option<_>>()?)
+                return Ok(bytes.collect::<Option<_>>().map(Value::Bytes));
             }
             Signature::Str => {
                 let texts = array
                     .iter()
                     .map(|item| if let Variant::Str(text) = item { Some(text.to_string()) } else { None });
-                Value::Texts(texts.collect::<Option<_>>()?)
+                return Ok(texts.collect::<Option<_>>().map(Value::Texts));
             }
             Signature::U32 => {
                 let numbers = array
                     .iter()
                     .map(|item| if let Variant::U32(number) = item { Some(*number) } else { None });
-                Value::U32s(numbers.collect::<Option<_>>()?)
+                return Ok(numbers.collect::<Option<_>>().map(Value::U32s));
             }
             Signature::Fd => {
-                let fds = array.iter().map(|item| {
-                    let Variant::Fd(fd) = item else { return None };
-                    duplicate(fd).ok().map(Arc::new)
+                let fds = array.iter().filter_map(|item| match item {
+                    Variant::Fd(fd) => Some(duplicate(fd).map(Arc::new)),
+                    _ => None,
                 });
-                Value::Fds(fds.collect::<Option<_>>()?)
+                Value::Fds(fds.collect::<ipc_kernel::Result<_>>()?)
             }
-            _ => return None,
+            _ => return Ok(None),
         },
-        Variant::Fd(fd) => Value::Fd(Arc::new(duplicate(fd).ok()?)),
-        Variant::Signature(_) | Variant::Dict(_) | Variant::Structure(_) => return None,
-    })
+        Variant::Fd(fd) => Value::Fd(Arc::new(duplicate(fd)?)),
+        Variant::Signature(_) | Variant::Dict(_) | Variant::Structure(_) => return Ok(None),
+    }))
 }
 
 /// A word of memory as a variant.

@@ -1,22 +1,23 @@
 //! The command line.
 
-use std::{env, path::PathBuf, str::FromStr};
+use std::{env, ffi::OsString, path::PathBuf, str::FromStr};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 /// Serves every IPC mechanism of the Linux kernel over D-Bus, as org.example.IPC.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about = LONG)]
 pub struct Arguments {
-    /// Where to serve: session, private (an own bus, made for the occasion), or a D-Bus address.
-    /// Without it: the session bus if there is one, else a private bus.
-    #[arg(long, value_name = "session|private|ADDRESS")]
+    /// Where to serve: session, system (as root: every caller gets a process of his own), private
+    /// (an own bus, made for the occasion), or a D-Bus address. Without it: the session bus if there
+    /// is one, else a private bus.
+    #[arg(long, value_name = "session|system|private|ADDRESS")]
     pub bus: Option<BusChoice>,
 
     /// The configuration file (TOML). Without it: ipcd.toml in $XDG_CONFIG_HOME (~/.config), else
-    /// /etc/ipcd.toml, else the defaults.
-    #[arg(long, value_name = "FILE")]
+    /// /etc/ipcd.toml, else the defaults. On the system bus: /etc/ipcd.toml, else the defaults.
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
     /// Checks the configuration and ends.
@@ -30,8 +31,35 @@ pub struct Arguments {
 
     /// What is logged: error, warn, info, debug, trace or off. To the journal under systemd, else to
     /// standard error.
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", global = true)]
     pub log_level: LevelFilter,
+
+    /// The user as whom the front of the system bus runs.
+    #[arg(long, value_name = "NAME", default_value = "ipcd", global = true, hide = true)]
+    pub front_user: String,
+
+    /// Environment variables that this program gave itself when it emptied its environment.
+    #[arg(long, value_name = "NAME=VALUE", global = true, hide = true)]
+    pub carried: Vec<OsString>,
+
+    /// A worker that makes a system call which the sandbox does not allow ends, and names it, instead
+    /// of getting EPERM: for tests of what is allowed.
+    #[arg(long, global = true, hide = true)]
+    pub sandbox_kills: bool,
+
+    #[command(subcommand)]
+    pub unit: Option<Unit>,
+}
+
+/// What a systemd unit starts; `--bus system` is both in one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum Unit {
+    /// Starts workers for the front (ipcd-spawner.service).
+    #[command(hide = true)]
+    Spawner,
+    /// Serves the system bus through workers (ipcd.service).
+    #[command(hide = true)]
+    Front,
 }
 
 const LONG: &str = "\
@@ -46,6 +74,7 @@ when it is ready.";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BusChoice {
     Session,
+    System,
     Private,
     Address(String),
 }
@@ -57,10 +86,10 @@ impl FromStr for BusChoice {
         match text {
             "session" => Ok(Self::Session),
             "private" => Ok(Self::Private),
-            "system" => Err("the system bus is not served yet; use session, private or an address".into()),
+            "system" => Ok(Self::System),
             address if address.contains(':') => Ok(Self::Address(address.to_owned())),
             _ => {
-                Err("it must be session, private, or a D-Bus address such as unix:path=/run/user/1000/bus"
+                Err("it must be session, system, private, or a D-Bus address such as unix:path=/run/user/1000/bus"
                     .into())
             }
         }

@@ -13,7 +13,10 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Of the process that holds the objects; on the system bus, of each user's worker.
     pub limits: Limits,
+    /// Of the front on the system bus.
+    pub front: ipc_front::Limits,
 }
 
 /// Reads the file that was named, else the first of the usual ones that exists.
@@ -22,7 +25,21 @@ pub fn load(named: Option<&Path>) -> Result<Config> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         return parse(&text, path);
     }
-    for path in usual() {
+    first_of(usual())
+}
+
+/// The same on the system bus, where no user's file counts.
+pub fn load_system(named: Option<&Path>) -> Result<Config> {
+    match named {
+        Some(_) => load(named),
+        None => first_of(vec![PathBuf::from(SYSTEM)]),
+    }
+}
+
+const SYSTEM: &str = "/etc/ipcd.toml";
+
+fn first_of(paths: Vec<PathBuf>) -> Result<Config> {
+    for path in paths {
         match fs::read_to_string(&path) {
             Ok(text) => return parse(&text, &path),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -38,17 +55,35 @@ fn usual() -> Vec<PathBuf> {
         (_, Some(home)) => Some(PathBuf::from(home).join(".config")),
         _ => None,
     };
-    own.map(|dir| dir.join("ipcd.toml")).into_iter().chain([PathBuf::from("/etc/ipcd.toml")]).collect()
+    own.map(|dir| dir.join("ipcd.toml")).into_iter().chain([PathBuf::from(SYSTEM)]).collect()
 }
 
 fn parse(text: &str, path: &Path) -> Result<Config> {
     let config: Config = toml::from_str(text).with_context(|| path.display().to_string())?;
-    if let Some((key, value, maximum)) = config.limits.beyond_maximum() {
-        let line =
-            text.lines().position(|line| line.trim_start().starts_with(key)).map_or(0, |index| index + 1);
+    let of_section = |section: &'static str, beyond: Option<(&'static str, u32, u32)>| {
+        beyond.map(|(key, value, maximum)| (section, key, value, maximum))
+    };
+    let beyond = of_section("limits", config.limits.beyond_maximum())
+        .or_else(|| of_section("front", config.front.beyond_maximum()));
+    if let Some((section, key, value, maximum)) = beyond {
+        let line = line_of(text, section, key);
         bail!("{}: line {line}: {key} is {value}; at most {maximum} is allowed", path.display());
     }
     Ok(config)
+}
+
+/// The number of the line where a key of a section is set. Both sections know some of the same keys.
+fn line_of(text: &str, section: &str, key: &str) -> usize {
+    let mut within = String::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            within = name.trim().to_owned();
+        } else if within == section && line.split('=').next().is_some_and(|name| name.trim() == key) {
+            return index + 1;
+        }
+    }
+    0
 }
 
 #[cfg(test)]
@@ -74,6 +109,8 @@ mod tests {
         assert!(section.contains("line 2") && section.contains("unknown field `limit`"), "{section}");
         let large = error("[limits]\n\nendpoints = 100000\n");
         assert!(large.contains("line 3") && large.contains("4096"), "{large}");
+        let front = error("[limits]\ncalls = 9\n[front]\ncalls = 100000\n");
+        assert!(front.contains("line 4") && front.contains("calls is 100000"), "{front}");
         let kind = error("[limits]\nendpoints = \"many\"\n");
         assert!(kind.contains("line 2"), "{kind}");
     }

@@ -6,6 +6,7 @@ mod arguments;
 mod config;
 mod logs;
 mod private_bus;
+mod system_bus;
 
 use std::process::ExitCode;
 
@@ -21,21 +22,35 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Opens and listings run there, so that a slow file system delays nobody else.
-        .max_blocking_threads(16)
-        .build();
-    let outcome = runtime
-        .context("the runtime could not be started")
-        .and_then(|runtime| runtime.block_on(run(arguments)));
+    match system_bus::part(&arguments) {
+        Some(part) => ended(system_bus::run(part, arguments)),
+        None => ended(serve_one_user(arguments)),
+    }
+}
+
+fn ended(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ipcd: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                // Nothing would be different the next time.
+                Some(ipc_front::StartError::NameTaken(_)) => ExitCode::from(ipc_spawner::GIVE_UP),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
+}
+
+/// On every bus but the system bus: this process is the user's, and holds the objects.
+fn serve_one_user(arguments: Arguments) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Opens and listings run there, so that a slow file system delays nobody else.
+        .max_blocking_threads(16)
+        .build()
+        .context("the runtime could not be started")?;
+    runtime.block_on(run(arguments))
 }
 
 async fn run(arguments: Arguments) -> Result<()> {

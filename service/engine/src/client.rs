@@ -61,6 +61,16 @@ impl Clients {
         client
     }
 
+    /// Whether the connection has ended lately.
+    pub fn has_left(&self, name: &str) -> bool {
+        self.table().departed.iter().any(|departed| departed == name)
+    }
+
+    /// The bus is another one: its names begin anew.
+    pub fn forget_departed(&self) {
+        self.table().departed.clear();
+    }
+
     /// The connection has ended: its waits end.
     pub fn left(&self, name: &str) {
         let mut table = self.table();

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -23,6 +23,7 @@ use crate::{
     engine::blocking,
     events::Ring,
     flag::Flag,
+    limits::Limits,
     options::Lifetime,
     wait::{Cancel, Patience, complete},
 };
@@ -41,13 +42,17 @@ pub struct Endpoint {
     /// Microseconds since the epoch.
     pub created_at: u64,
     pub remove_on_close: bool,
+    /// What comes is taken and sent as signals, so that nobody else should read.
+    pub deliver: bool,
     pub events: Ring,
     /// Set when the endpoint was closed; then there is a reason.
     pub closed: Flag,
     pub(crate) reason: OnceLock<String>,
     /// Something is to be announced; see `Engine::next_news`.
     pub(crate) dirty: AtomicBool,
-    /// Notified when a message was received through the service.
+    /// How many messages were received through the service and not brought back.
+    pub(crate) delivered: AtomicU64,
+    /// Notified when that has changed.
     pub(crate) received: Event,
     /// Messages that were taken from the kernel but not delivered.
     kept: Mutex<VecDeque<Message>>,
@@ -71,6 +76,7 @@ pub(crate) struct Made {
     pub lifetime: Lifetime,
     pub creator: String,
     pub remove_on_close: Option<bool>,
+    pub deliver: bool,
 }
 
 impl Endpoint {
@@ -82,6 +88,7 @@ impl Endpoint {
             shapes: made.kernel.shapes(),
             remove_on_close: made.remove_on_close.unwrap_or_else(|| made.kernel.remove_by_default()),
             kernel: made.kernel,
+            deliver: made.deliver,
             lifetime: made.lifetime,
             creator: made.creator,
             created_at: crate::events::now(),
@@ -89,6 +96,7 @@ impl Endpoint {
             closed: Flag::new(),
             reason: OnceLock::new(),
             dirty: AtomicBool::new(false),
+            delivered: AtomicU64::new(0),
             received: Event::new(),
             kept: Mutex::default(),
             kept_bytes: Mutex::default(),
@@ -126,7 +134,7 @@ impl Endpoint {
         ))
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Message>> {
+    pub(crate) fn kept(&self) -> MutexGuard<'_, VecDeque<Message>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,14 +142,11 @@ impl Endpoint {
         self.kept_bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message that was taken earlier and not delivered.
-    pub fn take_kept(&self) -> Option<Message> {
-        self.kept().pop_front()
-    }
-
     /// Puts a message that was taken back to the front.
     pub fn keep(&self, message: Message) {
         self.kept().push_front(message);
+        self.delivered.fetch_sub(1, Ordering::AcqRel);
+        self.received.notify(usize::MAX);
     }
 
     /// Bytes that were taken earlier and not delivered, at most `max`.
@@ -187,11 +192,13 @@ impl Endpoint {
 
     /// One attempt to receive, what was kept first.
     pub fn attempt_receive(&self, selector: &Dict) -> Result<Attempt<Message>> {
-        let attempt = match self.take_kept() {
+        let kept = self.kept().pop_front();
+        let attempt = match kept {
             Some(kept) => Attempt::Done(kept),
             None => self.messages()?.receive(selector)?,
         };
         if matches!(attempt, Attempt::Done(_)) {
+            self.delivered.fetch_add(1, Ordering::AcqRel);
             self.received.notify(usize::MAX);
         }
         Ok(attempt)
@@ -222,7 +229,8 @@ impl Engine {
     }
 
     pub fn patience(&self, timeout_ms: u32) -> Result<Patience> {
-        Patience::from_ms(timeout_ms, self.limits.default_wait_ms, self.limits.max_wait_ms)
+        let Limits { default_wait_ms, max_wait_ms, .. } = self.limits;
+        Patience::from_ms(timeout_ms, default_wait_ms.min(max_wait_ms), max_wait_ms)
     }
 
     fn payload(&self, length: usize) -> Result<()> {
@@ -231,7 +239,7 @@ impl Engine {
             return Err(Error::new(
                 Kind::TooLarge,
                 format!(
-                    "the payload has {length} bytes; one call carries at most {limit} (payload): split it, or use Open() and write to the file descriptor"
+                    "the payload has {length} bytes; one call carries at most {limit} (payload): split it, or use Open() and the file descriptor"
                 ),
             ));
         }
@@ -282,7 +290,7 @@ impl Engine {
         Ok(data)
     }
 
-    /// Writes all of it, unless time runs out: then what was written is in the error.
+    /// Writes all of it and says how much that is: less where the time ran out after a part.
     pub async fn write(&self, call: &Call, endpoint: &Endpoint, data: &[u8], timeout_ms: u32) -> Result<u64> {
         self.payload(data.len())?;
         let stream = endpoint.stream()?;
@@ -321,6 +329,7 @@ impl Engine {
         timeout_ms: u32,
     ) -> Result<()> {
         self.payload(message.data.len())?;
+        self.may_address(message.attributes)?;
         let messages = endpoint.messages()?;
         self.wait_on(call, endpoint, "send to", timeout_ms, || messages.send(message)).await
     }

@@ -34,10 +34,13 @@ use crate::{
 
 pub struct Engine {
     pub limits: Limits,
+    /// How the caller is confined, in words; None: it is not. One engine serves one identity.
+    pub(crate) confinement: Option<String>,
     pub clients: Clients,
     pub counters: Counters,
     pub(crate) stopping: Flag,
     next_id: AtomicU64,
+    admitted: AtomicU64,
     table: Mutex<Table>,
     pub(crate) news: News,
 }
@@ -63,10 +66,7 @@ struct Table {
 
 /// The right to one more endpoint, given back when the endpoint leaves the table.
 #[derive(Debug)]
-pub struct Place {
-    _endpoint: Taken,
-    _watch: Option<Taken>,
-}
+pub struct Place(#[expect(dead_code, reason = "held, never looked at")] Taken);
 
 /// What an address and its options ask for.
 struct Asked {
@@ -75,6 +75,12 @@ struct Asked {
     options: Dict,
     mechanism: &'static Descriptor,
     place: Place,
+}
+
+/// A kernel object, and whether it is there since this call.
+struct Opened {
+    kernel: Box<dyn mechanism::Endpoint>,
+    created: bool,
 }
 
 /// Something in the object tree.
@@ -86,12 +92,19 @@ pub enum Object {
 
 impl Engine {
     pub fn new(limits: Limits) -> Arc<Self> {
+        Self::confined(limits, None)
+    }
+
+    /// The engine of callers that are confined, and how: "mount namespace, seccomp filter".
+    pub fn confined(limits: Limits, confinement: Option<String>) -> Arc<Self> {
         Arc::new(Self {
             limits,
+            confinement,
             clients: Clients::default(),
             counters: Counters::default(),
             stopping: Flag::new(),
             next_id: AtomicU64::new(1),
+            admitted: AtomicU64::new(0),
             table: Mutex::default(),
             news: News::default(),
         })
@@ -106,6 +119,7 @@ impl Engine {
         if self.stopping.is_set() {
             return Err(Error::new(Kind::Cancelled, "the service is stopping"));
         }
+        self.admitted.fetch_add(1, Ordering::Relaxed);
         let in_all =
             self.counters.calls.take(self.limits.calls, "there are too many calls in flight", "calls")?;
         Call::admit(client, self.limits.calls_per_connection, in_all)
@@ -120,15 +134,17 @@ impl Engine {
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
-        let kernel = match self.open(call, mechanism.create, parameters).await {
+        self.may_create(mechanism, &parameters)?;
+        let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
+                self.may_attach(mechanism)?;
                 let (address, options) = attachable(mechanism, address, options);
                 let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
-                self.open(call, mechanism.attach, parameters).await?
+                Opened { kernel: self.open(call, mechanism.attach, parameters).await?, created: false }
             }
-            opened => opened?,
+            kernel => Opened { kernel: kernel?, created: true },
         };
-        self.add(call, mechanism, kernel, own, place)
+        self.add(call, mechanism, opened, own, place)
     }
 
     /// Makes an endpoint for something that exists.
@@ -140,13 +156,15 @@ impl Engine {
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.attach_parameters, &[], &address, &options)?;
+        self.may_attach(mechanism)?;
         let kernel = self.open(call, mechanism.attach, parameters).await?;
-        self.add(call, mechanism, kernel, own, place)
+        self.add(call, mechanism, Opened { kernel, created: false }, own, place)
     }
 
     /// Reads an address, and takes a place for what it asks for.
     fn asked(&self, address: &str, options: Dict) -> Result<Asked> {
         let (own, address, options) = Options::split(Address::parse(address)?, options)?;
+        self.may_live_as(&own.lifetime)?;
         let mechanism = mechanisms::by_scheme(&address.scheme)?;
         (mechanism.available)()?;
         Ok(Asked { own, address, options, mechanism, place: self.place_for(mechanism)? })
@@ -160,12 +178,13 @@ impl Engine {
                 "Adopt has no option {key:?}; what the endpoint is, the file descriptor says"
             )));
         }
+        self.may_live_as(&own.lifetime)?;
         let mut fd = fd;
         for mechanism in mechanisms::ALL {
             match (mechanism.adopt)(fd)? {
                 Adoption::Taken(kernel) => {
                     let place = self.place_for(mechanism)?;
-                    return self.add(call, mechanism, kernel, own, place);
+                    return self.add(call, mechanism, Opened { kernel, created: false }, own, place);
                 }
                 Adoption::Refused(refused) => fd = refused,
             }
@@ -193,69 +212,45 @@ impl Engine {
         wait::complete(patience, cancel, || "connect".to_owned(), pending).await
     }
 
+    /// Watches have a limit of their own, as there may be many more of them.
     fn place_for(&self, mechanism: &Descriptor) -> Result<Place> {
-        let watch = mechanism
-            .shapes
-            .contains(&Shape::Watch)
-            .then(|| self.counters.watches.take(self.limits.watches, "there are too many watches", "watches"))
-            .transpose()?;
-        // Watches have a limit of their own, as there may be many more of them.
-        let endpoints = if watch.is_some() {
-            self.limits.endpoints.max(self.limits.watches)
-        } else {
-            self.limits.endpoints
-        };
-        let endpoint =
-            self.counters.endpoints.take(endpoints, "there are too many endpoints", "endpoints")?;
-        Ok(Place { _endpoint: endpoint, _watch: watch })
+        if mechanism.shapes.contains(&Shape::Watch) {
+            let watches = &self.counters.watches;
+            return watches.take(self.limits.watches, "there are too many watches", "watches").map(Place);
+        }
+        self.place_for_endpoint()
     }
 
     pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
-        let endpoint = self.counters.endpoints.take(
-            self.limits.endpoints,
-            "there are too many endpoints",
-            "endpoints",
-        )?;
-        Ok(Place { _endpoint: endpoint, _watch: None })
+        let endpoints = &self.counters.endpoints;
+        endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints").map(Place)
     }
 
     fn add(
         self: &Arc<Self>,
         call: &Call,
         mechanism: &'static Descriptor,
-        kernel: Box<dyn mechanism::Endpoint>,
+        opened: Opened,
         own: Options,
         place: Place,
     ) -> Result<Arc<Endpoint>> {
-        let shapes = kernel.shapes();
-        let has = |shape| shapes.contains(&shape);
-        let misfit = [
-            (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
-            (own.notify && !has(Shape::Messages), "notify", "messages"),
-            (own.accept && !has(Shape::Listener), "accept", "listener"),
-        ]
-        .into_iter()
-        .find(|(wrong, ..)| *wrong);
-        if let Some((_, option, wanted)) = misfit {
-            undo(&*kernel, own.remove_on_close);
-            return Err(Error::invalid(format!("the option {option:?} needs an endpoint of shape {wanted}")));
-        }
-        let guardian = match own.lifetime {
-            Lifetime::Process(pid) => match crate::lifetime::pidfd(pid) {
-                Ok(pidfd) => Some(pidfd),
-                Err(error) => {
-                    undo(&*kernel, own.remove_on_close);
-                    return Err(error);
+        let guardian = match fits(&*opened.kernel, &own) {
+            Ok(guardian) => guardian,
+            Err(error) => {
+                // A Create that cannot be completed leaves nothing behind; what was there stays.
+                if opened.created {
+                    let _ = opened.kernel.remove();
                 }
-            },
-            _ => None,
+                return Err(error);
+            }
         };
         let made = Made {
             mechanism,
-            kernel,
+            kernel: opened.kernel,
             lifetime: own.lifetime.clone(),
             creator: call.client.name.clone(),
             remove_on_close: own.remove_on_close,
+            deliver: own.deliver,
         };
         let endpoint = self.enter(made, place);
         crate::lifetime::guard(self, &endpoint, &call.client, guardian);
@@ -291,6 +286,7 @@ impl Engine {
             lifetime: listener.lifetime.clone(),
             creator: listener.creator.clone(),
             remove_on_close: Some(false),
+            deliver: false,
         };
         let endpoint = self.enter(made, place);
         let guardian = match listener.lifetime {
@@ -403,11 +399,32 @@ impl Engine {
                 )));
             }
         }
+        self.may_list(mechanism)?;
         let mut rows = blocking(move || (mechanism.list)()).await?;
         rows.retain(|row| {
             filter.iter().all(|(key, wanted)| row.get(key).is_some_and(|value| value.same(wanted)))
         });
         Ok(rows)
+    }
+
+    /// Whether nobody has anything here: no call, endpoint, relay, private connection,
+    /// subscription or lease.
+    pub fn is_idle(&self) -> bool {
+        let counters = &self.counters;
+        let counted = [
+            &counters.calls,
+            &counters.endpoints,
+            &counters.watches,
+            &counters.leases,
+            &counters.subscriptions,
+            &counters.connections,
+        ];
+        counted.iter().all(|counter| counter.value() == 0) && self.table().relays.is_empty()
+    }
+
+    /// How many calls have been admitted; to see whether there were any since.
+    pub fn admitted(&self) -> u64 {
+        self.admitted.load(Ordering::Relaxed)
     }
 
     /// What is in use, under the keys of the limits.
@@ -434,10 +451,23 @@ fn attachable(mechanism: &Descriptor, mut address: Address, mut options: Dict) -
     (address, options)
 }
 
-/// A Create that cannot be completed leaves nothing behind.
-fn undo(kernel: &dyn mechanism::Endpoint, remove_on_close: Option<bool>) {
-    if remove_on_close.unwrap_or_else(|| kernel.remove_by_default()) {
-        let _ = kernel.remove();
+/// Whether the options fit what was opened. Returns the process that the lifetime depends on.
+fn fits(kernel: &dyn mechanism::Endpoint, own: &Options) -> Result<Option<OwnedFd>> {
+    let shapes = kernel.shapes();
+    let has = |shape| shapes.contains(&shape);
+    let misfit = [
+        (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
+        (own.notify && !has(Shape::Messages), "notify", "messages"),
+        (own.accept && !has(Shape::Listener), "accept", "listener"),
+    ]
+    .into_iter()
+    .find(|(wrong, ..)| *wrong);
+    if let Some((_, option, wanted)) = misfit {
+        return Err(Error::invalid(format!("the option {option:?} needs an endpoint of shape {wanted}")));
+    }
+    match own.lifetime {
+        Lifetime::Process(pid) => crate::lifetime::pidfd(pid).map(Some),
+        _ => Ok(None),
     }
 }
 

@@ -7,10 +7,10 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use ipc_kernel::{Attempt, Fd, Result, error::Attempted, pipe_io};
+use ipc_kernel::{Attempt, Fd, Readiness, Result, error::Attempted, pipe_io};
 use rustix::pipe::PipeFlags;
 
-use crate::{Engine, client::Call, endpoint::Endpoint, wait};
+use crate::{Engine, client::Call, endpoint::Endpoint, pump::LOOK_AGAIN, wait};
 
 impl Engine {
     /// Takes one from the semaphore for as long as the returned fd is open somewhere.
@@ -50,8 +50,9 @@ async fn released(held_here: Fd) {
         match pipe_io::read(&held_here, 4096) {
             Ok(Attempt::Done(bytes)) if !bytes.is_empty() => {}
             Ok(Attempt::Wait(readiness)) => {
+                // It is held even while there is no memory to wait with.
                 if wait::until(readiness).await.is_err() {
-                    return;
+                    let _ = wait::until(Readiness::After(LOOK_AGAIN)).await;
                 }
             }
             Ok(Attempt::Done(_)) | Err(_) => return,

@@ -6,6 +6,7 @@
 //! ([`relay`]). It knows tokio, and no bus.
 
 pub mod client;
+mod confinement;
 pub mod endpoint;
 pub mod engine;
 pub mod events;

@@ -24,20 +24,28 @@ pub fn pidfd(pid: u32) -> Result<OwnedFd> {
     }
 }
 
-/// Closes the endpoint when its lifetime ends.
+/// Closes the endpoint when its lifetime ends: at once if it has ended already. `process` is the
+/// one that the lifetime depends on, None if there is no such process any more.
 pub(crate) fn guard(
     engine: &Arc<Engine>,
     endpoint: &Arc<Endpoint>,
     client: &Arc<Client>,
     process: Option<OwnedFd>,
 ) {
-    let (engine, endpoint, client) = (engine.clone(), endpoint.clone(), client.clone());
-    match (&endpoint.lifetime, process) {
-        // `client_left` closes it, by the table; this closes the gap before it was in the table.
+    // `stop` and `client_left` close it, by the table; this closes the gap before it was in the table.
+    if engine.stopping.is_set() {
+        engine.close(endpoint, "shutdown");
+        return;
+    }
+    match (endpoint.lifetime.clone(), process) {
         (Lifetime::Client, _) if client.gone.is_set() => {
-            engine.close(&endpoint, "the connection that it belonged to has ended");
+            engine.close(endpoint, "the connection that it belonged to has ended");
+        }
+        (Lifetime::Process(pid), None) => {
+            engine.close(endpoint, &format!("process {pid} has ended"));
         }
         (Lifetime::Process(pid), Some(process)) => {
+            let (engine, endpoint) = (engine.clone(), endpoint.clone());
             let reason = format!("process {pid} has ended");
             tokio::spawn(async move {
                 let process = Fd::from(process);

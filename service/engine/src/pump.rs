@@ -1,11 +1,14 @@
 //! Pumps: tasks that take what comes by itself (events, and on request bytes, messages and
 //! connections) and put it into the endpoint's ring of events.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use ipc_kernel::{
     Attempt, Dict, Error, Kind, Readiness, Result,
-    shape::{Notice, Shape},
+    shape::{Message, Notice, Shape},
 };
 
 use crate::{Engine, endpoint::Endpoint, engine::Object, events::Happening, options::Options, wait::until};
@@ -40,19 +43,25 @@ pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
                     continue;
                 }
                 Ok(Attempt::Wait(readiness)) => readiness,
-                // The endpoints report it, each on its own.
-                Err(_) => return,
+                // All endpoints depend on it, and memory may be there again in a moment.
+                Err(_) => Readiness::After(LOOK_AGAIN),
+            };
+            let ready = async {
+                if until(readiness).await.is_err() {
+                    let _ = until(Readiness::After(LOOK_AGAIN)).await;
+                }
             };
             tokio::select! {
                 () = engine.stopping.wait() => return,
-                ready = until(readiness) => if ready.is_err() { return },
+                () = ready => {}
             }
         }
     });
 }
 
-/// How often a queue that nobody empties through the service is looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often that is looked at for which the kernel has no event: a queue that somebody else may
+/// empty, or a resource that somebody may give back.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One step of a pump; an error ends it and closes the endpoint.
 type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
@@ -123,7 +132,14 @@ fn accept(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>>
     let Ok(place) = engine.place_for_endpoint() else {
         return Ok(Attempt::Wait(Readiness::After(LOOK_AGAIN)));
     };
-    Ok(listener.accept()?.map(|kernel| {
+    let attempt = match listener.accept() {
+        // No file descriptor or no memory is left: they stay there likewise.
+        Err(error) if error.kind == Kind::LimitExceeded => {
+            return Ok(Attempt::Wait(Readiness::After(LOOK_AGAIN)));
+        }
+        attempt => attempt?,
+    };
+    Ok(attempt.map(|kernel| {
         let accepted = engine.accepted(endpoint, kernel, place);
         engine.announce(Object::Endpoint(accepted.clone()));
         happened(engine, endpoint, Happening::Accepted(accepted.id));
@@ -147,46 +163,70 @@ fn deliver_bytes(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attem
 /// A message that no signal can carry, for its size or its fds, is kept and announced by `Ready`;
 /// delivery goes on when a `Receive` has taken it.
 fn deliver_messages(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
-    let taken = endpoint.received.listen();
-    if endpoint.kept_count().0 > 0 {
-        return Ok(Attempt::Wait(Readiness::Notified(taken)));
-    }
-    let message = match endpoint.messages()?.receive(&Dict::new())? {
-        Attempt::Done(message) => message,
-        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
-    };
-    if !message.fds.is_empty() || message.data.len() > engine.limits.signal_payload as usize {
-        endpoint.keep(message);
-        happened(engine, endpoint, Happening::Ready);
-    } else {
-        happened(
-            engine,
-            endpoint,
-            Happening::Received { data: message.data, attributes: message.attributes },
-        );
-    }
-    Ok(Attempt::Done(()))
+    let most = engine.limits.signal_payload as usize;
+    let attempt = endpoint.attempt_deliver(|message| message.fds.is_empty() && message.data.len() <= most)?;
+    Ok(attempt.map(|message| {
+        let happening = message.map_or(Happening::Ready, |message| Happening::Received {
+            data: message.data,
+            attributes: message.attributes,
+        });
+        happened(engine, endpoint, happening);
+    }))
 }
 
-/// Says `Ready` when something waits, and again when something still waits after a `Receive`.
+impl Endpoint {
+    /// One attempt to receive a message for a signal, what was kept first. A message for which
+    /// there is no signal is kept, and given out as None once.
+    fn attempt_deliver(&self, deliverable: impl Fn(&Message) -> bool) -> Result<Attempt<Option<Message>>> {
+        let changed = self.received.listen();
+        match self.kept().front() {
+            Some(first) if !deliverable(first) => {
+                return Ok(Attempt::Wait(Readiness::Notified(changed)));
+            }
+            _ => {}
+        }
+        Ok(match self.attempt_receive(&Dict::new())? {
+            Attempt::Done(message) if deliverable(&message) => Attempt::Done(Some(message)),
+            Attempt::Done(message) => {
+                self.keep(message);
+                Attempt::Done(None)
+            }
+            // A message that somebody else has taken may come back.
+            Attempt::Wait(arrival) => {
+                Attempt::Wait(Readiness::Any(vec![Readiness::Notified(changed), arrival]))
+            }
+        })
+    }
+}
+
+/// Says `Ready` when something waits, and again when something still waits after a `Receive` that
+/// has taken something.
 async fn notify(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Error {
     let waiting = || {
         let messages = endpoint.messages()?;
         if endpoint.kept_count().0 > 0 { Ok(Attempt::Done(())) } else { messages.arrival() }
     };
-    let mut announced = false;
+    // How many had been received when the one that waits was announced.
+    let mut announced = None;
     loop {
-        let taken = endpoint.received.listen();
-        // Another process may take it, and the kernel has no event for that: look again.
-        let mut readiness = Readiness::Any(vec![Readiness::Notified(taken), Readiness::After(LOOK_AGAIN)]);
-        match waiting() {
+        let changed = Readiness::Notified(endpoint.received.listen());
+        let delivered = endpoint.delivered.load(Ordering::Acquire);
+        let next = match waiting() {
             Err(error) => return error,
-            Ok(Attempt::Done(())) if announced => {}
-            Ok(Attempt::Done(())) => happened(&engine, &endpoint, Happening::Ready),
-            Ok(Attempt::Wait(arrival)) => readiness = arrival,
-        }
-        announced = matches!(readiness, Readiness::Any(_));
-        if let Err(error) = until(readiness).await {
+            Ok(Attempt::Done(())) => {
+                if announced != Some(delivered) {
+                    announced = Some(delivered);
+                    happened(&engine, &endpoint, Happening::Ready);
+                }
+                // Another process may take it, and the kernel has no event for that: look again.
+                Readiness::After(LOOK_AGAIN)
+            }
+            Ok(Attempt::Wait(arrival)) => {
+                announced = None;
+                arrival
+            }
+        };
+        if let Err(error) = until(Readiness::Any(vec![changed, next])).await {
             return error;
         }
     }

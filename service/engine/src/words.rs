@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -22,13 +22,18 @@ use crate::flag::Flag;
 pub async fn changed(wait: WordWait) -> Result<()> {
     let registered = register(&wait)?;
     registered.entry.done.wait().await;
-    Ok(())
+    match registered.entry.failed.get() {
+        Some(error) => Err(error.clone()),
+        None => Ok(()),
+    }
     // `registered` goes first, then `wait` with its token: the word is watched no longer then.
 }
 
 struct Entry {
     watched: Watched,
     done: Flag,
+    /// Set before `done` when the kernel refuses to wait.
+    failed: OnceLock<Error>,
 }
 
 /// One thread and the words that it waits for.
@@ -68,12 +73,23 @@ impl Worker {
                     waiting[index - 1].done.set();
                 }
                 // Something changed before the wait began, or memory went away: look at each.
-                Ok(None) | Err(_) => waiting.iter().filter(|entry| has_changed(entry)).for_each(|entry| {
+                Ok(None) => {
+                    changed_among(&waiting);
+                }
+                // A word whose memory is gone fails the wait for all; without one, no other wait would do better.
+                Err(error) if changed_among(&waiting) == 0 => waiting.iter().for_each(|entry| {
+                    let _ = entry.failed.set(error.clone());
                     entry.done.set();
                 }),
+                Err(_) => {}
             }
         }
     }
+}
+
+/// Ends the waits for words that have changed; says how many those are.
+fn changed_among(waiting: &[Arc<Entry>]) -> usize {
+    waiting.iter().filter(|entry| has_changed(entry)).inspect(|entry| _ = entry.done.set()).count()
 }
 
 fn has_changed(entry: &Entry) -> bool {
@@ -112,6 +128,7 @@ fn register(wait: &WordWait) -> Result<Registered> {
             expected: wait.expected,
         },
         done: Flag::new(),
+        failed: OnceLock::new(),
     });
     let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
     workers.retain(|worker| !worker.entries().ended);

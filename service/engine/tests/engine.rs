@@ -240,3 +240,188 @@ async fn or_attach_takes_what_is_there() {
     engine.stop();
     assert_eq!(first.closed_reason(), Some("shutdown"));
 }
+
+/// What Attach opened is not ours to remove, and what Create made is.
+#[tokio::test]
+async fn a_refusal_removes_what_it_made_and_nothing_else() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    let create = |options: &str| format!("fifo:path={},{options}", path.display());
+    // No FIFO accepts connections, and no process has this number.
+    for wrong in ["accept=true", "lifetime=pid:2147483647"] {
+        assert!(engine.create(&maker, &create(wrong), Dict::new()).await.is_err());
+        assert!(!path.exists(), "a refused Create left its FIFO: {wrong}");
+    }
+    engine.create(&maker, &create("mode=0600"), Dict::new()).await.unwrap();
+    for wrong in ["accept=true,remove-on-close=true", "lifetime=pid:2147483647,remove-on-close=true"] {
+        assert!(engine.attach(&maker, &create(wrong), Dict::new()).await.is_err());
+        assert!(path.exists(), "a refused Attach removed the FIFO: {wrong}");
+        let options = dict! { "or-attach" => true };
+        assert!(engine.create(&maker, &create(wrong), options).await.is_err());
+        assert!(path.exists(), "a refused Create removed the FIFO that was there: {wrong}");
+    }
+}
+
+/// A call that was admitted before the stop leaves nothing behind after it.
+#[tokio::test]
+async fn what_is_made_during_the_stop_is_closed() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    engine.stop();
+    let address = format!("unix:path={}", socket.display());
+    let late = engine.create(&maker, &address, Dict::new()).await.unwrap();
+    assert_eq!(late.closed_reason(), Some("shutdown"));
+    assert!(!socket.exists() && engine.objects().is_empty());
+}
+
+/// Watches and endpoints have a limit each, and neither uses up the other's.
+#[tokio::test]
+async fn watches_leave_room_for_endpoints() {
+    let engine = Engine::new(Limits { endpoints: 1, watches: 2, ..Limits::default() });
+    let maker = call(&engine, ":1.1");
+    for _ in 0..2 {
+        engine.create(&maker, "inotify:path=/tmp,events=delete-self", Dict::new()).await.unwrap();
+    }
+    engine.create(&maker, "pipe:", Dict::new()).await.unwrap();
+    let refused = engine.create(&maker, "pipe:", Dict::new()).await.unwrap_err();
+    assert!(refused.text.contains("endpoints is 1"), "{refused}");
+    let refused = engine.create(&maker, "inotify:path=/tmp", Dict::new()).await.unwrap_err();
+    assert!(refused.text.contains("watches is 2"), "{refused}");
+}
+
+/// The default is within the maximum, whatever the configuration says of either.
+#[tokio::test]
+async fn no_wait_is_longer_than_the_maximum() {
+    let engine = Engine::new(Limits { max_wait_ms: 20, ..Limits::default() });
+    let caller = call(&engine, ":1.1");
+    let pipe = engine.create(&caller, "pipe:", Dict::new()).await.unwrap();
+    let waited = engine.read(&caller, &pipe, 1, u32::MAX).await.unwrap_err();
+    assert!(waited.kind == Kind::Timeout && waited.text.contains("within 20 ms"), "{waited}");
+}
+
+/// A message that came back, as its receiver had left, is delivered all the same, and in its place.
+#[tokio::test]
+async fn what_comes_back_is_delivered() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let packets = engine.create(&maker, "pipe:packet=true,deliver=true", Dict::new()).await.unwrap();
+    packets.keep(ipc_kernel::shape::Message {
+        data: b"back".into(),
+        attributes: Dict::new(),
+        fds: Vec::new(),
+    });
+    let nothing = Dict::new();
+    let message = ipc_kernel::shape::Outgoing { data: b"next", attributes: &nothing, fds: &[] };
+    engine.send(&maker, &packets, message, 1000).await.unwrap();
+    let delivered = async {
+        while packets.events.last() < 2 {
+            engine.next_news().await;
+        }
+    };
+    timeout(WATCHDOG, delivered).await.expect("not everything was delivered");
+    let (events, _) = packets.events.since(0);
+    let data = |happening: &Happening| match happening {
+        Happening::Received { data, .. } => data.clone(),
+        other => panic!("{other:?}"),
+    };
+    let all: Vec<_> = events.iter().map(|event| data(&event.happening)).collect();
+    assert_eq!(all, [b"back".to_vec(), b"next".to_vec()]);
+}
+
+#[tokio::test]
+async fn a_source_that_delivers_is_not_relayed() {
+    let engine = Engine::new(Limits::default());
+    let maker = call(&engine, ":1.1");
+    let source = engine.create(&maker, "pipe:deliver=true", Dict::new()).await.unwrap();
+    let sink = engine.create(&maker, "pipe:", Dict::new()).await.unwrap();
+    let refused = engine.start_relay(&maker, source, sink, Dict::new()).await.unwrap_err();
+    assert!(refused.kind == Kind::Busy && refused.text.contains("deliver"), "{refused}");
+}
+
+/// Parameters that name something, for each verb that could reach outside.
+#[tokio::test]
+async fn a_confined_caller_gets_what_has_no_name() {
+    let reasons = "mount namespace, seccomp filter";
+    let engine = Engine::confined(Limits::default(), Some(reasons.into()));
+    let call = call(&engine, ":1.1");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |scheme: &str, name: &str| format!("{scheme}:path={}", dir.path().join(name).display());
+    std::fs::write(dir.path().join("there"), "0123").unwrap();
+    let confined = |error: Error| {
+        assert_eq!(error.kind, Kind::Confined, "{error}");
+        assert!(error.text.contains(reasons) && error.text.contains("Adopt"), "{error}");
+    };
+    for address in [
+        at("fifo", "f"),
+        at("unix", "u"),
+        format!("{},size=4096", at("mmap", "m")),
+        format!("unix:abstract={}", unique("ipc")),
+        "unix:autobind".to_owned(),
+        "tcp:host=127.0.0.1,port=0".to_owned(),
+        format!("posixsem:name=/{}", unique("ipc")),
+        at("inotify", ""),
+        "pipe:lifetime=pid:1".to_owned(),
+    ] {
+        confined(engine.create(&call, &address, Dict::new()).await.unwrap_err());
+        let or_attach = dict! { "or-attach" => true };
+        confined(engine.create(&call, &address, or_attach).await.unwrap_err());
+    }
+    for address in [at("mmap", "there"), "pipe:pid=1,fd=0".to_owned(), "pipe:inode=1".to_owned()] {
+        confined(engine.attach(&call, &address, Dict::new()).await.unwrap_err());
+    }
+    for mechanism in ipc_kernel::mechanisms::ALL {
+        confined(engine.list(mechanism, Dict::new()).await.unwrap_err());
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made");
+
+    let pipe = engine.create(&call, "pipe:lifetime=client", Dict::new()).await.unwrap();
+    engine.create(&call, "mmap:size=4096,seals=shrink", Dict::new()).await.unwrap();
+    let pair = engine.create(&call, "unix:pair,type=dgram", Dict::new()).await.unwrap();
+    let fd = std::fs::File::open(dir.path().join("there")).unwrap();
+    let adopted = engine.adopt(&call, fd.into(), Dict::new()).await.unwrap();
+    assert_eq!(engine.memory_read(&adopted, 0, 4).await.unwrap(), b"0123");
+    engine.write(&call, &pipe, b"x", 0).await.unwrap();
+    let send = |attributes: Dict| {
+        let (engine, pair, call) = (&engine, &pair, &call);
+        async move {
+            let message = ipc_kernel::shape::Outgoing { data: b"x", attributes: &attributes, fds: &[] };
+            engine.send(call, pair, message, 0).await
+        }
+    };
+    send(Dict::new()).await.unwrap();
+    confined(send(dict! { "address" => at("unix", "u").as_str() }).await.unwrap_err());
+    let bound = std::fs::File::open(dir.path().join("there")).unwrap();
+    confined(engine.adopt(&call, bound.into(), dict! { "lifetime" => "pid:1" }).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn who_is_not_confined_may_name_things() {
+    let engine = Engine::new(Limits::default());
+    let call = call(&engine, ":1.1");
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = format!("fifo:path={}", dir.path().join("f").display());
+    engine.create(&call, &fifo, Dict::new()).await.unwrap();
+    engine.attach(&call, &fifo, Dict::new()).await.unwrap();
+    engine.create(&call, &fifo, dict! { "or-attach" => true }).await.unwrap();
+    for mechanism in ipc_kernel::mechanisms::ALL {
+        engine.list(mechanism, Dict::new()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn idle_is_who_has_nothing() {
+    let engine = Engine::new(Limits::default());
+    assert!(engine.is_idle());
+    let admitted = engine.admitted();
+    let held = call(&engine, ":1.1");
+    assert!(!engine.is_idle() && engine.admitted() > admitted);
+    let pipe = engine.create(&held, "pipe:", Dict::new()).await.unwrap();
+    drop(held);
+    assert!(!engine.is_idle(), "it has an endpoint");
+    engine.close(&pipe, "closed");
+    assert!(engine.is_idle());
+}

@@ -3,5 +3,42 @@
 //! It admits each message, finds out who sent it, and hands it, unopened, to the worker that is
 //! that caller; what the worker answers it checks and hands back. It knows no interface of the
 //! mechanisms, opens nothing and maps nothing.
+//!
+//! `router.rs` reads from the bus, `worker.rs` and `life.rs` are a worker, `judge.rs` is what a worker
+//! may say. Everything is bounded: `admission.rs` by what is in flight, `budget.rs` by what is not
+//! read, `starts.rs` by what is started, `closer.rs` by what cannot be closed.
 
 #![forbid(unsafe_code)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+mod admission;
+mod budget;
+mod bus;
+mod closer;
+mod front;
+mod identity;
+mod judge;
+mod life;
+mod limits;
+mod log;
+mod outbox;
+mod parcel;
+mod pending;
+mod refusals;
+mod router;
+mod spawner;
+mod starts;
+mod stream;
+mod worker;
+
+pub use front::{FdStore, Front, NoStore, Start, StartError};
+pub use limits::Limits;
+pub use refusals::NAMES as REFUSALS;
+pub use spawner::Reconnect;
+pub use stream::{Discard, Stream};
+
+/// Nothing panics while something is locked; what is in it stays usable if something did.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

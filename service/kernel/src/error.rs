@@ -27,6 +27,8 @@ pub enum Kind {
     NotFound,
     /// The kernel refuses the caller.
     PermissionDenied,
+    /// The caller is confined: what it names may be something else outside of its confinement.
+    Confined,
     /// The mechanism, the kernel or this version of it does not offer this.
     NotSupported,
     /// It would have to wait, and the caller did not want to; or it is in use.

@@ -94,6 +94,9 @@ pub struct Descriptor {
     /// What an endpoint's `Open()` accepts besides the caller's rights.
     pub open_parameters: &'static [Parameter],
     pub create: fn(&Parameters) -> Result<Opening>,
+    /// Whether what Create makes with these parameters has no name outside of this process: no
+    /// path, key, address or pid. Only that is made for a confined caller.
+    pub anonymous: fn(&Parameters) -> bool,
     pub attach: fn(&Parameters) -> Result<Opening>,
     /// Takes over an fd if it is of this mechanism's kind, else gives it back.
     pub adopt: fn(OwnedFd) -> Result<Adoption>,

@@ -99,7 +99,8 @@ fn a_program_sees_what_we_write_and_we_see_what_it_writes() {
 
     let again = attach(&endpoint.address().to_string()).unwrap();
     assert_eq!(memory(&*again).read(4094, 2).unwrap(), [1, 2]);
-    let by_number = attach(&format!("mmap:pid={},fd=3", program.pid())).unwrap();
+    let fd = of_program.iter().find_map(|row| row.get("fd")?.integer()).unwrap();
+    let by_number = attach(&format!("mmap:pid={},fd={fd}", program.pid())).unwrap();
     assert_eq!(by_number.address(), endpoint.address());
     assert!(again.inspect().unwrap()["name"].same(&"frames".into()));
 }

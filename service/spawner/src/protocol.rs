@@ -46,7 +46,7 @@ impl Confinement {
     /// The reasons, for an error's text.
     pub fn reasons(self) -> String {
         const NAMES: &[(u32, &str)] = &[
-            (Confinement::MOUNT, "mount namespace"),
+            (Confinement::MOUNT, "mount namespace or root directory"),
             (Confinement::PID, "pid namespace"),
             (Confinement::IPC, "ipc namespace"),
             (Confinement::NETWORK, "network namespace"),

@@ -27,6 +27,15 @@ pub fn error<T: std::fmt::Debug>(result: Result<T, CallError>) -> CallError {
     }
 }
 
+/// That an error has this name, and these phrases in its text.
+#[track_caller]
+pub fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
+    assert!(error.is(name), "expected {name} with {phrases:?}, got {error}");
+    for phrase in phrases {
+        assert!(error.text.contains(phrase), "the text must say {phrase:?}: {error}");
+    }
+}
+
 /// A connection to the service, over a bus or without.
 #[derive(Clone)]
 pub struct Client {
@@ -206,6 +215,12 @@ impl Client {
         let usage = self.property(PATH, "", "Usage").await.expect("the property Usage");
         let usage: BTreeMap<String, OwnedVariant> = usage.try_into().expect("a dictionary");
         integer(&usage[key])
+    }
+
+    /// Until so much of a limit is in use: who takes something gives it back a moment after the reply or the event
+    /// that the test has seen. Each question is a call, so there is nothing to sleep for.
+    pub async fn used(&self, key: &str, count: i64) {
+        watchdog(patience(), async { while self.usage(key).await != count {} }).await;
     }
 
     /// Everything that arrives at this connection from now on, the service's signals included.

@@ -7,7 +7,7 @@
 mod client;
 mod inbox;
 
-pub use client::{Client, Options, error, options};
+pub use client::{Client, Options, assert_error, error, options};
 pub use inbox::{Inbox, is_signal, path_of};
 
 use ipc_harness::{Address, Bus, Launch, Service, Unavailable, connect, peer};
@@ -63,21 +63,26 @@ impl Address for Stage {
     }
 }
 
-/// One test for each [`Way`] of functions `async fn a(stage: Stage)`.
+/// One test for each [`Way`] of functions `async fn a(stage: Stage)`; `config = TEXT;` in front of them is the
+/// service's configuration file.
 #[macro_export]
 macro_rules! everywhere {
-    ($($test:ident),+ $(,)?) => {
-        $crate::everywhere!(@ dbus_daemon, DbusDaemon, $($test),+);
-        $crate::everywhere!(@ dbus_broker, DbusBroker, $($test),+);
-        $crate::everywhere!(@ private_bus, Private, $($test),+);
-        $crate::everywhere!(@ peer_to_peer, Peer, $($test),+);
+    (config = $config:expr; $($test:ident),+ $(,)?) => {
+        $crate::everywhere!(@ dbus_daemon, DbusDaemon, $config, $($test),+);
+        $crate::everywhere!(@ dbus_broker, DbusBroker, $config, $($test),+);
+        $crate::everywhere!(@ private_bus, Private, $config, $($test),+);
+        $crate::everywhere!(@ peer_to_peer, Peer, $config, $($test),+);
     };
-    (@ $module:ident, $way:ident, $($test:ident),+) => {
+    (@ $module:ident, $way:ident, $config:expr, $($test:ident),+) => {
         mod $module { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                super::$test(ipc_harness::or_skip!($crate::Stage::new($crate::Way::$way))).await
+                let stage = $crate::Stage::with_config($crate::Way::$way, $config);
+                super::$test(ipc_harness::or_skip!(stage)).await
             }
         )+ }
+    };
+    ($($test:ident),+ $(,)?) => {
+        $crate::everywhere!(config = ""; $($test),+);
     };
 }

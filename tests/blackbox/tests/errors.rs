@@ -5,19 +5,11 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use ipc_blackbox::{Client, Options, Stage, Way, error, everywhere, options};
+use ipc_blackbox::{Client, Options, Stage, Way, assert_error, error, everywhere, options};
 use ipc_harness::{
     Bus, CallError, Launch, PATH, Service, busctl, need_tool, or_skip, python, sh, skip, temp_dir, unique,
 };
 use zbus::Variant;
-
-#[track_caller]
-fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
-    assert!(error.is(name), "expected {name} with {phrases:?}, got {error}");
-    for phrase in phrases {
-        assert!(error.text.contains(phrase), "the text must say {phrase:?}: {error}");
-    }
-}
 
 async fn refused(client: &Client, verb: &str, address: &str, given: Options<'_>) -> CallError {
     let made = client.call::<zbus::OwnedObjectPath, _>(PATH, "", verb, &(address, given)).await;
@@ -198,9 +190,25 @@ async fn paths(stage: Stage) {
                 &["nobody listens", "ECONNREFUSED"],
             ),
             ("Attach", "pipe:pid=1,fd=987654".into(), "NotFound", &["987654"]),
+            // What cannot be completed leaves everything as it was.
+            ("Create", format!("fifo:path={},accept", path("new")), "InvalidArgument", &["\"accept\""]),
+            (
+                "Attach",
+                format!("fifo:path={},accept,remove-on-close", path("fifo")),
+                "InvalidArgument",
+                &["\"accept\""],
+            ),
+            (
+                "Attach",
+                format!("fifo:path={},lifetime=pid:2147483647,remove-on-close", path("fifo")),
+                "NotFound",
+                &["2147483647"],
+            ),
         ],
     )
     .await;
+    let left = |name: &str| fs::symlink_metadata(path(name)).is_ok();
+    assert_eq!(["new", "fifo", "file"].map(left), [false, true, true]);
 }
 
 async fn the_network(stage: Stage) {

@@ -6,7 +6,8 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use ipc_blackbox::{Inbox, Options, Stage, Way, everywhere, is_signal, options};
-use ipc_harness::{PATH, or_skip, temp_dir, unique};
+use ipc_harness::{PATH, Signal, or_skip, skip, temp_dir, unique};
+use rustix::process::{WaitId, WaitIdOptions};
 use zbus::message::{Message, Type};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
@@ -113,6 +114,30 @@ async fn notice_without_taking(stage: Stage) {
     assert_eq!(client.receive(&packets, 0).await.expect("it is still there").0, b"second");
 }
 
+/// What still waits after a Receive is announced again; what a Receive could not take is not.
+async fn notice_of_the_rest(stage: Stage) {
+    let client = stage.client().await;
+    let inbox = client.inbox().await;
+    let packets = client.create("pipe:packet,notify").await;
+    for data in [&b"first"[..], b"second", b"\xff"] {
+        client.send(&packets, data, Options::new()).await.expect("Send");
+    }
+    inbox.signals(&packets, "Ready", 1).await;
+    for (count, data) in [(2, &b"first"[..]), (3, b"second")] {
+        assert_eq!(client.receive(&packets, 0).await.expect("Receive").0, data);
+        inbox.signals(&packets, "Ready", count).await;
+    }
+    let body = (Options::new(), 0u32);
+    let text = client.call::<(String, Dict), _>(&packets, "Messages", "ReceiveText", &body).await;
+    assert!(text.is_err_and(|error| error.is("InvalidArgument")), "it is no text");
+    assert_eq!(client.receive(&packets, 0).await.expect("it was kept").0, b"\xff");
+    client.send(&packets, b"last", Options::new()).await.expect("Send");
+    let ready = inbox.signals(&packets, "Ready", 4).await;
+    assert_without_holes(&numbers(&ready));
+    assert_eq!(client.receive(&packets, 0).await.expect("Receive").0, b"last");
+    assert_eq!(inbox.signals(&packets, "Ready", 4).await.len(), 4);
+}
+
 async fn connections_that_come(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
@@ -137,6 +162,11 @@ async fn connections_that_come(stage: Stage) {
     let (kept, lost): (Vec<(u64, u64, OwnedObjectPath)>, u64) =
         client.call(&listener, "Listener", "Since", &(1u64,)).await.expect("Since");
     assert_eq!((kept.len(), kept[0].0, lost), (2, 2, 0));
+    // What was accepted is told, whatever has become of it.
+    client.close(kept[0].2.as_str()).await;
+    let again: (Vec<(u64, u64, OwnedObjectPath)>, u64) =
+        client.call(&listener, "Listener", "Since", &(1u64,)).await.expect("Since");
+    assert_eq!(again, (kept, 0));
 }
 
 fn position(inbox: &Inbox, wanted: impl FnMut(&Message) -> bool) -> usize {
@@ -253,10 +283,57 @@ everywhere!(
     changes_of_files,
     bytes_and_messages_that_come,
     notice_without_taking,
+    notice_of_the_rest,
     connections_that_come,
     objects_come_and_go,
     states_of_a_relay,
 );
+
+/// More than the kernel keeps comes while the service does not look: Overflow says so, and the watch goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_the_kernel_drops() {
+    let kept =
+        fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("fs.inotify.max_queued_events");
+    let kept: u32 = kept.trim().parse().expect("a number");
+    if kept > 1 << 18 {
+        skip!("fs.inotify.max_queued_events is {kept}: too many to fill");
+    }
+    let stage = or_skip!(Stage::new(Way::DbusDaemon));
+    let client = stage.client().await;
+    let inbox = client.inbox().await;
+    let dir = temp_dir();
+    let path = |name: &str| dir.path().join(name);
+    let watch = client.create(&format!("inotify:path={},events=create+moved-to", dir.path().display())).await;
+    stage.service.signal(Signal::STOP);
+    let pid = rustix::process::Pid::from_raw(stage.service.pid()).expect("a process");
+    let (stopped, look_only) = (WaitIdOptions::STOPPED, WaitIdOptions::NOWAIT);
+    rustix::process::waitid(WaitId::Pid(pid), stopped | look_only).expect("the service stops");
+    // Two names in turn, as successive events that are the same become one.
+    fs::write(path("a"), "").expect("a file");
+    for turn in 0..kept {
+        let (from, to) = if turn % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        fs::rename(path(from), path(to)).expect("renaming");
+    }
+    stage.service.signal(Signal::CONT);
+    let overflow = inbox.signal(&watch, "Overflow").await;
+    let (seq, lost): (u64, u64) = overflow.body().deserialize().expect("Overflow");
+    assert_eq!(lost, 0, "how many, the kernel does not say");
+    fs::write(path("later"), "").expect("a file");
+    type Changed = (u64, Vec<String>, String, String, Dict);
+    let (next, names) = inbox
+        .until(|all| {
+            let changes = all.iter().filter(|message| is_signal(message, &watch, "Changed"));
+            let mut read = changes.map(|message| message.body().deserialize::<Changed>().expect("Changed"));
+            read.find(|(_, _, path, ..)| path.ends_with("/later")).map(|(seq, names, ..)| (seq, names))
+        })
+        .await;
+    assert_eq!((next, names), (seq + 1, vec!["CREATE".to_owned()]));
+    assert_eq!(inbox.signals(&watch, "Overflow", 1).await.len(), 1, "it is told once");
+    type Kept = (u64, u64, Vec<String>, String, String, Dict);
+    let (kept, _): (Vec<Kept>, u64) =
+        client.call(&watch, "Watch", "Since", &(seq - 1,)).await.expect("Since");
+    assert_eq!((kept[0].0, &kept[0].2[..]), (seq, &["Q_OVERFLOW".to_owned()][..]));
+}
 
 /// Since() tells how many events are no longer kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,15 +2,10 @@
 
 use std::path::Path;
 
-use ipc_blackbox::{Client, Options, Stage, error, everywhere, options};
-use ipc_harness::{busctl, patience, sh, temp_dir, watchdog};
+use ipc_blackbox::{Options, Stage, error, everywhere, options};
+use ipc_harness::{busctl, sh, temp_dir, unique};
 
 const DEFAULT: u32 = u32::MAX;
-
-/// Until so many waits are in progress. Each question is a call, so there is nothing to sleep for.
-async fn waits(client: &Client, count: i64) {
-    watchdog(patience(), async { while client.usage("waits").await != count {} }).await;
-}
 
 async fn closed_reason(inbox: &ipc_blackbox::Inbox, path: &str) -> String {
     let closed = inbox.signal(path, "Closed").await;
@@ -95,7 +90,7 @@ async fn waits_on_what_is_closed(stage: Stage) {
         let (client, pipe) = (client.clone(), pipe.clone());
         tokio::spawn(async move { client.read(&pipe, 1, 30_000).await })
     };
-    waits(&other, 1).await;
+    other.used("waits", 1).await;
     other.close(&pipe).await;
     let cancelled = error(waiting.await.expect("a task"));
     assert!(cancelled.is("Cancelled") && cancelled.text.contains("closed"), "{cancelled}");
@@ -135,12 +130,12 @@ async fn waits_of_callers_that_leave(stage: Stage) {
                 }),
             ]
         };
-        waits(&client, 2).await;
+        client.used("waits", 2).await;
         caller.connection.close().await.expect("closing");
         for task in tasks {
             assert!(!task.await.expect("a task"), "nothing was answered");
         }
-        waits(&client, 0).await;
+        client.used("waits", 0).await;
         client.send(&packets, &[round], Options::new()).await.expect("Send");
         assert_eq!(client.receive(&packets, DEFAULT).await.expect("the message").0, [round]);
         client.write(&pipe, &[round], DEFAULT).await.expect("Write");
@@ -163,7 +158,7 @@ async fn the_service(mut stage: Stage) {
         tokio::spawn(async move { client.read(&pipe, 1, 30_000).await })
     };
     let watcher = stage.client().await;
-    waits(&watcher, 1).await;
+    watcher.used("waits", 1).await;
     let ended = tokio::task::spawn_blocking(move || {
         let status = stage.service.terminate();
         (status, stage)
@@ -193,4 +188,31 @@ async fn the_service(mut stage: Stage) {
     }
 }
 
-everywhere!(a_client, a_process, names, waits_on_what_is_closed, waits_of_callers_that_leave, the_service,);
+/// A lease ends with the service, as nobody would be left to give it back.
+async fn the_service_with_a_lease(mut stage: Stage) {
+    let client = stage.client().await;
+    let name = unique("lease");
+    let semaphore = client.create(&format!("posixsem:name=/{name},value=1")).await;
+    let body = (DEFAULT, Options::new());
+    let _lease: zbus::OwnedFd =
+        client.call(&semaphore, "Semaphore", "Acquire", &body).await.expect("Acquire");
+    assert_eq!(client.number(&semaphore, "Semaphore", "Value").await, 0);
+    let ended = tokio::task::spawn_blocking(move || (stage.service.terminate(), stage));
+    let (status, _stage) = ended.await.expect("a task");
+    assert_eq!(status.code(), Some(0));
+    // sem_t: the value is its first word.
+    let file = format!("/dev/shm/sem.{name}");
+    let content = std::fs::read(&file).expect("the semaphore");
+    std::fs::remove_file(&file).expect("removing it");
+    assert_eq!(content[..4], 1u32.to_ne_bytes());
+}
+
+everywhere!(
+    the_service_with_a_lease,
+    a_client,
+    a_process,
+    names,
+    waits_on_what_is_closed,
+    waits_of_callers_that_leave,
+    the_service,
+);

@@ -5,20 +5,12 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use ipc_blackbox::{Options, Stage, error, everywhere, options};
-use ipc_harness::{CallError, temp_dir, unique};
+use ipc_blackbox::{Options, Stage, assert_error, error, everywhere, options};
+use ipc_harness::{temp_dir, unique};
 use zbus::OwnedVariant;
 
 const MIB: usize = 1 << 20;
 const DEFAULT: u32 = u32::MAX;
-
-#[track_caller]
-fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
-    assert!(error.is(name), "expected {name} with {phrases:?}, got {error}");
-    for phrase in phrases {
-        assert!(error.text.contains(phrase), "the text must say {phrase:?}: {error}");
-    }
-}
 
 async fn payloads(stage: Stage) {
     let client = stage.client().await;
@@ -79,6 +71,14 @@ async fn text_that_is_not_utf8_is_kept(stage: Stage) {
     assert_error(&error(text), "InvalidArgument", &["from byte 6", "kept", "use Receive"]);
     assert_eq!(client.receive(&packets, 0).await.expect("the first, kept").0, bytes);
     assert_eq!(client.receive(&packets, 0).await.expect("the second").0, b"second");
+
+    let pair = client.create("unix:pair,type=seqpacket").await;
+    let peer = client.open(&pair, options([("end", "peer".into())])).await.expect("the peer's end");
+    rustix::io::write(&peer, bytes).expect("writing");
+    type Text = (String, BTreeMap<String, OwnedVariant>);
+    let text = client.call::<Text, _>(&pair, "Messages", "PeekText", &(Options::new(), 1000u32)).await;
+    assert_error(&error(text), "InvalidArgument", &["from byte 6", "kept", "use Peek"]);
+    assert_eq!(client.receive(&pair, 0).await.expect("it was only looked at").0, bytes);
 
     let memory = client.create("mmap:size=4096").await;
     client.call::<(), _>(&memory, "Memory", "Write", &(0u64, &b"ab\xff"[..])).await.expect("Write");
@@ -154,6 +154,9 @@ async fn relays_that_cannot_be(stage: Stage) {
 
     // Two relays of one stream would steal from each other; a circle would never end.
     let third = client.create("pipe:").await;
+    let delivers = client.create("pipe:deliver").await;
+    let taken = error(client.try_relay(&delivers, &third, Options::new()).await);
+    assert_error(&taken, "Busy", &["option deliver", "steal"]);
     let relay = client.relay(&pipe, &other, Options::new()).await;
     let stolen = error(client.try_relay(&pipe, &third, Options::new()).await);
     assert_error(&stolen, "Busy", &["already read by a relay"]);

@@ -72,6 +72,7 @@ fn the_command_line() {
         ("\n[limit]\n", "line 2", "unknown field `limit`"),
         ("[limits]\nendpoints = \"many\"\n", "line 2", "invalid type"),
         ("[limits]\n\n\nwaits = 100000\n", "line 4", "at most 128"),
+        ("[limits]\npayload = 0\n", "line 2", "at least 1"),
         ("[limits\n", "line 1", ""),
     ] {
         std::fs::write(file, text).expect("a file");

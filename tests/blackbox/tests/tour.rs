@@ -2,37 +2,56 @@
 //! by `busctl` and by `gdbus`.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use ipc_harness::{
-    Bus, NAME, PATH, Service, busctl, busctl_monitor, gdbus, gdbus_monitor, need_tool, object_path,
-    on_each_bus, or_skip, sh, socat, temp_dir,
+    Bus, NAME, PATH, Process, Service, TempDir, busctl, busctl_monitor, gdbus, gdbus_monitor, need_tool,
+    object_path, on_each_bus, or_skip, sh, socat, temp_dir,
 };
 
 const SIZE: u64 = 1 << 20;
 
-/// A file of random bytes, and its checksum as sha256sum(1) prints it.
-fn random_file(path: &std::path::Path) -> String {
-    sh(&format!("head -c {SIZE} /dev/urandom >'{}'", path.display())).finish().success();
-    checksum(path)
+/// A directory with a file of random bytes, and a server on a socket that keeps what it gets.
+struct Place {
+    dir: TempDir,
+    server: Process,
 }
 
-fn checksum(path: &std::path::Path) -> String {
-    sh(&format!("sha256sum <'{}'", path.display())).finish().success()
+impl Place {
+    fn new() -> Place {
+        let dir = temp_dir();
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        sh(&format!("head -c {SIZE} /dev/urandom >'{}'", file("in"))).finish().success();
+        let listen = format!("UNIX-LISTEN:{}", file("socket"));
+        let server = socat(&["-d", "-d", "-u", &listen, &format!("CREATE:{}", file("out"))]);
+        server.stderr().wait_for(|line| line.contains("listening on")).expect("socat listens");
+        Place { dir, server }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put_into(&self, fifo: &Path) {
+        sh(&format!("cat '{}' >'{}'", self.file("in").display(), fifo.display())).finish().success();
+    }
+
+    /// The server ends with its connection, and has what was sent.
+    fn has_all_arrived(self) -> TempDir {
+        let Place { dir, server } = self;
+        server.finish().success();
+        let sum = |name| sh(&format!("sha256sum <'{}'", dir.path().join(name).display())).finish().success();
+        assert_eq!(sum("out"), sum("in"));
+        dir
+    }
 }
 
 fn the_tour_by_busctl(bus: Bus) {
     or_skip!(need_tool("socat"));
     let service = Service::on(&bus);
     let busctl = busctl(&service);
-    let dir = temp_dir();
-    let file = |name: &str| dir.path().join(name);
-    let sum = random_file(&file("in"));
-    let (fifo, socket) = (file("bell"), file("socket"));
-
-    let listen = format!("UNIX-LISTEN:{}", socket.display());
-    let server = socat(&["-d", "-d", "-u", &listen, &format!("CREATE:{}", file("out").display())]);
-    server.stderr().wait_for(|line| line.contains("listening on")).expect("socat listens");
-
+    let place = Place::new();
+    let (fifo, socket) = (place.file("bell"), place.file("socket"));
     let created = busctl.manager("Create", "sa{sv}", &[&format!("fifo:path={}", fifo.display()), "0"]);
     let source = object_path(&created.expect("Create"));
     assert!(source.starts_with(&format!("{PATH}/fifo/")), "{source}");
@@ -46,11 +65,10 @@ fn the_tour_by_busctl(bus: Bus) {
     let state = busctl.property(&relay, &format!("{NAME}.Relay"), "Source").expect("Source");
     assert_eq!(state, format!("o \"{source}\""));
 
-    sh(&format!("cat '{}' >'{}'", file("in").display(), fifo.display())).finish().success();
+    place.put_into(&fifo);
     let finished = monitor.wait_for_all(&["\"member\":\"Finished\"", &relay]);
     assert!(finished.contains("\"end of stream\"") && finished.contains(&SIZE.to_string()), "{finished}");
-    server.finish().success();
-    assert_eq!(checksum(&file("out")), sum);
+    let _dir = place.has_all_arrived();
 
     // The relay is gone, the endpoints are not.
     assert!(!busctl.tree().expect("tree").contains(&relay));
@@ -65,15 +83,8 @@ fn the_tour_by_gdbus(bus: Bus) {
     or_skip!(need_tool("gdbus"));
     let service = Service::on(&bus);
     let gdbus = gdbus(&service);
-    let dir = temp_dir();
-    let file = |name: &str| dir.path().join(name);
-    let sum = random_file(&file("in"));
-    let (fifo, socket) = (file("bell"), file("socket"));
-
-    let listen = format!("UNIX-LISTEN:{}", socket.display());
-    let server = socat(&["-d", "-d", "-u", &listen, &format!("CREATE:{}", file("out").display())]);
-    server.stderr().wait_for(|line| line.contains("listening on")).expect("socat listens");
-
+    let place = Place::new();
+    let (fifo, socket) = (place.file("bell"), place.file("socket"));
     let made =
         gdbus.manager("Create", &[&format!("'fifo:path={}'", fifo.display()), "{'mode': <uint32 0o640>}"]);
     // GVariant's text format knows octal as C does.
@@ -89,11 +100,10 @@ fn the_tour_by_gdbus(bus: Bus) {
     let monitor = gdbus_monitor(&gdbus);
     let relay = gdbus.manager("Relay", &[&format!("'{source}'"), &format!("'{sink}'"), "{}"]);
     let relay = object_path(&relay.expect("Relay"));
-    sh(&format!("cat '{}' >'{}'", file("in").display(), fifo.display())).finish().success();
+    place.put_into(&fifo);
     let finished = monitor.wait_for_all(&[&relay, "org.example.IPC.Relay.Finished"]);
     assert!(finished.contains(&format!("('end of stream', uint64 {SIZE}, uint64 0)")), "{finished}");
-    server.finish().success();
-    assert_eq!(checksum(&file("out")), sum);
+    let _dir = place.has_all_arrived();
 }
 
 on_each_bus!(the_tour_by_busctl, the_tour_by_gdbus);

@@ -231,7 +231,7 @@ fn start_broker_in(
 
 /// Whether a bus answers behind this socket: the socket listens before the bus runs, so a connection says nothing,
 /// but the answer to the first line of the authentication does.
-fn answers(socket: &Path) -> std::io::Result<()> {
+pub(crate) fn answers(socket: &Path) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience()))?;
     let uid = rustix::process::geteuid().as_raw().to_string();
@@ -242,14 +242,14 @@ fn answers(socket: &Path) -> std::io::Result<()> {
     if &answer == b"OK" { Ok(()) } else { Err(std::io::ErrorKind::PermissionDenied.into()) }
 }
 
-fn failed(name: &str, mut process: Process) -> Unavailable {
+pub(crate) fn failed(name: &str, mut process: Process) -> Unavailable {
     process.kill();
     process.stderr().wait_end();
     Unavailable(format!("{name} does not start here: {}", process.stderr().text().trim()))
 }
 
 /// SIGTERM to the children of this process; whether there was one to be signalled.
-fn end_children(pid: i32) -> bool {
+pub(crate) fn end_children(pid: i32) -> bool {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     // Not reaped before the parent is ended, so these are still the same processes.
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());

@@ -34,6 +34,7 @@ mod monitor;
 mod process;
 pub mod report;
 mod service;
+pub mod system;
 mod tools;
 
 pub use bus::{Bus, Kind};
@@ -44,6 +45,7 @@ pub use monitor::{Monitor, busctl_monitor, gdbus_monitor};
 pub use process::{Finished, Process, wait_gone};
 pub use rustix::process::Signal;
 pub use service::{FailedStart, Launch, Service};
+pub use system::SystemBus;
 pub use tempfile::TempDir;
 pub use tools::{Unavailable, has_tool, need_tool, patience, python, sh, socat, temp_dir, unique};
 

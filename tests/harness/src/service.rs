@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -37,6 +38,8 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     program: Option<PathBuf>,
+    /// Words before the program, and the address of the bus that it is to take for the system's.
+    system: Option<(Vec<String>, String)>,
 }
 
 /// A running service. Ended on drop (killed if it does not heed SIGTERM); its log is printed if the test is failing.
@@ -77,7 +80,13 @@ impl Launch {
             arguments: Vec::new(),
             environment: Vec::new(),
             program: None,
+            system: None,
         }
+    }
+
+    /// `ipcd --bus system`, run by other words (those that enter a namespace), where the system bus is at `address`.
+    pub(crate) fn system(address: &str, words: Vec<String>) -> Launch {
+        Launch { system: Some((words, address.to_owned())), ..Launch::on("system") }
     }
 
     /// `ipcd --bus private`: the service is its own message bus.
@@ -119,7 +128,10 @@ impl Launch {
     pub fn try_start(self) -> Result<Service, FailedStart> {
         let dir = temp_dir();
         let log = dir.path().join("log");
-        let socket = UnixDatagram::bind(dir.path().join("notify")).expect("a socket in an own directory");
+        let notify = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&notify).expect("a socket in an own directory");
+        // On the system bus it is another user than the test's who says that it is ready.
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).expect("the mode of an own socket");
         let mut process = Process::spawn_prepared(&mut self.command(&dir, &log));
         let notifications = Lines::default();
         collect_datagrams(socket, process.pidfd(), notifications.clone());
@@ -131,13 +143,21 @@ impl Launch {
         }
         let address = match self.bus.as_str() {
             "private" => printed_address(&process, &notifications),
-            address => address.to_owned(),
+            address => self.system.as_ref().map_or(address, |(_, address)| address).to_owned(),
         };
         Ok(Service { process, address, notifications, log, _dir: dir })
     }
 
     fn command(&self, dir: &TempDir, log: &Path) -> Command {
-        let mut command = Command::new(self.program.as_deref().unwrap_or_else(|| built_program()));
+        let program = self.program.as_deref().unwrap_or_else(|| built_program());
+        let mut command = match &self.system {
+            None => Command::new(program),
+            Some((words, address)) => {
+                let mut command = Command::new(&words[0]);
+                command.args(&words[1..]).arg(program).env("DBUS_SYSTEM_BUS_ADDRESS", address);
+                command
+            }
+        };
         command.args(["--bus", &self.bus]);
         if let Some(text) = &self.config {
             let file = dir.path().join("config.toml");

@@ -199,8 +199,8 @@ fn limits() -> String {
         "# Limits\n\n\
          Keys of the table `[limits]` in the configuration file and of the property Limits of\n\
          [org.example.IPC](org.example.IPC.md). Reaching one is `LimitExceeded`, or `TooLarge` where it is about\n\
-         the size of one call; the text names the key and its value. The kernel's limits are on the page of each\n\
-         mechanism.\n\n",
+         the size of one call; the text names the key and its value. The least value is 0, nothing of the kind, or 1\n\
+         where the service could not work without. The kernel's limits are on the page of each mechanism.\n\n",
     );
     let rows = Limits::TABLE.iter().map(|(key, meaning, default, maximum)| {
         vec![code(key), meaning.trim().into(), default.to_string(), maximum.to_string()]

@@ -35,15 +35,16 @@ impl Listener {
     }
 
     /// The connections that Accepted signals have told of since number seq: number, time in
-    /// microseconds since the epoch, endpoint; and how many are no longer kept.
+    /// microseconds since the epoch, endpoint (which may have been closed since); and how many are
+    /// no longer kept.
     #[zbus(out_args("events", "lost"))]
     fn since(&self, seq: u64, #[zbus(header)] header: Header<'_>) -> Result<(Vec<Kept>, u64)> {
         let _call = self.face.call(&header)?;
         let (events, lost) = self.endpoint.events.since(seq);
         let kept = events.into_iter().filter_map(|event| match event.happening {
+            // It has its listener's mechanism, and may have been closed meanwhile.
             Happening::Accepted(id) => {
-                let accepted = self.face.engine.endpoint(id)?;
-                Some((event.seq, event.at, paths::endpoint(&accepted)))
+                Some((event.seq, event.at, paths::numbered(self.endpoint.mechanism.name, id)))
             }
             _ => None,
         });

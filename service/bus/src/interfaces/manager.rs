@@ -81,7 +81,7 @@ impl Manager {
     /// or Stop. Options: both (b), framing (s: none, line, length, fixed), record-size (u), fds
     /// (b), shutdown (b), lifetime (s: service, client); see the reference. Errors: NoSuchEndpoint,
     /// InvalidArgument and NotSupported (the two do not fit; the text says what would), Busy (one
-    /// of them is relayed already), LimitExceeded (relays).
+    /// of them is relayed already, or the source delivers), LimitExceeded (relays).
     #[zbus(out_args("relay"))]
     async fn relay(
         &self,
@@ -99,8 +99,8 @@ impl Manager {
     }
 
     /// Opens a private connection: one end of a socket on which the same object tree is served
-    /// peer-to-peer, without the bus in between. The client authenticates as on a bus, but does
-    /// not say Hello.
+    /// peer-to-peer, without the bus in between. The client authenticates as on a bus, within
+    /// 10 s, but does not say Hello. Error: LimitExceeded (connections).
     #[zbus(out_args("socket"))]
     async fn connect(&self, #[zbus(header)] header: Header<'_>) -> Result<OwnedFd> {
         let _call = self.face.call(&header)?;

@@ -16,6 +16,11 @@ use crate::{
 
 served!(Messages);
 
+fn as_bytes(mut message: Message) -> Result<(ByteBuf, Vardict)> {
+    let attributes = attributes(&mut message);
+    Ok((ByteBuf::from(message.data), vardict(attributes)?))
+}
+
 /// An event that was kept: number, time in microseconds since the epoch, bytes, attributes.
 type Kept = (u64, u64, ByteBuf, Vardict);
 
@@ -51,6 +56,16 @@ impl Messages {
         Ok(engine.send(&call, &self.endpoint, message, timeout_ms).await?)
     }
 
+    async fn take(&self, selector: Given<'_>, timeout_ms: u32, header: &Header<'_>) -> Result<Message> {
+        let call = self.face.call(header)?;
+        Ok(self.face.engine.receive(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?)
+    }
+
+    async fn look(&self, selector: Given<'_>, timeout_ms: u32, header: &Header<'_>) -> Result<Message> {
+        let call = self.face.call(header)?;
+        Ok(self.face.engine.peek(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?)
+    }
+
     /// A message as text; one that is not UTF-8 is kept.
     fn as_text(&self, mut message: Message, keep: bool) -> Result<(String, Vardict)> {
         match std::str::from_utf8(&message.data) {
@@ -61,8 +76,9 @@ impl Messages {
             }
             Err(error) => {
                 let text = format!(
-                    "the message is not UTF-8 from byte {} on; it was kept: use Receive, which returns bytes",
-                    error.valid_up_to()
+                    "the message is not UTF-8 from byte {} on; it was kept: use {}, which returns bytes",
+                    error.valid_up_to(),
+                    if keep { "Receive" } else { "Peek" }
                 );
                 if keep {
                     self.endpoint.keep(message);
@@ -77,8 +93,8 @@ impl Messages {
 impl Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
     /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
-    /// 300 s. Errors: TooLarge (MaxMessageSize, or 1 MiB), InvalidArgument (an attribute that the
-    /// mechanism does not have), Closed, Busy, Timeout, Cancelled.
+    /// 300 s. Errors: TooLarge (MaxMessageSize, 1 MiB, or 2 file descriptors), InvalidArgument (an
+    /// attribute that the mechanism does not have), Closed, Busy, Timeout, Cancelled.
     async fn send(
         &self,
         data: &[u8],
@@ -110,11 +126,7 @@ impl Messages {
         timeout_ms: u32,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(ByteBuf, Vardict)> {
-        let call = self.face.call(&header)?;
-        let mut message =
-            self.face.engine.receive(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?;
-        let attributes = attributes(&mut message);
-        Ok((ByteBuf::from(message.data), vardict(attributes)?))
+        as_bytes(self.take(selector, timeout_ms, &header).await?)
     }
 
     /// Takes one message as text. One that is not UTF-8 is an error and stays.
@@ -125,8 +137,7 @@ impl Messages {
         timeout_ms: u32,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(String, Vardict)> {
-        let call = self.face.call(&header)?;
-        let message = self.face.engine.receive(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?;
+        let message = self.take(selector, timeout_ms, &header).await?;
         self.as_text(message, true)
     }
 
@@ -138,9 +149,7 @@ impl Messages {
         timeout_ms: u32,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(ByteBuf, Vardict)> {
-        let call = self.face.call(&header)?;
-        let message = self.face.engine.peek(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?;
-        Ok((ByteBuf::from(message.data), vardict(message.attributes)?))
+        as_bytes(self.look(selector, timeout_ms, &header).await?)
     }
 
     /// The next message as text, which stays.
@@ -151,8 +160,7 @@ impl Messages {
         timeout_ms: u32,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(String, Vardict)> {
-        let call = self.face.call(&header)?;
-        let message = self.face.engine.peek(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?;
+        let message = self.look(selector, timeout_ms, &header).await?;
         self.as_text(message, false)
     }
 
@@ -180,8 +188,9 @@ impl Messages {
         attributes: Vardict,
     ) -> zbus::Result<()>;
 
-    /// A message is waiting; nothing was taken. With the option notify; with deliver, for a
-    /// message that no signal can carry: for its size, or because it brings file descriptors.
+    /// A message is waiting; nothing was taken. With the option notify, and again after each
+    /// Receive behind which another one waits; with deliver, for a message that no signal can
+    /// carry: for its size, or because it brings file descriptors.
     #[zbus(signal)]
     pub async fn ready(emitter: &SignalEmitter<'_>, seq: u64) -> zbus::Result<()>;
 

@@ -35,6 +35,7 @@ pub(super) fn check(
     source: &Endpoint,
     sink: &Endpoint,
     options: &Options,
+    buffer: u32,
 ) -> Result<(Conversion, Option<Conversion>)> {
     if source.id == sink.id || (source.address == sink.address && goes_round(source) && goes_round(sink)) {
         return Err(Error::invalid(format!(
@@ -50,7 +51,7 @@ pub(super) fn check(
             ));
         }
     }
-    let forth = direction(source, sink, options)?;
+    let forth = direction(source, sink, options, buffer)?;
     if !options.both {
         return Ok((forth, None));
     }
@@ -61,10 +62,10 @@ pub(super) fn check(
             one_way.address
         )));
     }
-    Ok((forth, Some(direction(sink, source, options)?)))
+    Ok((forth, Some(direction(sink, source, options, buffer)?)))
 }
 
-fn direction(source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<Conversion> {
+fn direction(source: &Endpoint, sink: &Endpoint, options: &Options, buffer: u32) -> Result<Conversion> {
     let conversion = match (data(source, "source")?, data(sink, "sink")?, options.framing) {
         (Data::Bytes, Data::Bytes, None) => Conversion::Streams,
         (Data::Messages, Data::Messages, None) => Conversion::Messages,
@@ -94,17 +95,32 @@ fn direction(source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<Co
             )));
         }
     };
-    match conversion {
-        Conversion::Framed(Framing::Fixed(size)) => {
-            let max = sink.messages()?.max_message_size();
-            if size as u64 > max {
-                return Err(Error::invalid(format!(
-                    "record-size is {size}, but a message into {} has at most {max} bytes",
-                    sink.address
-                )));
-            }
+    if source.deliver {
+        return Err(Error::new(
+            Kind::Busy,
+            format!(
+                "{} is already read by its option deliver, and a relay would steal from it; make the source without \
+                 deliver",
+                source.address
+            ),
+        ));
+    }
+    if let Conversion::Framed(Framing::Fixed(size)) | Conversion::Unframed(Framing::Fixed(size)) = conversion
+        && size > buffer as usize
+    {
+        return Err(Error::invalid(format!(
+            "record-size is {size}, but a relay may hold at most {buffer} bytes (relay-buffer); raise relay-buffer in \
+             the service's configuration file"
+        )));
+    }
+    if let Conversion::Framed(Framing::Fixed(size)) = conversion {
+        let max = sink.messages()?.max_message_size();
+        if size as u64 > max {
+            return Err(Error::invalid(format!(
+                "record-size is {size}, but a message into {} has at most {max} bytes",
+                sink.address
+            )));
         }
-        Conversion::Streams | Conversion::Framed(_) | Conversion::Messages | Conversion::Unframed(_) => {}
     }
     if sink.kernel.stream().is_none() && sink.kernel.memory().is_some_and(|memory| memory.read_only()) {
         return Err(Error::new(

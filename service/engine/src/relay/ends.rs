@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use ipc_kernel::{
-    Attempt, Error, Kind, Result, error,
+    Attempt, Error, Fd, Kind, Result, error,
     mechanism::{End, EndKind},
     relay_io::{self, Cursor, WINDOW},
 };
@@ -30,11 +30,56 @@ enum Rights {
     Forwarded,
 }
 
+/// A place in epoll that is kept only while it is of use. As long as it is there, the kernel calls
+/// back for each write or read of the other side, at that side's expense.
+#[derive(Debug)]
+pub(super) struct Watch {
+    interest: PollFlags,
+    watched: Option<Watched>,
+}
+
+impl Watch {
+    fn new(interest: PollFlags) -> Self {
+        Self { interest, watched: None }
+    }
+
+    /// Attempts something that EAGAIN means of that it is not ready. None: it is not.
+    pub fn attempt<T>(
+        &self,
+        attempt: impl FnOnce() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<Option<T>> {
+        match &self.watched {
+            Some(watched) => watched.attempt(attempt),
+            None => match attempt() {
+                Err(Errno::AGAIN) => Ok(None),
+                done => done.map(Some),
+            },
+        }
+    }
+
+    /// Completes when another attempt is worth it. A new place tells at once what is ready now.
+    pub async fn ready(&mut self, fd: &Fd) -> Result<()> {
+        let watched = match self.watched.take() {
+            Some(watched) => watched,
+            None => Watched::new(fd, self.interest)?,
+        };
+        self.watched.insert(watched).ready().await
+    }
+
+    fn is_kept(&self) -> bool {
+        self.watched.is_some()
+    }
+
+    pub fn release(&mut self) {
+        self.watched = None;
+    }
+}
+
 /// Where the bytes come from.
 #[derive(Debug)]
 pub(super) struct Intake {
     pub cursor: Cursor,
-    pub watch: Watched,
+    pub watch: Watch,
     rights: Rights,
     /// What SO_PASSRIGHTS was, where the kernel has it.
     accepted_before: Option<bool>,
@@ -45,7 +90,6 @@ impl Intake {
     /// Opens the source's end, and waits for it where there is none yet.
     pub async fn open(source: &Endpoint, forward_fds: bool, lane: &Lane) -> Result<Self> {
         let end = opened(source_end, source, lane).await?;
-        let watch = Watched::new(&end.fd, PollFlags::IN)?;
         let mut accepted_before = None;
         let mut rights = Rights::None;
         if end.kind == EndKind::UnixStream {
@@ -57,7 +101,18 @@ impl Intake {
                 None => Rights::Checked,
             };
         }
-        Ok(Self { cursor: Cursor::new(end), watch, rights, accepted_before, address: source.address.clone() })
+        Ok(Self {
+            cursor: Cursor::new(end),
+            watch: Watch::new(PollFlags::IN),
+            rights,
+            accepted_before,
+            address: source.address.clone(),
+        })
+    }
+
+    /// Waits until there is something to read, after an attempt that found nothing.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.watch.ready(&self.cursor.fd).await
     }
 
     /// Whether file descriptors may come, so that the kernel must not move the bytes by itself.
@@ -143,8 +198,7 @@ impl Drop for Intake {
 #[derive(Debug)]
 pub(super) struct Outlet {
     pub cursor: Cursor,
-    /// Only while the sink is what is waited for: else every read of a socket's peer would wake us.
-    watch: Option<Watched>,
+    watch: Watch,
     gone: Option<Watched>,
     address: String,
 }
@@ -160,7 +214,12 @@ impl Outlet {
             EndKind::Pipe if comes_and_goes => None,
             _ => Some(Watched::new(&end.fd, PollFlags::ERR)?),
         };
-        Ok(Self { cursor: Cursor::new(end), watch: None, gone, address: sink.address.clone() })
+        Ok(Self {
+            cursor: Cursor::new(end),
+            watch: Watch::new(PollFlags::OUT),
+            gone,
+            address: sink.address.clone(),
+        })
     }
 
     /// Attempts something that EAGAIN means of that the sink is full. None: it is.
@@ -169,13 +228,7 @@ impl Outlet {
         attempt: impl FnOnce(&mut Cursor) -> rustix::io::Result<T>,
     ) -> rustix::io::Result<Option<T>> {
         let cursor = &mut self.cursor;
-        match &self.watch {
-            Some(watch) => watch.attempt(|| attempt(cursor)),
-            None => match attempt(cursor) {
-                Err(Errno::AGAIN) => Ok(None),
-                done => done.map(Some),
-            },
-        }
+        self.watch.attempt(|| attempt(cursor))
     }
 
     /// Writes what fits; file descriptors go with the first byte. None: nothing fits.
@@ -188,25 +241,22 @@ impl Outlet {
 
     /// Waits until the sink takes something, after an attempt that failed or none.
     pub async fn ready(&mut self) -> Result<()> {
-        if self.watch.is_none() {
-            self.watch = Some(Watched::new(&self.cursor.fd, PollFlags::OUT)?);
-        } else if self.attempt(|cursor| match relay_io::poll_writable(cursor)? {
-            true => Ok(()),
-            false => Err(Errno::AGAIN),
-        }) == Ok(Some(()))
+        let watched = self.watch.is_kept();
+        if watched
+            && self.attempt(|cursor| match relay_io::poll_writable(cursor)? {
+                true => Ok(()),
+                false => Err(Errno::AGAIN),
+            }) == Ok(Some(()))
         {
             return Ok(());
         }
-        match &mut self.watch {
-            Some(watch) => watch.ready().await,
-            None => Ok(()),
-        }
+        self.watch.ready(&self.cursor.fd).await
     }
 
     /// The source is what is waited for: a socket's events are of no interest.
     pub fn rest(&mut self) {
         if self.cursor.kind != EndKind::Pipe {
-            self.watch = None;
+            self.watch.release();
         }
     }
 

@@ -104,8 +104,8 @@ fn too_long(what: &str, length: Option<usize>, max: usize) -> Error {
     Error::new(
         Kind::TooLarge,
         format!(
-            "a {what} in the stream has {length} than the {max} that one message may have here (the sink's largest \
-             message, or relay-buffer). What was not sent was kept at the source"
+            "a {what} in the stream has {length} than the {max} that one message may have here; what was not sent was \
+             kept at the source"
         ),
     )
 }

@@ -40,9 +40,16 @@ impl Taken {
     }
 }
 
-/// Takes the next message. None: the source has come to its end. A message of more than `max`
-/// bytes stays with the source.
-async fn take(source: &Endpoint, hold: &mut Hold, max: u64) -> Result<Option<Taken>> {
+/// The largest message that may go along, and who says so: "that the sink takes".
+#[derive(Debug, Clone, Copy)]
+struct Largest {
+    bytes: u64,
+    because: &'static str,
+}
+
+/// Takes the next message. None: the source has come to its end. A message that is too large
+/// stays with the source.
+async fn take(source: &Endpoint, hold: &mut Hold, largest: Largest) -> Result<Option<Taken>> {
     loop {
         let message = match source.attempt_receive(&Dict::new()) {
             Ok(Attempt::Done(message)) => message,
@@ -54,10 +61,10 @@ async fn take(source: &Endpoint, hold: &mut Hold, max: u64) -> Result<Option<Tak
             Err(error) if error.kind == Kind::Closed => return Ok(None),
             Err(error) => return Err(error),
         };
-        if message.data.len() as u64 > max {
+        let Largest { bytes, because } = largest;
+        if message.data.len() as u64 > bytes {
             let text = format!(
-                "the next message from {} has {} bytes, more than the {max} that the sink takes; it was kept at \
-                 the source",
+                "the next message from {} has {} bytes, more than the {bytes} {because}; it was kept at the source",
                 source.address,
                 message.data.len()
             );
@@ -90,11 +97,11 @@ pub(super) struct Messages {
 impl Messages {
     pub async fn pump(&mut self, source: &Endpoint, sink: &Endpoint, lane: &Lane) -> Result<Ended> {
         lane.set_method("messages");
-        let max = sink.messages()?.max_message_size();
+        let largest = Largest { bytes: sink.messages()?.max_message_size(), because: "that the sink takes" };
         loop {
             for _ in 0..TURN {
                 if self.taken.is_none() {
-                    self.taken = take(source, &mut self.from, max).await?;
+                    self.taken = take(source, &mut self.from, largest).await?;
                 }
                 let Some(taken) = &self.taken else {
                     return Ok(Ended::EndOfStream);
@@ -135,8 +142,9 @@ pub(super) struct Framed {
     /// Bytes that were taken: those before `start` are sent.
     bytes: Vec<u8>,
     start: usize,
-    /// The largest message.
+    /// The largest message, and what to say to one that is larger.
     max: usize,
+    bound: String,
     ended: bool,
     to: Hold,
 }
@@ -150,12 +158,18 @@ impl Framed {
         lane: &Lane,
     ) -> Result<Self> {
         let max = usize::try_from(sink.messages()?.max_message_size()).unwrap_or(usize::MAX);
+        let bound = if buffer < max {
+            format!("raise relay-buffer, now {buffer}, in the service's configuration file")
+        } else {
+            format!("a message into {} has no more", sink.address)
+        };
         Ok(Self {
             framing,
             intake: Intake::open(source, false, lane).await?,
             bytes: Vec::new(),
             start: 0,
             max: max.min(buffer),
+            bound,
             ended: false,
             to: Hold::default(),
         })
@@ -167,7 +181,12 @@ impl Framed {
             for _ in 0..TURN {
                 // The buffer only grows by whole reads and loses whole frames.
                 let rest = &self.bytes[self.start..];
-                if let Some(frame) = self.framing.next(rest, self.ended, self.max)? {
+                let frame =
+                    self.framing.next(rest, self.ended, self.max).map_err(|error| match error.kind {
+                        Kind::TooLarge => error.help(&self.bound),
+                        _ => error,
+                    })?;
+                if let Some(frame) = frame {
                     let message =
                         Outgoing { data: &rest[frame.payload.clone()], attributes: &Dict::new(), fds: &[] };
                     send(sink, &mut self.to, message).await?;
@@ -209,7 +228,7 @@ impl Framed {
                 None => {
                     // An idle relay holds no buffer.
                     self.bytes.shrink_to_fit();
-                    self.intake.watch.ready().await?;
+                    self.intake.ready().await?;
                 }
             }
         }
@@ -231,8 +250,7 @@ pub(super) struct Unframed {
     /// The message as it stands in the stream, and how much of that is written.
     bytes: Vec<u8>,
     written: usize,
-    /// The largest message that the relay may hold.
-    max: u64,
+    largest: Largest,
     from: Hold,
 }
 
@@ -244,7 +262,7 @@ impl Unframed {
             taken: None,
             bytes: Vec::new(),
             written: 0,
-            max: buffer as u64,
+            largest: Largest { bytes: buffer as u64, because: "that a relay may hold (relay-buffer)" },
             from: Hold::default(),
         })
     }
@@ -256,7 +274,7 @@ impl Unframed {
                 if self.taken.is_none() {
                     let taken = tokio::select! {
                         biased;
-                        taken = take(source, &mut self.from, self.max) => taken?,
+                        taken = take(source, &mut self.from, self.largest) => taken?,
                         gone = self.outlet.gone() => {
                             gone?;
                             return Ok(Ended::SinkGone(self.outlet.closed(None)));

@@ -153,7 +153,7 @@ impl Engine {
         options: Dict,
     ) -> Result<Arc<Relay>> {
         let options = Options::parse(&options)?;
-        let conversions = checks::check(&source, &sink, &options)?;
+        let conversions = checks::check(&source, &sink, &options, self.limits.relay_buffer)?;
         let relay = Arc::new_cyclic(|news| Relay {
             id: self.next_id(),
             source,

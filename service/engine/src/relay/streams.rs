@@ -37,6 +37,9 @@ const THIN: usize = 4096;
 /// So many operations after a thin one copy.
 const COPIES: u8 = 16;
 
+/// After so many transfers in a row the source is busy: it is not watched until it is empty.
+const STREAK: u8 = 2;
+
 /// So often splice may say EAGAIN although both ends are ready. Once is a race with the writer or
 /// the reader; more often it is a kind of file that splice does not serve.
 const UNCLEAR: u8 = 32;
@@ -58,6 +61,8 @@ pub(super) struct Streams {
     /// The size of a buffer (the limit relay-buffer).
     buffer: usize,
     thin: bool,
+    /// How many transfers in a row found something.
+    streak: u8,
     /// How many operations copy before splice is tried again.
     copies: u8,
     /// How often splice in a row was in vain with both ends ready.
@@ -102,6 +107,7 @@ impl Streams {
             pending: Pending::default(),
             buffer,
             thin: false,
+            streak: 0,
             copies: 0,
             unclear: 0,
             grown: false,
@@ -136,9 +142,10 @@ impl Streams {
                     if self.thin {
                         self.outlet.rest();
                     }
+                    self.streak = 0;
                     tokio::select! {
                         biased;
-                        ready = self.intake.watch.ready() => ready?,
+                        ready = self.intake.ready() => ready?,
                         gone = self.outlet.gone() => {
                             gone?;
                             return Ok(Ended::SinkGone(self.outlet.closed(None)));
@@ -327,6 +334,10 @@ impl Streams {
         self.thin = length < THIN;
         if self.thin {
             self.copies = COPIES;
+        }
+        self.streak = self.streak.saturating_add(1);
+        if self.streak == STREAK {
+            self.intake.watch.release();
         }
     }
 

@@ -20,6 +20,9 @@ use ipc_engine::{
 };
 use ipc_kernel::{Dict, Error, dict};
 
+/// Long enough for a loaded machine; nothing in a passing test waits for it.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// An engine and a caller.
 struct World {
     engine: Arc<Engine>,
@@ -129,15 +132,36 @@ async fn ended(relay: &Relay) -> Finished {
     relay.finished().unwrap().clone()
 }
 
-/// Runs the service until the condition holds.
+/// Runs the service until the condition holds, which has no event: each look is a turn of all tasks.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if holds() {
-            return;
+    let held = async {
+        while !holds() {
+            tokio::task::yield_now().await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    };
+    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "in vain: {what}");
+}
+
+/// A relay beside the one that is tested, to show what that one does *not* do: the tests' runtime
+/// has one thread and serves what is ready in its order, so when a byte that was written later has
+/// come through here, whatever the other relay could do it has done.
+struct Witness {
+    _relay: Arc<Relay>,
+    input: OwnedFd,
+    output: OwnedFd,
+}
+
+impl Witness {
+    async fn new(world: &World) -> Self {
+        let ((source, input), (sink, output)) = (world.unix().await, world.unix().await);
+        let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
+        Self { _relay: relay, input, output }
     }
-    panic!("in vain: {what}");
+
+    async fn turn(&self) {
+        write(&self.input, b"!");
+        read_exactly(&self.output, 1).await.unwrap();
+    }
 }
 
 /// Bytes that look like nothing, the same in every run (xorshift64).

@@ -17,6 +17,7 @@ async fn pause_and_resume_lose_nothing() {
             _ => (world.unix().await, world.unix().await),
         };
         let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
+        let witness = Witness::new(&world).await;
         let data = noise(20 << 20, 9);
         let fed = feed(input, data.clone(), 10_000);
         let got = drain(output);
@@ -25,9 +26,9 @@ async fn pause_and_resume_lose_nothing() {
             until("it moves", || seen.bytes() >= wanted).await;
             relay.pause().unwrap();
             assert_eq!(relay.state(), State::Paused);
-            tokio::task::yield_now().await;
+            witness.turn().await;
             let before = relay.bytes();
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            witness.turn().await;
             assert_eq!(relay.bytes(), before, "a paused relay moves nothing");
             relay.resume().unwrap();
             running(&relay);
@@ -171,10 +172,7 @@ async fn a_thousand_idle_relays() {
         write(input, b"hello");
         assert_eq!(read_exactly(output, 5).await.unwrap(), b"hello");
     }
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let before = cpu();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(cpu() - before < Duration::from_millis(50), "idle relays use the processor");
+    idle_for_an_hour().await;
 
     let (_, input, output) = relays.pop().unwrap();
     let start = Instant::now();
@@ -186,6 +184,36 @@ async fn a_thousand_idle_relays() {
     for (relay, ..) in &relays {
         assert_eq!(relay.state(), State::Running);
     }
+}
+
+/// Lets an hour go by on the runtime's own clock, which moves on whenever no task has anything to
+/// do, a second at most each time: a relay that spins would stop it, and one that looks again and
+/// again would use the processor.
+async fn idle_for_an_hour() {
+    let (stopped, watchdog) = tokio::sync::oneshot::channel();
+    let (done, passed) = std::sync::mpsc::channel::<()>();
+    // A thread, as the runtime's own timers follow the clock that is watched.
+    let thread = std::thread::spawn(move || {
+        if passed.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = stopped.send(());
+        }
+    });
+    tokio::time::pause();
+    let before = cpu();
+    let hour = async {
+        for _ in 0..3600 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        () = hour => {}
+        Ok(()) = watchdog => panic!("idle relays are never idle"),
+    }
+    let used = cpu() - before;
+    tokio::time::resume();
+    drop(done);
+    thread.join().unwrap();
+    assert!(used < Duration::from_millis(500), "idle relays use the processor: {used:?}");
 }
 
 /// The processor time of this thread, which runs the relays.

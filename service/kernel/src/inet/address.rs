@@ -102,6 +102,19 @@ pub fn resolve(host: &str, port: u16, family: Family) -> Result<Vec<SocketAddr>>
     Ok(admitted)
 }
 
+/// What can be opened at the first address that allows it; else the first one's error.
+pub fn first<T>(addresses: &[SocketAddr], open: impl Fn(&SocketAddr) -> Result<T>) -> Result<T> {
+    let mut first_error = None;
+    for address in addresses {
+        match open(address) {
+            Ok(opened) => return Ok(opened),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    // There is at least one address, so there is an error.
+    Err(first_error.unwrap_or_else(|| Error::invalid("the host has no address")))
+}
+
 /// The address that a literal stands for; `None` where it is a name.
 pub fn literal(host: &str, port: u16) -> Result<Option<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);

@@ -1,6 +1,7 @@
 //! What network sockets need, beside their row in `mechanisms/inet.rs`.
 
 pub mod address;
+pub mod admission;
 pub mod bind;
 pub mod connect;
 pub mod diag;

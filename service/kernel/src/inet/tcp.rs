@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -15,6 +14,7 @@ use rustix::{
 use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, fd, inet,
     inet::address::{self, Family, Ranges},
+    inet::admission::{Admission, REFUSALS_AT_ONCE},
     inet::bind::{self, Local},
     inet::connect::{self, Connecting},
     inet::options::Protocol,
@@ -22,9 +22,6 @@ use crate::{
     shape::{self, Direction, Listener, Shape, Stream},
     socket_io,
 };
-
-/// How many connections out of range are closed before other work gets its turn.
-const REFUSALS_AT_ONCE: usize = 64;
 
 /// Listens at the first address of the host that lets us.
 pub fn listen(parameters: &Parameters) -> Result<Opening> {
@@ -35,15 +32,7 @@ pub fn listen(parameters: &Parameters) -> Result<Opening> {
         Some(host) => address::resolve(host, port, family)?,
         None => vec![SocketAddr::new(family.loopback(), port)],
     };
-    let mut first_error = None;
-    for host in &hosts {
-        match listen_at(parameters, host, &ranges) {
-            Ok(acceptor) => return Ok(acceptor.into()),
-            Err(error) => first_error = first_error.or(Some(error)),
-        }
-    }
-    // There is at least one address, so there is an error.
-    Err(first_error.unwrap_or_else(|| Error::invalid("the host has no address")))
+    address::first(&hosts, |host| listen_at(parameters, host, &ranges)).map(Opening::from)
 }
 
 fn listen_at(parameters: &Parameters, local: &SocketAddr, ranges: &Ranges) -> Result<Acceptor> {
@@ -103,14 +92,13 @@ pub fn adopt(socket: OwnedFd) -> Result<Box<dyn Endpoint>> {
 struct Acceptor {
     fd: Fd,
     local: SocketAddr,
-    ranges: Ranges,
-    refused: AtomicU64,
+    admission: Admission,
 }
 
 impl Acceptor {
     fn new(socket: OwnedFd, ranges: Ranges) -> Result<Self> {
         let local = inet::state::local(&socket)?;
-        Ok(Self { fd: socket.into(), local, ranges, refused: AtomicU64::new(0) })
+        Ok(Self { fd: socket.into(), local, admission: Admission::new(ranges) })
     }
 }
 
@@ -125,10 +113,7 @@ impl Endpoint for Acceptor {
 
     fn inspect(&self) -> Result<Dict> {
         let mut state = inet::state::inspect_tcp(&self.fd)?;
-        if !self.ranges.is_empty() {
-            state.insert("range".into(), self.ranges.to_string().into());
-            state.insert("refused".into(), self.refused.load(Ordering::Relaxed).into());
-        }
+        self.admission.inspect(&mut state);
         Ok(state)
     }
 
@@ -150,10 +135,10 @@ impl Listener for Acceptor {
                 Ok(socket) => {
                     // A peer that has reset the connection meanwhile has no address any more.
                     let Some(peer) = inet::state::peer(&socket) else { continue };
-                    if self.ranges.admit(&peer) {
+                    if self.admission.admits(&peer) {
                         return Ok(Attempt::Done(Box::new(Connection::of(socket)?)));
                     }
-                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    self.admission.refused();
                 }
                 Err(Errno::AGAIN) => return Ok(shape::readable(&self.fd)),
                 // accept(2): errors of the new connection, to be treated like "try again".

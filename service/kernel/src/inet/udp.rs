@@ -6,10 +6,7 @@
 use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -23,13 +20,12 @@ use crate::{
     fd::{self, retry},
     inet,
     inet::address::{self, Family, Ranges},
+    inet::admission::{Admission, REFUSALS_AT_ONCE},
     inet::bind::{self, Group, Local},
     inet::messages::{self, Received},
     inet::options::Protocol,
     shape::{self, Message, Messages, Outgoing, Shape},
 };
-/// How many datagrams out of range are dropped before other work gets its turn.
-const REFUSALS_AT_ONCE: usize = 64;
 /// 65,535 less the headers: IPv4's length counts its own header of 20 bytes, IPv6's does not, and
 /// UDP's has 8.
 const MAX_IPV4: usize = 65_507;
@@ -46,15 +42,7 @@ pub fn bind(parameters: &Parameters) -> Result<Opening> {
         (None, Some(group)) => vec![group.address],
         (None, None) => vec![SocketAddr::new(family.loopback(), port)],
     };
-    let mut first_error = None;
-    for host in &hosts {
-        match bind_to(parameters, host, group.as_ref(), &ranges) {
-            Ok(endpoint) => return Ok(endpoint.into()),
-            Err(error) => first_error = first_error.or(Some(error)),
-        }
-    }
-    // There is at least one address, so there is an error.
-    Err(first_error.unwrap_or_else(|| Error::invalid("the host has no address")))
+    address::first(&hosts, |host| bind_to(parameters, host, group.as_ref(), &ranges)).map(Opening::from)
 }
 fn bind_to(
     parameters: &Parameters,
@@ -88,7 +76,7 @@ fn bind_to(
             group_address(group)
         }
     };
-    Ok(Udp { ranges: ranges.clone(), group, ..Udp::new(socket, address)? })
+    Ok(Udp { admission: Admission::new(ranges.clone()), group, ..Udp::new(socket, address)? })
 }
 
 /// A socket that sends to one peer or group, and receives from that peer only.
@@ -107,15 +95,8 @@ pub fn connect(parameters: &Parameters) -> Result<Opening> {
         (None, Some(group)) => vec![group.address],
         (None, None) => return Err(bind::host_missing()),
     };
-    let mut first_error = None;
-    for peer in inet::connect::suitable(peers, &local)? {
-        match connect_to(parameters, &peer, &local, group.as_ref()) {
-            Ok(endpoint) => return Ok(endpoint.into()),
-            Err(error) => first_error = first_error.or(Some(error)),
-        }
-    }
-    // There is at least one address, so there is an error.
-    Err(first_error.unwrap_or_else(|| Error::invalid("the host has no address")))
+    let peers = inet::connect::suitable(peers, &local)?;
+    address::first(&peers, |peer| connect_to(parameters, peer, &local, group.as_ref())).map(Opening::from)
 }
 
 fn connect_to(
@@ -173,8 +154,7 @@ struct Udp {
     family: AddressFamily,
     peer: Option<SocketAddr>,
     group: Option<Group>,
-    ranges: Ranges,
-    refused: AtomicU64,
+    admission: Admission,
     address: Address,
     /// Held while a message is taken, as looking at it and dropping it are two calls; the message
     /// that came between them, where another process receives from this socket too.
@@ -188,8 +168,7 @@ impl Udp {
             peer: inet::state::peer(&socket).map(address::canonical),
             fd: socket.into(),
             group: None,
-            ranges: Ranges::default(),
-            refused: AtomicU64::new(0),
+            admission: Admission::default(),
             address,
             next: Mutex::new(None),
         })
@@ -200,7 +179,7 @@ impl Udp {
     }
 
     fn admits(&self, received: &Received) -> bool {
-        received.address.is_none_or(|from| self.ranges.admit(&from))
+        received.address.is_none_or(|from| self.admission.admits(&from))
     }
 
     fn take(&self) -> Result<Attempt<Message>> {
@@ -211,9 +190,9 @@ impl Udp {
         for _ in 0..REFUSALS_AT_ONCE {
             match messages::receive(&self.fd, false) {
                 Ok(received) if self.admits(&received) => return message(received).map(Attempt::Done),
-                Ok(_) => self.refused.fetch_add(1, Ordering::Relaxed),
+                Ok(_) => self.admission.refused(),
                 Err(errno) => return self.nothing(errno),
-            };
+            }
         }
         Ok(shape::readable(&self.fd))
     }
@@ -240,9 +219,7 @@ impl Udp {
             }
             match messages::receive(&self.fd, false) {
                 Ok(received) if self.admits(&received) => *next = Some(received),
-                Ok(_) => {
-                    self.refused.fetch_add(1, Ordering::Relaxed);
-                }
+                Ok(_) => self.admission.refused(),
                 Err(errno) => return self.nothing(errno),
             }
         }
@@ -373,10 +350,7 @@ impl Endpoint for Udp {
         if let Some(group) = &self.group {
             state.insert("groups".into(), vec![membership(group)].into());
         }
-        if !self.ranges.is_empty() {
-            state.insert("range".into(), self.ranges.to_string().into());
-            state.insert("refused".into(), self.refused.load(Ordering::Relaxed).into());
-        }
+        self.admission.inspect(&mut state);
         Ok(state)
     }
 

@@ -53,6 +53,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("end", Type::Word(&["read", "write"]), "Which end to open for the caller").required(),
     ],
     create,
+    anonymous: |_| false,
     attach,
     adopt,
     list,

@@ -48,6 +48,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("end", Type::Word(&["own"]), "Always the socket itself, as a duplicate").default("own"),
     ],
     create,
+    anonymous: |_| false,
     attach,
     adopt,
     list: inet::diag::rows,

@@ -43,6 +43,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     ],
     open_parameters: &[],
     create,
+    anonymous: |_| false,
     attach,
     adopt: |fd| Ok(Adoption::Refused(fd)),
     list,

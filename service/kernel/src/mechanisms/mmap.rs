@@ -59,6 +59,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("access", ACCESS, "What the fd is opened for; read-write where the endpoint is"),
     ],
     create,
+    anonymous: |parameters| !parameters.has("path"),
     attach,
     adopt,
     list: memory_list::memfds,

@@ -54,6 +54,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("keep", Type::Bool, "Keep a copy of that end in the service").default("false"),
     ],
     create,
+    anonymous: |_| true,
     attach,
     adopt,
     list,

@@ -58,6 +58,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     ],
     open_parameters: &[],
     create,
+    anonymous: |_| false,
     attach,
     adopt,
     list,

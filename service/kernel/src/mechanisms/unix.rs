@@ -25,9 +25,12 @@ use crate::{
     proc,
     shape::Shape,
     socket_messages, socket_options,
-    unix::endpoint::{Passing, PeerEnd, Role, SO_PASSRIGHTS, UnixEndpoint, with_type},
     unix,
-    unix::name::{self, Entry, Name, Target, type_word},
+    unix::{
+        endpoint::{Passing, PeerEnd, Role, SO_PASSRIGHTS, UnixEndpoint, with_type},
+        name::{self, Entry, Name, Target, type_word},
+        peers,
+    },
 };
 
 pub static DESCRIPTOR: Descriptor = Descriptor {
@@ -89,6 +92,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
             .default("own"),
     ],
     create,
+    anonymous: |parameters| parameters.bool("pair"),
     attach,
     adopt,
     list: unix::list::list,
@@ -226,6 +230,7 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
         }
     };
     let target = Target::find(&name)?;
+    peers::check_found(&target)?;
     let socket = new_socket(kind, parameters)?;
     if parameters.bool("autobind") || (kind == SocketType::DGRAM && !parameters.has("autobind")) {
         bind_abstract(&socket, &SocketAddrUnix::new_unnamed(), None)?;
@@ -272,6 +277,7 @@ impl Connection {
         let Some(socket) = self.socket.take() else {
             return Err(Error::new(Kind::Closed, "the connection was made already"));
         };
+        peers::check_connected(&socket)?;
         let mut endpoint = UnixEndpoint::unnamed(socket, self.kind, Role::Connected, self.passing)?;
         endpoint.address = with_type(self.name.address(), self.kind);
         if let (Name::Path(path), Some(file)) = (&self.name, self.target.file.take()) {
@@ -348,6 +354,7 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
         }
         Err(errno) => return Err(Error::from_errno(errno, attempt())),
     };
+    peers::check_connected(&adopted)?;
     let passing = Passing {
         credentials: sockopt::socket_passcred(&adopted).attempted(attempt)?,
         // Only a kernel that can refuse fds (6.16) says so.

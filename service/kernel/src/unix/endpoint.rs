@@ -28,7 +28,10 @@ use crate::{
     sock_diag, socket_io,
     socket_messages::{self, Received, Taking},
     socket_options,
-    unix::name::{self, Entry, Name, Target},
+    unix::{
+        name::{self, Entry, Name, Target},
+        peers,
+    },
 };
 
 /// asm-generic/socket.h; since Linux 6.16.
@@ -170,7 +173,13 @@ impl UnixEndpoint {
                      such as unix:path=/x or unix:abstract=x",
                 ));
             }
-            None => return Ok(None),
+            None => {
+                // Whoever gave us the socket may have connected it to another one since.
+                if self.kind == SocketType::DGRAM {
+                    peers::check_connected(&self.fd)?;
+                }
+                return Ok(None);
+            }
             Some(_) if self.kind == SocketType::SEQPACKET => {
                 return Err(Error::invalid(
                     "a seqpacket connection sends to its peer only: leave the attribute address out",
@@ -185,6 +194,7 @@ impl UnixEndpoint {
             }
         };
         let target = Target::find(&name)?;
+        peers::check_target(&name, &target)?;
         Ok(Some((name, target)))
     }
 

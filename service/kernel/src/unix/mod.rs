@@ -3,3 +3,4 @@
 pub mod endpoint;
 pub mod list;
 pub mod name;
+pub mod peers;

@@ -1,0 +1,466 @@
+//! The one reader of everything that comes from the bus.
+//!
+//! For each call: admit it, find out whose it is, hand it to the worker that is that caller. The
+//! reader waits for nothing but the next message: a queue that is full is a refusal, and what takes
+//! time is a task. All the rest of the front hangs together here.
+
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use tokio::{
+    sync::oneshot,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use zbus::{
+    MessageStream, fdo,
+    message::{Message, Type},
+};
+
+use crate::{
+    admission::{Admission, User},
+    budget::{Client, Standing},
+    bus::{self, Bus},
+    closer::Closer,
+    front::FdStore,
+    identity::{Caller, Unknown, identify},
+    judge::HEADER,
+    limits::Limits,
+    lock, log,
+    outbox::Outbox,
+    parcel::Parcel,
+    refusals::Refusal,
+    spawner::Spawner,
+    starts::Starts,
+    worker::Worker,
+};
+
+/// The first and the longest pause before the bus is asked again whether a client has read. (No bus
+/// tells it by itself.)
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// How long a client may take to answer a ping before it counts as one that never does.
+const PONG: Duration = Duration::from_secs(1);
+
+pub struct Router {
+    pub bus: Bus,
+    pub limits: Limits,
+    pub spawner: Spawner,
+    pub admission: Arc<Admission>,
+    pub closer: Arc<Closer>,
+    pub starts: Mutex<Starts>,
+    pub store: Box<dyn FdStore>,
+    outbox: Outbox,
+    callers: Mutex<HashMap<Arc<str>, Entry>>,
+    /// Locked before the state of a worker, never after.
+    workers: Mutex<HashMap<String, Arc<Worker>>>,
+    drops: Mutex<log::Drops>,
+    tasks: Mutex<JoinSet<()>>,
+    /// The bus does not tell what it holds for a client.
+    no_stats: AtomicBool,
+}
+
+/// What is known of a connection.
+enum Entry {
+    Asking(Waiting),
+    Known(Arc<Client>, Arc<Worker>),
+    Refused(Refusal),
+}
+
+/// Who waits until it is known whose connection it is.
+#[derive(Default)]
+struct Waiting {
+    calls: Vec<Parcel>,
+    learners: Vec<oneshot::Sender<Learned>>,
+}
+
+/// Whose a connection is.
+pub enum Learned {
+    /// It belongs to the worker of this name.
+    Worker(String),
+    /// It has left, or is nobody's who would be served.
+    Gone,
+    NotNow,
+}
+
+impl Router {
+    pub fn new(
+        bus: Bus,
+        limits: Limits,
+        spawner: Spawner,
+        store: Box<dyn FdStore>,
+        outbox: Outbox,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            bus,
+            admission: Admission::new(&limits),
+            limits,
+            spawner,
+            closer: Closer::new(),
+            starts: Mutex::default(),
+            store,
+            outbox,
+            callers: Mutex::default(),
+            workers: Mutex::default(),
+            drops: Mutex::default(),
+            tasks: Mutex::default(),
+            no_stats: AtomicBool::new(false),
+        })
+    }
+
+    /// Until the bus is gone.
+    pub async fn run(self: Arc<Self>, mut messages: MessageStream) {
+        while let Some(Ok(message)) = messages.next().await {
+            let parcel = Parcel::new(message, None, &self.closer);
+            match parcel.message().message_type() {
+                Type::MethodCall => self.call(parcel),
+                Type::Signal => {
+                    if let Some(name) = bus::departed(parcel.message()) {
+                        self.departed(&name, parcel);
+                    }
+                }
+                // zbus has handed it to who asked.
+                Type::MethodReturn | Type::Error => {}
+            }
+        }
+    }
+
+    fn call(self: &Arc<Self>, parcel: Parcel) {
+        let header = parcel.message().header();
+        // The bus writes it into every message.
+        let Some(sender) = header.sender() else { return };
+        let mut callers = lock(&self.callers);
+        let known = match callers.get_mut(sender.as_str()) {
+            Some(Entry::Known(client, worker)) => Ok((client.clone(), worker.clone())),
+            Some(Entry::Refused(refusal)) => Err((Arc::from(sender.as_str()), refusal.clone())),
+            Some(Entry::Asking(waiting)) => {
+                let sender = Arc::from(sender.as_str());
+                drop(header);
+                match self.wait(waiting, &sender, parcel) {
+                    Ok(()) => return,
+                    Err((refusal, parcel)) => {
+                        drop(callers);
+                        return self.refuse_unknown(&sender, &parcel, &refusal);
+                    }
+                }
+            }
+            None => {
+                let sender: Arc<str> = Arc::from(sender.as_str());
+                drop(header);
+                let mut waiting = Waiting::default();
+                match self.wait(&mut waiting, &sender, parcel) {
+                    Ok(()) => {
+                        callers.insert(sender.clone(), Entry::Asking(waiting));
+                        drop(callers);
+                        self.spawn(self.clone().identify(sender));
+                        return;
+                    }
+                    Err((refusal, parcel)) => {
+                        drop(callers);
+                        return self.refuse_unknown(&sender, &parcel, &refusal);
+                    }
+                }
+            }
+        };
+        drop(callers);
+        drop(header);
+        match known {
+            Ok((client, worker)) => self.forward(&client, &worker, parcel),
+            Err((sender, refusal)) => self.refuse_unknown(&sender, &parcel, &refusal),
+        }
+    }
+
+    /// Lets a call wait until it is known whose it is.
+    fn wait(
+        &self,
+        waiting: &mut Waiting,
+        sender: &Arc<str>,
+        mut parcel: Parcel,
+    ) -> Result<(), (Refusal, Parcel)> {
+        let admitted = self
+            .check(None, &parcel)
+            .and_then(|()| self.admission.admit(None, Some(sender), parcel.amounts()));
+        match admitted {
+            Ok(permit) => {
+                parcel.hold(None, permit);
+                waiting.calls.push(parcel);
+                Ok(())
+            }
+            Err(refusal) => Err((refusal, parcel)),
+        }
+    }
+
+    /// What no call may be, however few there are.
+    fn check(&self, user: User, parcel: &Parcel) -> Result<(), Refusal> {
+        let fds = parcel.fds();
+        if parcel.size() > self.limits.payload as usize + HEADER {
+            return Err(Refusal::too_large(parcel.size(), self.limits.payload));
+        }
+        if fds > self.limits.fds_per_call as usize {
+            let what = format!("the call has {fds} file descriptors");
+            return Err(Refusal::limit(&what, "fds-per-call", self.limits.fds_per_call.into(), "send fewer"));
+        }
+        if fds > 0 && self.closer.hangs(user) {
+            return Err(Refusal::limit(
+                "closing the file descriptors that you sent before hangs",
+                "fds-per-user",
+                self.limits.fds_per_user.into(),
+                "look for a file system that does not answer",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Hands a call to the worker that is its caller.
+    fn forward(self: &Arc<Self>, client: &Arc<Client>, worker: &Arc<Worker>, mut parcel: Parcel) {
+        let standing = client.account().standing();
+        let user = Some(client.uid);
+        let admitted = match standing {
+            Standing::Fine => self
+                .check(user, &parcel)
+                .and_then(|()| self.admission.admit(user, Some(&client.name), parcel.amounts())),
+            Standing::Refuse(refusal) => Err(refusal),
+            Standing::Drop => return self.dropped(user, "it does not read what is sent to it"),
+        };
+        let refused = match admitted {
+            Ok(permit) => {
+                parcel.hold(user, permit);
+                worker.call(self, client, parcel)
+            }
+            Err(refusal) => Err((refusal, parcel)),
+        };
+        if let Err((refusal, parcel)) = refused {
+            if parcel.expects_reply() {
+                self.refuse(client, parcel.serial(), &refusal);
+            } else {
+                self.dropped(user, &refusal.text);
+            }
+        }
+    }
+
+    /// Finds out whose a connection is, and then does what waited for that.
+    async fn identify(self: Arc<Self>, name: Arc<str>) {
+        let found = identify(&self.bus, &self.spawner, &name).await;
+        let mut callers = lock(&self.callers);
+        // It may have left meanwhile, and what waited with it.
+        let Some(Entry::Asking(waiting)) = callers.get_mut(&*name) else { return };
+        let Waiting { calls, learners } = std::mem::take(waiting);
+        let learned = match found {
+            Ok(caller) => {
+                let client = Client::new(name.clone(), caller.identity.uid, &self.limits);
+                let worker = self.join(&client, &caller);
+                callers.insert(name, Entry::Known(client.clone(), worker.clone()));
+                drop(callers);
+                for parcel in calls {
+                    self.forward(&client, &worker, parcel);
+                }
+                Learned::Worker(caller.worker).into()
+            }
+            Err(unknown) => {
+                callers.remove(&*name);
+                let refusal = match unknown {
+                    Unknown::Gone => None,
+                    Unknown::Unavailable(refusal) => Some(refusal),
+                    Unknown::Refused(refusal) => {
+                        callers.insert(name.clone(), Entry::Refused(refusal.clone()));
+                        Some(refusal)
+                    }
+                };
+                let refused = matches!(callers.get(&*name), Some(Entry::Refused(_)));
+                drop(callers);
+                if let Some(refusal) = &refusal {
+                    for parcel in calls {
+                        self.refuse_unknown(&name, &parcel, refusal);
+                    }
+                }
+                if refusal.is_none() || refused { Some(Learned::Gone) } else { None }
+            }
+        };
+        for learner in learners {
+            let learned = match &learned {
+                Some(Learned::Worker(worker)) => Learned::Worker(worker.clone()),
+                Some(_) => Learned::Gone,
+                None => Learned::NotNow,
+            };
+            // Who asked may have ended.
+            let _heard = learner.send(learned);
+        }
+    }
+
+    /// Whose this connection is, for a worker that says it is its client.
+    pub async fn learn(self: &Arc<Self>, name: &str) -> Learned {
+        let (learner, learned) = oneshot::channel();
+        {
+            let mut callers = lock(&self.callers);
+            match callers.get_mut(name) {
+                Some(Entry::Known(_, worker)) => return Learned::Worker(worker.name.clone()),
+                Some(Entry::Refused(_)) => return Learned::Gone,
+                Some(Entry::Asking(waiting)) => waiting.learners.push(learner),
+                None => {
+                    let name: Arc<str> = name.into();
+                    let waiting = Waiting { learners: vec![learner], ..Waiting::default() };
+                    callers.insert(name.clone(), Entry::Asking(waiting));
+                    self.spawn(self.clone().identify(name));
+                }
+            }
+        }
+        // It is dropped unanswered when the connection leaves.
+        learned.await.unwrap_or(Learned::Gone)
+    }
+
+    fn departed(&self, name: &str, news: Parcel) {
+        let entry = lock(&self.callers).remove(name);
+        if let Some(Entry::Known(_, worker)) = entry {
+            worker.leave(name, news);
+            self.forget(&worker);
+        }
+    }
+
+    /// The worker of this caller, with this client among its clients.
+    fn join(&self, client: &Arc<Client>, caller: &Caller) -> Arc<Worker> {
+        let mut workers = lock(&self.workers);
+        let worker = workers
+            .entry(caller.worker.clone())
+            .or_insert_with(|| Worker::new(caller.worker.clone(), caller.identity.uid));
+        worker.join(client, &caller.identity);
+        worker.clone()
+    }
+
+    /// Takes over the process of a former front.
+    pub fn resume(self: &Arc<Self>, name: String, uid: u32, control: std::os::fd::OwnedFd) {
+        let worker = Worker::new(name.clone(), uid);
+        lock(&self.workers).insert(name, worker.clone());
+        worker.resume(self, control);
+    }
+
+    /// Nothing is remembered of a worker without clients that does not run.
+    pub fn forget(&self, worker: &Arc<Worker>) {
+        let mut workers = lock(&self.workers);
+        if worker.is_unused() && workers.get(&worker.name).is_some_and(|entry| Arc::ptr_eq(entry, worker)) {
+            workers.remove(&worker.name);
+        }
+    }
+
+    /// Sends what a worker said to a client. False: the bus is gone.
+    pub async fn deliver(self: &Arc<Self>, client: &Arc<Client>, parcel: Parcel) -> bool {
+        self.charge(client, parcel.size());
+        self.outbox.send(parcel).await
+    }
+
+    /// Answers a call with an error.
+    pub fn refuse(self: &Arc<Self>, client: &Arc<Client>, serial: NonZeroU32, refusal: &Refusal) {
+        if let Ok(message) = refusal.message(&client.name, serial) {
+            self.charge(client, message.data().len());
+            self.say(Some(client.uid), message);
+        }
+    }
+
+    fn refuse_unknown(&self, sender: &str, parcel: &Parcel, refusal: &Refusal) {
+        if !parcel.expects_reply() {
+            self.dropped(None, &refusal.text);
+        } else if let Ok(message) = refusal.message(sender, parcel.serial()) {
+            self.say(None, message);
+        }
+    }
+
+    /// Tells a client that what it owned is gone.
+    pub fn lost(self: &Arc<Self>, client: &Arc<Client>, reason: &str) {
+        let signal = Message::signal("/org/example/IPC", bus::NAME, "Lost").destination(&*client.name);
+        let Ok(signal) = signal.build(&(reason,)) else { return };
+        let takes = client.account().takes_signal(&signal);
+        if takes {
+            self.charge(client, signal.data().len());
+            self.say(Some(client.uid), signal);
+        }
+    }
+
+    fn say(&self, user: User, message: Message) {
+        if !self.outbox.say(message) {
+            self.dropped(user, "the message bus reads nothing");
+        }
+    }
+
+    fn dropped(&self, user: User, why: &str) {
+        if let Some(count) = lock(&self.drops).count(user, Instant::now()) {
+            tracing::warn!(
+                "{count} calls or answers of {} were dropped; the last because {why}",
+                log::user(user)
+            );
+        }
+    }
+
+    fn charge(self: &Arc<Self>, client: &Arc<Client>, bytes: usize) {
+        let ask = client.account().sent(bytes);
+        if ask {
+            self.spawn(self.clone().acknowledge(client.clone()));
+        }
+    }
+
+    /// Asks the bus until the client has read, and then sends what was kept for it.
+    async fn acknowledge(self: Arc<Self>, client: Arc<Client>) {
+        let mut pause = PAUSES.0;
+        loop {
+            client.account().asked();
+            let Some(unread) = self.unread(&client.name).await else { return };
+            let caught_up = client.account().answered(unread);
+            if caught_up {
+                break;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+        loop {
+            let Some(signal) = client.account().next_kept() else { return };
+            if !self.deliver(&client, Parcel::new(signal, Some(client.uid), &self.closer)).await {
+                return;
+            }
+        }
+    }
+
+    /// What the bus holds for a client. None: it has left.
+    async fn unread(&self, name: &str) -> Option<u64> {
+        if !self.no_stats.load(Ordering::Relaxed) {
+            match self.bus.unread(name).await {
+                Ok(unread) => return Some(unread),
+                Err(zbus::Error::FDO(error)) if matches!(*error, fdo::Error::NameHasNoOwner(_)) => {
+                    return None;
+                }
+                Err(error) => {
+                    tracing::info!(
+                        "the bus does not tell what clients have not read ({error}); they are pinged instead"
+                    );
+                    self.no_stats.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        // Some libraries never answer. The bus that has no statistics, dbus-broker, disconnects who does
+        // not read; for the others this is a bound on the rate.
+        let _answered = timeout(PONG, self.bus.ping(name)).await;
+        Some(0)
+    }
+
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.limits.stuck_after_ms.into())
+    }
+
+    /// A task that ends with the front at the latest.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Ends all tasks.
+    pub async fn end_tasks(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.shutdown().await;
+    }
+}

@@ -1,0 +1,99 @@
+//! The front's end of the socket to the spawner: one request at a time, each with its reply.
+//!
+//! A spawner that has gone, or that does not answer, takes nothing with it but new workers: what asks
+//! is told so, and the socket is opened anew if there is a way to.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use ipc_spawner::{
+    client,
+    protocol::{Reply, Request},
+};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::stream::watched;
+
+/// Requests that wait for the one before.
+const QUEUE: usize = 256;
+
+/// It only forks and reads /proc.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Opens the socket to a spawner that was started again.
+pub type Reconnect = Box<dyn Fn() -> io::Result<OwnedFd> + Send>;
+
+/// There is no spawner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoSpawner;
+
+#[derive(Clone)]
+pub struct Spawner {
+    jobs: mpsc::Sender<Job>,
+}
+
+struct Job {
+    request: Request,
+    pidfd: Option<OwnedFd>,
+    answer: oneshot::Sender<Answer>,
+}
+
+type Answer = Result<(Reply, Option<OwnedFd>), NoSpawner>;
+
+impl Spawner {
+    /// The task does the asking, as long as there is somebody who may ask.
+    pub fn new(
+        socket: OwnedFd,
+        reconnect: Option<Reconnect>,
+    ) -> io::Result<(Self, impl Future<Output = ()> + Send)> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let socket = watched(socket)?;
+        Ok((Self { jobs }, serve(Some(socket), reconnect, queue)))
+    }
+
+    pub async fn ask(&self, request: Request, pidfd: Option<OwnedFd>) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job { request, pidfd, answer }).await.map_err(|_| NoSpawner)?;
+        answered.await.unwrap_or(Err(NoSpawner))
+    }
+}
+
+async fn serve(mut socket: Option<UnixStream>, reconnect: Option<Reconnect>, mut queue: mpsc::Receiver<Job>) {
+    while let Some(job) = queue.recv().await {
+        if socket.is_none()
+            && let Some(reconnect) = &reconnect
+        {
+            socket = reconnect().and_then(watched).ok();
+        }
+        let answer = match &socket {
+            Some(socket) => timeout(PATIENCE, exchange(socket, &job))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        let answer = answer.map_err(|error| {
+            if socket.take().is_some() {
+                // An answer that comes too late would be taken for that of the next request.
+                tracing::warn!("the spawner does not answer: {error}");
+            }
+            NoSpawner
+        });
+        // Who asked may have left.
+        let _unheard = job.answer.send(answer);
+    }
+}
+
+async fn exchange(socket: &UnixStream, job: &Job) -> io::Result<(Reply, Option<OwnedFd>)> {
+    let pidfd = job.pidfd.as_ref().map(AsFd::as_fd);
+    let send = || Ok(client::send(socket.as_fd(), &job.request, pidfd)?);
+    socket.async_io(Interest::WRITABLE, send).await?;
+    socket.async_io(Interest::READABLE, || Ok(client::receive(socket.as_fd())?)).await
+}

@@ -1,0 +1,131 @@
+//! How often workers are started for a user: a storm of connections or a worker that dies over and
+//! over costs its user, and nobody else.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use crate::{limits::Limits, refusals::Refusal};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// How long nothing is started for a user whose workers die over and over.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Users that are remembered before those without recent starts are forgotten.
+const USERS: usize = 1024;
+
+#[derive(Default)]
+pub struct Starts {
+    users: HashMap<u32, History>,
+}
+
+#[derive(Default)]
+struct History {
+    starts: VecDeque<Instant>,
+    crashes: VecDeque<Instant>,
+    paused: Option<Instant>,
+}
+
+impl Starts {
+    /// Counts a start, or says why there is none.
+    pub fn start(&mut self, uid: u32, limits: &Limits, now: Instant) -> Result<(), Refusal> {
+        if self.users.len() >= USERS {
+            self.users.retain(|_, history| history.is_recent(now));
+        }
+        let history = self.users.entry(uid).or_default();
+        if let Some(paused) = history.paused {
+            let rest = PAUSE.saturating_sub(now.duration_since(paused));
+            if !rest.is_zero() {
+                return Err(Refusal::unavailable(format!(
+                    "the process that holds the endpoints of uid {uid} ended unexpectedly {} times within a minute (worker-crashes); none is started for another {} s",
+                    limits.worker_crashes,
+                    rest.as_secs() + 1,
+                )));
+            }
+            history.paused = None;
+        }
+        forget(&mut history.starts, SECOND, now);
+        if history.starts.len() >= limits.worker_starts as usize {
+            let what = format!("too many workers are started for uid {uid} within a second");
+            return Err(Refusal::limit(
+                &what,
+                "worker-starts",
+                limits.worker_starts.into(),
+                "try again in a second",
+            ));
+        }
+        history.starts.push_back(now);
+        Ok(())
+    }
+
+    /// A worker of this user ended though nobody asked it to.
+    pub fn crashed(&mut self, uid: u32, limits: &Limits, now: Instant) {
+        let history = self.users.entry(uid).or_default();
+        forget(&mut history.crashes, MINUTE, now);
+        history.crashes.push_back(now);
+        if history.crashes.len() >= limits.worker_crashes as usize {
+            history.crashes.clear();
+            history.paused = Some(now);
+        }
+    }
+}
+
+impl History {
+    fn is_recent(&mut self, now: Instant) -> bool {
+        forget(&mut self.starts, SECOND, now);
+        forget(&mut self.crashes, MINUTE, now);
+        let paused = self.paused.is_some_and(|paused| now.duration_since(paused) < PAUSE);
+        paused || !self.starts.is_empty() || !self.crashes.is_empty()
+    }
+}
+
+fn forget(times: &mut VecDeque<Instant>, age: Duration, now: Instant) {
+    while times.front().is_some_and(|time| now.duration_since(*time) >= age) {
+        times.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_a_second() {
+        let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
+        starts.start(1, &limits, now).expect("first");
+        starts.start(1, &limits, now + SECOND / 2).expect("second");
+        let refusal = starts.start(1, &limits, now + SECOND / 2).expect_err("third");
+        assert!(refusal.text.contains("worker-starts is 2"), "{}", refusal.text);
+        starts.start(2, &limits, now + SECOND / 2).expect("another user");
+        starts.start(1, &limits, now + SECOND).expect("the first is a second ago");
+    }
+
+    #[test]
+    fn who_crashes_over_and_over_pauses() {
+        let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
+        for count in 0..4 {
+            starts.crashed(1, &limits, now + SECOND * count);
+        }
+        // The first is forgotten by then.
+        starts.crashed(1, &limits, now + MINUTE);
+        starts.start(1, &limits, now + MINUTE).expect("four in this minute");
+        starts.crashed(1, &limits, now + MINUTE);
+        let refusal = starts.start(1, &limits, now + MINUTE + SECOND).expect_err("five");
+        assert_eq!(refusal.name, "Unavailable");
+        assert!(refusal.text.contains("another 60 s"), "{}", refusal.text);
+        starts.start(2, &limits, now + MINUTE).expect("another user");
+        starts.start(1, &limits, now + MINUTE + PAUSE).expect("a minute later");
+    }
+
+    #[test]
+    fn users_without_a_recent_past_are_forgotten() {
+        let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
+        for uid in 0..2 * USERS as u32 {
+            starts.start(uid, &limits, now + SECOND * uid).expect("one each");
+        }
+        assert!(starts.users.len() <= USERS);
+    }
+}

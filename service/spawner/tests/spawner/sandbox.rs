@@ -1,0 +1,47 @@
+//! The sandbox, in a worker.
+
+use ipc_spawner::protocol::{Confinement, Reply, Request};
+
+use crate::spawner::{Spawner, ask, await_readable, call, identity, is_closed, pidfd, send, start};
+use std::os::fd::AsFd;
+
+pub fn refuses() {
+    let spawner = Spawner::serve();
+    let front = spawner.connect();
+    let (pid, control) = start(&front, "w", identity(54_321, 54_321, &[]));
+    let denied = ["unshare user", "run /bin/true"];
+    for question in denied {
+        assert_eq!(ask(&control, question), "done", "{question} outside of the sandbox");
+    }
+    assert_eq!(ask(&control, "sandbox"), "Ok(())");
+    for question in denied {
+        let answer = ask(&control, question);
+        assert!(answer.contains("Operation not permitted"), "{question}: {answer}");
+    }
+    // clone3 is not there, so threads are made by clone.
+    assert_eq!(ask(&control, "thread"), "done");
+    assert_eq!(ask(&control, "open /etc/passwd"), "done");
+    assert!(ask(&control, "facts").contains("reopens true"));
+    // No way out, and none deeper in.
+    assert!(ask(&control, "sandbox").contains("Operation not permitted"));
+    let (reply, _) = call(&front, &Request::Examine, Some(pidfd(pid).as_fd()));
+    let Reply::Examined(confinement) = reply else { panic!("{reply:?}") };
+    assert!(confinement.0 & Confinement::SECCOMP != 0, "{confinement:?}");
+}
+
+pub fn names_the_call() {
+    let (log, stderr) = std::io::pipe().unwrap();
+    let spawner = Spawner::serve_logging_to(stderr.into());
+    let (pid, control) = start(&spawner.connect(), "w", identity(54_321, 54_321, &[]));
+    let pidfd = pidfd(pid);
+    assert_eq!(ask(&control, "sandbox or die"), "Ok(())");
+    send(&control, "unshare user", None);
+    assert!(is_closed(&control));
+    await_readable(pidfd);
+    drop(spawner);
+    let log = std::io::read_to_string(log).unwrap();
+    assert!(
+        log.contains(&format!("the sandbox does not allow system call {:04}\n", libc::SYS_unshare)),
+        "{log}"
+    );
+}
