@@ -27,7 +27,7 @@ use zbus::{
 
 use crate::{
     admission::{Admission, User},
-    budget::{Client, Standing},
+    budget::{Client, Signal, Standing},
     bus::{self, Bus},
     closer::Closer,
     front::FdStore,
@@ -49,6 +49,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 
 /// How long a client may take to answer a ping before it counts as one that never does.
 const PONG: Duration = Duration::from_secs(1);
+
+/// How long a worker waits for the bus to say whether a client is behind, before it counts as behind.
+const ANSWER: Duration = Duration::from_millis(100);
 
 pub struct Router {
     pub bus: Bus,
@@ -334,6 +337,22 @@ impl Router {
         self.outbox.send(parcel).await
     }
 
+    /// Sends a signal of a worker to a client, or keeps it. False: the bus is gone.
+    pub async fn signal(self: &Arc<Self>, client: &Arc<Client>, parcel: Parcel) -> bool {
+        loop {
+            let verdict = client.account().signal(parcel.message());
+            match verdict {
+                Signal::Send => return self.deliver(client, parcel).await,
+                Signal::Kept => return true,
+                Signal::Wait => {
+                    if timeout(ANSWER, client.answered.notified()).await.is_err() {
+                        client.account().no_answer();
+                    }
+                }
+            }
+        }
+    }
+
     /// Answers a call with an error.
     pub fn refuse(self: &Arc<Self>, client: &Arc<Client>, serial: NonZeroU32, refusal: &Refusal) {
         if let Ok(message) = refusal.message(&client.name, serial) {
@@ -353,8 +372,8 @@ impl Router {
     pub fn lost(self: &Arc<Self>, client: &Arc<Client>, reason: &str) {
         let signal = Message::signal("/org/example/IPC", bus::NAME, "Lost").destination(&*client.name);
         let Ok(signal) = signal.build(&(reason,)) else { return };
-        let takes = client.account().takes_signal(&signal);
-        if takes {
+        let verdict = client.account().signal(&signal);
+        if verdict != Signal::Kept {
             self.charge(client, signal.data().len());
             self.say(Some(client.uid), signal);
         }
@@ -389,6 +408,7 @@ impl Router {
             client.account().asked();
             let Some(unread) = self.unread(&client.name).await else { return };
             let caught_up = client.account().answered(unread);
+            client.answered.notify_waiters();
             if caught_up {
                 break;
             }

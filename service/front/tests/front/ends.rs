@@ -62,13 +62,13 @@ async fn a_stuck_worker_is_replaced() {
     let limits = Limits { stuck_after_ms: 200, ..lenient() };
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), limits).await;
     let (client, other) = (fixture.client(0).await, fixture.client(1).await);
-    let waiting = client.begin("Never");
+    let waiting = client.under_way("Never").await;
     let error = client.call("Stop", &()).await.expect_err("Stop");
     assert!(error.0 == "Timeout" && error.1.contains("200 ms"), "{error:?}");
     assert_eq!(watchdog(patience(), waiting).await.expect("a task").expect_err("Never").0, "Timeout");
     assert_eq!(client.worker().await.1, 3);
     // One that takes long but answers whether it runs is left alone.
-    let waiting = other.begin("Never");
+    let waiting = other.under_way("Never").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!waiting.is_finished());
     assert_eq!(other.worker().await.1, 2);
@@ -126,7 +126,7 @@ async fn who_leaves_in_mid_call_is_forgotten() {
         let fixture = Fixture::new(or_skip!(Bus::start(kind)), lenient()).await;
         let departures = fixture.fake.departures();
         let (leaving, staying) = (fixture.client(0).await, fixture.client(0).await);
-        let (name, waiting) = (leaving.name(), leaving.begin("Never"));
+        let (name, waiting) = (leaving.name(), leaving.under_way("Never").await);
         let call = Message::method_call(ipc_harness::PATH, "Never").interface(ipc_harness::NAME);
         let call = call.destination(ipc_harness::NAME).build(&()).expect("valid");
         leaving.connection.send(&call).await.expect("sent");
@@ -148,7 +148,7 @@ async fn an_idle_worker_is_let_go() {
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), lenient()).await;
     let client = fixture.client(0).await;
     // It says so in answer to a call that is not answered: somebody waits, so it is not let go.
-    let waiting = client.begin("Idle");
+    let waiting = client.under_way("Idle").await;
     assert_eq!(client.worker().await.1, 1);
     assert!(!waiting.is_finished());
     client.call("Die", &()).await.expect_err("Die");

@@ -227,7 +227,7 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
     let connection = Connection::from(&messages);
     let clients = shared.clients.lock().expect("not poisoned").clone();
     let word = |member| Message::signal("/org/example/IPC", "org.example.IPC.Worker", member);
-    connection.send(&word("Clients").build(&clients).expect("valid")).await.expect("sent");
+    say(&connection, word("Clients").build(&clients)).await;
     while let Some(Ok(message)) = messages.next().await {
         let header = message.header();
         if message.message_type() == Type::Signal {
@@ -261,10 +261,7 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
             "Late" => {
                 let (client, serial): (String, u32) = message.body().deserialize().expect("(su)");
                 let call = call_of(&client, serial);
-                connection
-                    .send(&Message::method_return(&call.header()).build(&()).expect("valid"))
-                    .await
-                    .expect("sent");
+                say(&connection, Message::method_return(&call.header()).build(&())).await;
                 Some(Message::method_return(&header).build(&()))
             }
             "WrongSerial" => Some(
@@ -272,10 +269,7 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
                     .build(&()),
             ),
             "Twice" => {
-                connection
-                    .send(&Message::method_return(&header).build(&()).expect("valid"))
-                    .await
-                    .expect("sent");
+                say(&connection, Message::method_return(&header).build(&())).await;
                 Some(Message::method_return(&header).build(&()))
             }
             "Foreign" => {
@@ -311,7 +305,7 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
                 let client: String = message.body().deserialize().expect("a name");
                 let signal = Message::signal("/org/example/IPC", "org.example.IPC", "Changed")
                     .destination(client.as_str());
-                connection.send(&signal.build(&()).expect("valid")).await.expect("sent");
+                say(&connection, signal.build(&())).await;
                 Some(Message::method_return(&header).build(&()))
             }
             // Many large signals of one object, numbered.
@@ -323,12 +317,12 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
                         Message::signal("/org/example/IPC/pipe/1", "org.example.IPC.Events", "Event");
                     let signal =
                         signal.destination(client.clone()).build(&(number, vec![0u8; size as usize]));
-                    connection.send(&signal.expect("valid")).await.expect("sent");
+                    say(&connection, signal).await;
                 }
                 Some(Message::method_return(&header).build(&()))
             }
             "IdleQuietly" => {
-                connection.send(&word("Idle").build(&()).expect("valid")).await.expect("sent");
+                say(&connection, word("Idle").build(&())).await;
                 None
             }
             "Idle" => Some(word("Idle").build(&())),
@@ -340,10 +334,15 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
         if let Some(answer) = answer
             && !message.primary_header().flags().contains(Flags::NO_REPLY_EXPECTED)
         {
-            connection.send(&answer.expect("valid")).await.expect("sent");
+            say(&connection, answer).await;
         }
     }
     false
+}
+
+/// Unless the front has closed the stream, for what was said before.
+async fn say(connection: &Connection, message: zbus::Result<Message>) {
+    let _sent = connection.send(&message.expect("valid")).await;
 }
 
 /// A call as this client would have made it.

@@ -11,7 +11,7 @@ where
 {
     let (name, instance) = client.worker().await;
     let mut signals = client.signals();
-    let waiting = client.begin("Never");
+    let waiting = client.under_way("Never").await;
     let error = client.call(member, body).await.expect_err(member);
     assert_eq!(error.0, "Gone", "{member}: {error:?}");
     let other = watchdog(patience(), waiting).await.expect("a task").expect_err("Never");
@@ -31,7 +31,7 @@ async fn rules_are_kept_or_the_worker_ends() {
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), lenient()).await;
     let (client, victim) = (fixture.client(0).await, fixture.client(1).await);
     let victims = victim.worker().await;
-    let waiting = victim.begin("Never");
+    let waiting = victim.under_way("Never").await;
     for member in ["WrongSerial", "CallBack", "Oversize", "Fds", "Garbage", "Broken", "Broadcast"] {
         offence(&fixture, &client, member, &()).await;
     }

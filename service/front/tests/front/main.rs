@@ -95,6 +95,15 @@ impl Client {
         tokio::spawn(async move { client.call(member, &()).await.map(drop) })
     }
 
+    /// The same, once the worker has it.
+    pub async fn under_way(&self, member: &'static str) -> tokio::task::JoinHandle<Result<(), Failure>> {
+        let call = self.begin(member);
+        // It is sent while this waits, or before, and calls of a connection keep their order.
+        self.worker().await;
+        self.worker().await;
+        call
+    }
+
     /// Signals of the service.
     pub fn signals(&self) -> MessageStream {
         MessageStream::from(&self.connection)
