@@ -92,11 +92,11 @@ pub enum Reply {
 pub enum Refusal {
     /// The request does not follow the protocol.
     Malformed,
-    /// No worker is started for this identity (uid 65534, or (uid_t) -1).
+    /// No worker is started for this identity: ids 65534 and -1, the front's own user.
     Identity,
     /// There is no worker of this name.
     NoSuchWorker,
-    /// A system call failed with this errno.
+    /// A system call failed with this errno; EAGAIN: there are too many workers, or processes.
     Errno(i32),
 }
 

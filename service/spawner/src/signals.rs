@@ -9,15 +9,23 @@ use crate::Error;
 
 /// Blocks the signals that end the spawner; the descriptor is readable when one has come.
 pub fn watch() -> Result<OwnedFd, Error> {
-    let mask = set(&[libc::SIGTERM, libc::SIGINT]);
-    // SAFETY: an initialised set, and nothing is asked back; SIG_DFL is no function. A child of a
-    // process that ignores SIGCHLD would be reaped by the kernel, and its pid used again.
-    let blocked = unsafe {
+    // SAFETY: SIG_DFL is no function. A child of a process that ignores SIGCHLD would be reaped by
+    // the kernel, and its pid used again; who ignores SIGHUP was started by nohup(1).
+    let hangup = unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-        libc::sigprocmask(libc::SIG_BLOCK, &mask, ptr::null_mut())
+        libc::signal(libc::SIGHUP, libc::SIG_DFL)
     };
-    // SAFETY: an initialised set; -1 asks for a new descriptor.
-    let fd = unsafe { libc::signalfd(-1, &mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    let mask = match hangup {
+        libc::SIG_IGN => set(&[libc::SIGTERM, libc::SIGINT]),
+        _ => set(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]),
+    };
+    // SAFETY: an initialised set; nothing is asked back, and SIG_DFL and SIG_IGN are no functions;
+    // -1 asks for a new descriptor.
+    let (blocked, fd) = unsafe {
+        libc::signal(libc::SIGHUP, hangup);
+        let blocked = libc::sigprocmask(libc::SIG_BLOCK, &mask, ptr::null_mut());
+        (blocked, libc::signalfd(-1, &mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))
+    };
     if blocked != 0 || fd < 0 {
         return Err(Error::System("watching for SIGTERM", io::Error::last_os_error()));
     }

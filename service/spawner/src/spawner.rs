@@ -24,6 +24,10 @@ const WORKERS_STOP: Duration = Duration::from_secs(3);
 /// A killed process ends at once, or not before a file system answers it.
 const KILLED: Duration = Duration::from_millis(500);
 
+/// The most workers: enough for the front's own limit and as many killed ones that a dead file system
+/// holds on to, and so few that their descriptors fit into RLIMIT_NOFILE as it usually is.
+const WORKERS_MAX: usize = 256;
+
 pub struct Spawner {
     /// Whom requests are taken from.
     user: Identity,
@@ -187,8 +191,12 @@ impl Spawner {
     }
 
     fn start(&mut self, name: String, identity: Identity) -> Result<Started, Refusal> {
-        if !is_fit(&identity) {
+        // A worker of the front's user could connect here as the front.
+        if !is_fit(&identity) || identity.uid == self.user.uid {
             return Err(Refusal::Identity);
+        }
+        if self.workers.len() >= WORKERS_MAX {
+            return Err(Refusal::Errno(libc::EAGAIN));
         }
         let (front_end, control) = control_pair()?;
         match fork().map_err(|error| Refusal::Errno(error.raw_os_error().unwrap_or(libc::EAGAIN)))? {

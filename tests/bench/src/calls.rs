@@ -12,15 +12,16 @@ use crate::{
     Settings,
     peers::{self, Client, ECHO, ECHO_PATH, Ipc},
     rounds::{Contender, interleave},
+    system,
     table::{Bar, Row},
 };
-use ipc_harness::{NAME, PATH};
+use ipc_harness::{NAME, PATH, connect, peer};
 
-const PEER: &str = "org.freedesktop.DBus.Peer";
+pub const PEER: &str = "org.freedesktop.DBus.Peer";
 /// So many short rounds stand for one.
-const SHORT: usize = 10;
+pub const SHORT: usize = 10;
 
-const ENDPOINT: &str = "org.example.IPC.Endpoint";
+pub const ENDPOINT: &str = "org.example.IPC.Endpoint";
 
 pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     // Cargo brings the program up to date, with all CPUs.
@@ -29,7 +30,9 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     // What a thread starts inherits its CPU; the rest of this process keeps its own.
     let pinned = thread::spawn(move || {
         pin()?;
-        measure(&settings)
+        let mut rows = measure(&settings)?;
+        rows.extend(system::calls(&settings)?);
+        Ok(rows)
     });
     match pinned.join() {
         Ok(rows) => rows,
@@ -51,7 +54,7 @@ fn measure(settings: &Settings) -> Result<Vec<Row>> {
     let _echo = peers::echo(&ipc.bus)?;
     let pipe = ipc.create("pipe:")?;
     let on_bus = Client::on(&ipc.bus)?;
-    let private = Client::through_connect(&ipc.bus)?;
+    let private = Client::new(async { peer(&connect(&ipc.bus).await).await })?;
     let times = if settings.quick { 50 } else { 400 };
     let microseconds = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
         let started = Instant::now();

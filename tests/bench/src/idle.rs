@@ -17,6 +17,7 @@ use crate::{
     data::{Channel, Way},
     peers::{Client, ECHO, Ipc},
     rounds::{Contender, interleave},
+    system,
     table::{Bar, Row},
 };
 
@@ -44,14 +45,16 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     });
     let wake_ups = wake_ups(settings, &ipc)?;
     let peer = "bare zbus service";
-    Ok(vec![
+    let mut rows = vec![
         Row::absolute("P13", "PSS of the idle service", "MB", &memory[0], Bar::AtMost(4.0)),
         Row::ratio("P13", "PSS of the idle service", "MB", &memory[0], (peer, &memory[1]), Bar::None),
         Row::absolute("P13", "start to first reply", "ms", &first_reply[0], Bar::AtMost(5.0)),
         Row::ratio("P13", "start to first reply", "ms", &first_reply[0], (peer, &first_reply[1]), Bar::None),
         Row::absolute("P13", "wake-ups, idle", "1/s", &wake_ups[0], Bar::AtMost(0.0)),
         Row::absolute("P13", "wake-ups, relay at rest", "1/s", &wake_ups[1], Bar::AtMost(0.0)),
-    ])
+    ];
+    rows.extend(system::idle(settings)?);
+    Ok(rows)
 }
 
 /// A program that is killed when it is not needed any more.
@@ -107,7 +110,7 @@ async fn released(connection: &zbus::Connection, name: &'static str) -> Result<(
 }
 
 /// Proportional set size in bytes (proc_pid_smaps(5)).
-fn pss(pid: u32) -> Result<f64> {
+pub fn pss(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
@@ -117,14 +120,8 @@ fn pss(pid: u32) -> Result<f64> {
 
 /// Context switches a second, with nothing there and with a relay that has nothing to do.
 fn wake_ups(settings: &Settings, ipc: &Ipc) -> Result<[Vec<f64>; 2]> {
-    let window = Duration::from_secs(if settings.quick { 1 } else { 5 });
-    let count = || -> Result<Vec<f64>> {
-        thread::sleep(SETTLE);
-        let before = switches(ipc.pid())?;
-        thread::sleep(window);
-        let seen = switches(ipc.pid())? - before;
-        Ok(vec![seen as f64 / window.as_secs_f64()])
-    };
+    // A pid is positive.
+    let count = || -> Result<Vec<f64>> { Ok(vec![switches_within(settings, ipc.pid() as u32)?]) };
     let idle = count()?;
     let Channel { write: _write, read } = Way::Unix.open()?;
     let Channel { write, read: _read } = Way::Unix.open()?;
@@ -133,8 +130,17 @@ fn wake_ups(settings: &Settings, ipc: &Ipc) -> Result<[Vec<f64>; 2]> {
     Ok([idle, count()?])
 }
 
+/// Context switches a second of a process that has nothing to do.
+pub fn switches_within(settings: &Settings, pid: u32) -> Result<f64> {
+    let window = Duration::from_secs(if settings.quick { 1 } else { 5 });
+    thread::sleep(SETTLE);
+    let before = switches(pid)?;
+    thread::sleep(window);
+    Ok((switches(pid)? - before) as f64 / window.as_secs_f64())
+}
+
 /// All context switches of the threads of a process (proc_pid_status(5)).
-fn switches(pid: i32) -> Result<u64> {
+fn switches(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the threads of the service")? {
         let status = fs::read_to_string(task?.path().join("status")).context("status")?;

@@ -10,6 +10,7 @@ mod idle;
 mod peers;
 mod relay;
 mod rounds;
+mod system;
 mod table;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ipc_harness::{Address, Bus, NAME, PATH, Process, Service, need_tool, peer};
+use ipc_harness::{Address, Bus, NAME, PATH, Process, Service, need_tool};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::Runtime;
 use zbus::{Connection, DynamicType, OwnedObjectPath, OwnedVariant, Variant, connection::Builder, interface};
@@ -31,20 +31,14 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn on(bus: &(impl Address + ?Sized)) -> Result<Client> {
+    pub fn new(connect: impl Future<Output = Connection>) -> Result<Client> {
         let runtime = runtime()?;
-        let connection = runtime.block_on(ipc_harness::connect(bus));
+        let connection = runtime.block_on(connect);
         Ok(Client { runtime, connection })
     }
 
-    /// A client of the service with no bus in between, by `Connect()`.
-    pub fn through_connect(bus: &(impl Address + ?Sized)) -> Result<Client> {
-        let runtime = runtime()?;
-        let connection = runtime.block_on(async {
-            let on_bus = ipc_harness::connect(bus).await;
-            peer(&on_bus).await
-        });
-        Ok(Client { runtime, connection })
+    pub fn on(bus: &(impl Address + ?Sized)) -> Result<Client> {
+        Client::new(ipc_harness::connect(bus))
     }
 
     /// A method of the service's object at this path.
@@ -89,7 +83,7 @@ pub struct Ipc {
     pub bus: Bus,
 }
 
-type Options<'a> = HashMap<&'a str, Variant<'a>>;
+pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
 
 impl Ipc {
     pub fn start() -> Result<Ipc> {

@@ -1,7 +1,7 @@
 //! The manual page, `ipcd.1`, from the command line that the program itself parses.
 
 use anyhow::Result;
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
 // The program is no library; its command line stands in a file that needs nothing else of it.
@@ -29,8 +29,14 @@ What the system bus lets through. Change it by a file in /etc/dbus\-1/system.d; 
 "#;
 
 pub fn page() -> Result<String> {
-    // Name and description would be those of the crate that includes the file.
-    let command = arguments::Arguments::command().name("ipcd").about(ABOUT);
+    let program = arguments::Arguments::command();
+    // Name and description would be those of the crate that includes the file. What is hidden (the parts that
+    // units start) stays so: there is no page for it to lead to.
+    let command = Command::new("ipcd")
+        .about(ABOUT)
+        .long_about(program.get_long_about().map(ToString::to_string).unwrap_or_default())
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(program.get_arguments().filter(|argument| !argument.is_hide_set()).cloned());
     let mut page = Vec::new();
     Man::new(command).manual("User Commands").date("").render(&mut page)?;
     Ok(String::from_utf8(page)? + MORE)

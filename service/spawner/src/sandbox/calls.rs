@@ -45,7 +45,7 @@ const DESCRIPTORS: &[c_long] = &[
 const FILES: &[c_long] = &[
     SYS_openat, SYS_openat2, SYS_fstat, SYS_newfstatat, SYS_statx, SYS_fstatfs, SYS_statfs, SYS_faccessat,
     SYS_faccessat2, SYS_readlinkat, SYS_getdents64, SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_umask, SYS_mknodat,
-    SYS_mkdirat, SYS_unlinkat, SYS_renameat, SYS_renameat2, SYS_linkat, SYS_symlinkat, SYS_truncate,
+    SYS_mkdirat, SYS_unlinkat, SYS_renameat2, SYS_linkat, SYS_symlinkat, SYS_truncate,
     SYS_fchmod, SYS_fchmodat, FCHMODAT2, SYS_fchown, SYS_fchownat, SYS_utimensat, SYS_getxattr, SYS_lgetxattr,
     SYS_fgetxattr, SYS_listxattr, SYS_llistxattr, SYS_flistxattr,
 ];
@@ -60,7 +60,7 @@ const SOCKETS: &[c_long] = &[
 const PROCESSES: &[c_long] = &[
     SYS_getpid, SYS_getppid, SYS_getpgid, SYS_getsid, SYS_getuid, SYS_geteuid, SYS_getresuid, SYS_getgid,
     SYS_getegid, SYS_getresgid, SYS_getgroups, SYS_capget, SYS_uname, SYS_sysinfo, SYS_getrandom,
-    SYS_getrusage, SYS_getrlimit, SYS_setrlimit, SYS_getpriority, SYS_pidfd_open, SYS_wait4, SYS_waitid,
+    SYS_getrusage, SYS_getpriority, SYS_pidfd_open, SYS_wait4, SYS_waitid,
 ];
 
 const SYSTEM_V: &[c_long] = &[
@@ -84,7 +84,7 @@ const OLD: &[c_long] = &[
     SYS_open, SYS_creat, SYS_stat, SYS_lstat, SYS_access, SYS_readlink, SYS_getdents, SYS_mknod, SYS_mkdir,
     SYS_rmdir, SYS_unlink, SYS_rename, SYS_link, SYS_symlink, SYS_chmod, SYS_chown, SYS_lchown, SYS_pipe,
     SYS_dup2, SYS_poll, SYS_select, SYS_epoll_create, SYS_epoll_wait, SYS_eventfd, SYS_inotify_init,
-    SYS_signalfd, SYS_time, SYS_getpgrp,
+    SYS_signalfd, SYS_time, SYS_getpgrp, SYS_getrlimit, SYS_setrlimit, SYS_renameat,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];

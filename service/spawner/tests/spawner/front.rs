@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use ipc_spawner::client;
 use ipc_spawner::protocol::{Refusal, Reply, Request};
 use rustix::net::{SendFlags, send as send_bytes};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::forked::{become_user, exit, forked};
 use crate::spawner::{Spawner, ask, await_readable, call, identity, is_closed, pidfd, reply, send, start};
+use crate::worker::Status;
 
 const UID: u32 = 54_321;
 
@@ -127,6 +130,44 @@ fn signal_and_wait(pidfd: impl AsFd, control: &std::os::fd::OwnedFd) {
     rustix::process::pidfd_send_signal(&pidfd, Signal::TERM).unwrap();
     await_readable(pidfd);
     assert!(is_closed(control));
+}
+
+pub fn is_its_user_and_nothing_else() {
+    let spawner = Spawner::supervise();
+    let front = spawner.front();
+    let status = Status::of(front.pid);
+    assert_eq!(status.field("Uid"), ["1"; 4]);
+    assert_eq!(status.field("Gid"), ["1"; 4]);
+    assert_eq!(status.field("Groups"), ["1"]);
+    status.assert_powerless();
+    assert_eq!(status.field("Name"), ["ipcd-front"]);
+    assert_eq!(fs::read(format!("/proc/{}/environ", front.pid)).unwrap(), b"");
+    assert_eq!(fs::metadata(format!("/proc/{}/mem", front.pid)).unwrap().uid(), 0, "it is dumpable");
+}
+
+/// The spawner says what is wrong before it does anything.
+pub fn only_root_and_before_all_threads() {
+    let wrong = |prepare: fn(), expected: &str| {
+        let attempt = forked(|| {
+            prepare();
+            let error = ipc_spawner::supervise("daemon").unwrap_err().to_string();
+            exit(i32::from(!error.contains(expected)));
+        });
+        assert_eq!(attempt.status(), 0, "{expected}");
+    };
+    wrong(|| become_user(UID), "start ipcd as root");
+    wrong(|| {}, "the environment must be empty");
+    // SAFETY: a fork has one thread.
+    let clear = || std::env::vars_os().for_each(|(name, _)| unsafe { std::env::remove_var(name) });
+    let attempt = forked(|| {
+        clear();
+        // It runs until the process ends.
+        let _thread = std::thread::spawn(std::thread::park);
+        let error = ipc_spawner::supervise("daemon").unwrap_err().to_string();
+        assert!(ipc_spawner::supervise("no such user").is_err());
+        exit(i32::from(!error.contains("before any thread")));
+    });
+    assert_eq!(attempt.status(), 0, "with a thread");
 }
 
 pub fn sigterm_ends_all() {

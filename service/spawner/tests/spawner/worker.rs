@@ -10,7 +10,9 @@ use ipc_spawner::protocol::{Confinement, Refusal, Reply, Request};
 use rustix::process::{Pid, Signal};
 
 use crate::forked::{become_user, exit, forked};
-use crate::spawner::{Spawner, ask, call, identity, is_closed, pidfd, readable, start};
+use crate::spawner::{
+    Spawner, USER_ID, ask, await_readable, call, identity, is_closed, pidfd, readable, start,
+};
 
 const UID: u32 = 54_321;
 
@@ -125,24 +127,50 @@ pub fn minds_no_harmless_signal() {
 pub fn starts_often() {
     let spawner = Spawner::serve();
     let front = spawner.connect();
+    call(&front, &Request::Kill { name: "none".into() }, None);
+    let before = descriptors(spawner.pid());
     let begun = std::time::Instant::now();
-    for number in 0..200 {
-        let (_, control) = start(&front, &format!("w-{number}"), identity(UID + number, UID, &[]));
+    for number in 0..500 {
+        let (pid, control) = start(&front, "w", identity(UID + number, UID, &[]));
+        let pidfd = pidfd(pid);
         drop(control);
+        await_readable(pidfd);
     }
-    println!("{:?} a worker", begun.elapsed() / 200);
-    // All saw the end of their sockets; what is left of them is what the spawner has not reaped yet.
-    assert_eq!(
-        call(&front, &Request::Kill { name: "w-none".into() }, None).0,
-        Reply::Refused(Refusal::NoSuchWorker)
-    );
-    assert!(descriptors(spawner.pid()).len() < 400);
+    println!("{:?} from a worker's start to its end", begun.elapsed() / 500);
+    // Nothing is left of them.
+    assert_eq!(call(&front, &Request::Kill { name: "none".into() }, None).0, NO_SUCH_WORKER);
+    assert_eq!(call(&front, &Request::Kill { name: "w".into() }, None).0, NO_SUCH_WORKER);
+    assert_eq!(descriptors(spawner.pid()), before);
+}
+
+const NO_SUCH_WORKER: Reply = Reply::Refused(Refusal::NoSuchWorker);
+
+pub fn too_many_are_refused() {
+    let spawner = Spawner::serve();
+    let front = spawner.connect();
+    let request =
+        |number: u32| Request::Start { name: "w".into(), identity: identity(UID + number, UID, &[]) };
+    let mut kept = Vec::new();
+    let refusal = loop {
+        match call(&front, &request(0), None) {
+            (Reply::Started { .. }, control) => kept.push(control),
+            (reply, _) => break reply,
+        }
+        assert!(kept.len() <= 256);
+    };
+    assert_eq!(refusal, Reply::Refused(Refusal::Errno(libc::EAGAIN)));
+    assert_eq!(kept.len(), 256);
+    assert_eq!(call(&front, &Request::Kill { name: "w".into() }, None).0, Reply::Killed);
+    // They are forgotten as they end, and then there is room again.
+    while !matches!(call(&front, &request(1), None), (Reply::Started { .. }, Some(_))) {}
 }
 
 pub fn nobody_is_refused() {
     let spawner = Spawner::serve();
     let front = spawner.connect();
     for refused in [
+        // The front's own user.
+        identity(USER_ID, 100, &[100]),
         identity(65_534, 100, &[100]),
         identity(u32::MAX, 100, &[100]),
         identity(UID, 65_534, &[100]),
@@ -176,20 +204,20 @@ pub fn attempt(question: &str) -> String {
 }
 
 /// /proc/PID/status.
-struct Status(String);
+pub struct Status(String);
 
 impl Status {
-    fn of(pid: i32) -> Self {
+    pub fn of(pid: i32) -> Self {
         Self(fs::read_to_string(format!("/proc/{pid}/status")).unwrap())
     }
 
-    fn field(&self, name: &str) -> Vec<&str> {
+    pub fn field(&self, name: &str) -> Vec<&str> {
         let mut lines = self.0.lines();
         let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
         value.split_whitespace().collect()
     }
 
-    fn assert_powerless(&self) {
+    pub fn assert_powerless(&self) {
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             assert_eq!(self.field(set), ["0000000000000000"], "{set}");
         }

@@ -85,9 +85,14 @@ impl SystemBus {
 
     /// A bus of this kind with the policy that the service ships.
     pub fn start(kind: Kind) -> Result<SystemBus, Unavailable> {
+        SystemBus::with_more(kind, "")
+    }
+
+    /// The same with elements of the test's own behind the policy that the service ships.
+    pub fn with_more(kind: Kind, elements: &str) -> Result<SystemBus, Unavailable> {
         let shipped = shipped_policy();
         assert!(shipped.is_file(), "{} is missing", shipped.display());
-        SystemBus::with_elements(kind, &format!("\n  <include>{}</include>", shipped.display()))
+        SystemBus::with_elements(kind, &format!("\n  <include>{}</include>{elements}", shipped.display()))
     }
 
     /// A bus with elements of the test's own behind the stock ones: a policy, limits.
