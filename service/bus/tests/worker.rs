@@ -13,7 +13,6 @@ use std::{
 
 use futures_util::StreamExt;
 use ipc_bus::{
-    peer_socket::{Handle, PeerSocket},
     worker,
 };
 use ipc_engine::{Engine, Limits};
@@ -107,7 +106,7 @@ struct Stream {
 
 impl Stream {
     async fn new(socket: OwnedFd) -> Stream {
-        let (socket, mut handle) = PeerSocket::new(socket).expect("a socket");
+        let (socket, mut handle) = ipc_stream::Stream::new(socket, 64 << 20, std::sync::Arc::new(drop)).expect("a socket").gated();
         let connection =
             Builder::authenticated_socket(socket, Guid::generate()).p2p().build().await.expect("p2p");
         let messages = MessageStream::from(&connection);

@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::StreamExt;
 use ipc_spawner::protocol::{Refusal as SpawnerRefusal, Reply, Request};
+use ipc_stream::{Stream, pair, watched};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use tokio::{
     io::Interest,
@@ -32,7 +33,6 @@ use crate::{
     parcel::Parcel,
     refusals::Refusal,
     router::{Learned, Router},
-    stream::{self, Stream, watched},
     worker::{UNDEAD, Worker},
 };
 
@@ -148,7 +148,7 @@ impl Worker {
 
     /// Makes a stream and lets the process serve its tree on it.
     async fn connect(&self, router: &Arc<Router>, control: &UnixStream) -> io::Result<MessageStream> {
-        let (ours, theirs) = stream::pair()?;
+        let (ours, theirs) = pair()?;
         let guid = router.bus.connection.server_guid();
         let request = format!("ipc1{}", guid.as_str());
         let send = || serve_request(control, request.as_bytes(), &theirs);

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::stream::watched;
+use ipc_stream::watched;
 
 /// Requests that wait for the one before.
 const QUEUE: usize = 256;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use ipc_front::Stream;
+use ipc_stream::Stream;
 use ipc_spawner::protocol::{Confinement, REQUEST_SIZE, Refusal, Reply, Request};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
