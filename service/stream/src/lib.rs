@@ -453,3 +453,93 @@ mod tests {
         assert!(end.is_none_or(|end| end.is_err()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::StreamExt;
+    use zbus::{Connection, Guid, MessageStream, connection::Builder};
+
+    use super::*;
+
+    const LIMIT: usize = 100_000;
+
+    /// A connection over a stream, the bare other end, and the count of discarded descriptors.
+    async fn connection() -> (MessageStream, OwnedFd, Arc<Mutex<usize>>) {
+        let (ours, theirs) = pair().expect("a pair");
+        let discarded = Arc::new(Mutex::new(0));
+        let count = discarded.clone();
+        let discard = Arc::new(move |fds: Vec<OwnedFd>| *count.lock().expect("not poisoned") += fds.len());
+        let stream = Stream::new(ours, LIMIT, discard).expect("a stream");
+        let builder = Builder::authenticated_socket(stream, Guid::generate()).p2p().validate_bodies();
+        (builder.build_message_stream().await.expect("a connection"), theirs, discarded)
+    }
+
+    fn with_fds(count: usize) -> Message {
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").expect("exists"));
+        let fds: Vec<_> = (0..count).map(|_| zbus::OwnedFd::from(null())).collect();
+        Message::signal("/a", "org.example.A", "A").build(&(fds, "x")).expect("valid")
+    }
+
+    fn write(to: &OwnedFd, bytes: &[u8], message: &Message) {
+        let fds: Vec<_> = message.data().fds().iter().map(AsFd::as_fd).collect();
+        assert_eq!(send(to, bytes, &fds).expect("sent"), bytes.len());
+    }
+
+    #[tokio::test]
+    async fn messages_keep_their_descriptors() {
+        let (mut messages, theirs, discarded) = connection().await;
+        let counts = [0, 3, 0, 0, 1, 8, 0, 253, 2];
+        let stream = Stream::new(theirs, LIMIT, Arc::new(drop)).expect("a stream");
+        let other = Builder::authenticated_socket(stream, Guid::generate())
+            .p2p()
+            .build()
+            .await
+            .expect("a connection");
+        let sent: Vec<_> = counts.iter().map(|count| with_fds(*count)).collect();
+        other.send_all(&sent).await.expect("sent");
+        for count in counts {
+            let message = messages.next().await.expect("open").expect("a message");
+            assert_eq!(message.data().fds().len(), count);
+            let (fds, text): (Vec<zbus::OwnedFd>, String) = message.body().deserialize().expect("(ahs)");
+            assert_eq!((fds.len(), text.as_str()), (count, "x"));
+        }
+        drop((messages, other));
+        assert_eq!(*discarded.lock().expect("not poisoned"), 0);
+    }
+
+    #[tokio::test]
+    async fn descriptors_of_what_is_not_readable_are_discarded() {
+        let good = with_fds(2);
+        let change = |at: usize, byte: u8| {
+            let mut bytes = good.data().to_vec();
+            let at = if at == usize::MAX { bytes.len() - 1 } else { at };
+            bytes[at] = byte;
+            bytes
+        };
+        // Neither byte order, nor a version of the protocol, nor a string that ends.
+        for bytes in [change(0, b'x'), change(3, 9), change(usize::MAX, b'x')] {
+            let (mut messages, theirs, discarded) = connection().await;
+            write(&theirs, &bytes, &good);
+            messages.next().await.expect("an answer").expect_err("not readable");
+            Connection::from(&messages).closed().await;
+            drop(messages);
+            // The reader goes with its task.
+            while *discarded.lock().expect("not poisoned") < 2 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn no_memory_is_taken_for_what_is_too_long() {
+        let (mut messages, theirs, _) = connection().await;
+        let mut header = with_fds(0).data()[..HEADER].to_vec();
+        header[4..8].copy_from_slice(&(LIMIT as u32).to_le_bytes());
+        // Nothing follows: the length alone says it.
+        write(&theirs, &header, &with_fds(0));
+        let error = messages.next().await.expect("an answer").expect_err("too long");
+        assert!(error.to_string().contains("the limit is 100000"), "{error}");
+    }
+}
