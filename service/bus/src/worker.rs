@@ -122,8 +122,7 @@ impl Worker {
 
     async fn serve_on(&self, bus: &str, socket: OwnedFd) -> zbus::Result<Stream> {
         // The front has judged what it sends.
-        let (socket, mut handle) =
-            ipc_stream::Stream::new(socket, LONGEST_MESSAGE, Arc::new(drop))?.gated();
+        let (socket, mut handle) = ipc_stream::Stream::new(socket, LONGEST_MESSAGE, Arc::new(drop))?.gated();
         let connection = Builder::authenticated_socket(socket, Guid::try_from(bus)?)
             .p2p()
             // With an object from the start, zbus looks for calls at all.
