@@ -49,6 +49,8 @@ enum End {
     NotStarted(Refusal),
     /// It had nothing to do and was let go.
     Idle,
+    /// A new one, before it served anybody.
+    Unready(String),
     /// By itself; or its user ended it.
     Died(String),
     /// It broke the rules.
@@ -62,8 +64,9 @@ impl Worker {
     /// Until nothing waits for it.
     pub async fn run(self: Arc<Self>, router: Arc<Router>, mut control: Option<OwnedFd>) {
         loop {
+            let fresh = control.is_none();
             let (end, socket) = match self.start(&router, control.take()).await {
-                Ok((socket, _counted)) => (self.serve(&router, &socket).await, Some(socket)),
+                Ok((socket, _counted)) => (self.serve(&router, &socket, fresh).await, Some(socket)),
                 Err(refusal) => (End::NotStarted(refusal), None),
             };
             if let End::NoBus = end {
@@ -126,13 +129,14 @@ impl Worker {
     }
 
     /// Until it ends, one way or another.
-    async fn serve(&self, router: &Arc<Router>, control: &UnixStream) -> End {
+    async fn serve(&self, router: &Arc<Router>, control: &UnixStream, fresh: bool) -> End {
         let patience = router.patience();
         let (mut reader, mut writer) = match timeout(patience, self.connect(router, control)).await {
             Ok(Ok(stream)) => stream.take(),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return End::Hostile(error.to_string());
             }
+            Ok(Err(error)) if fresh => return End::Unready(error.to_string()),
             Ok(Err(error)) => return End::Died(error.to_string()),
             Err(_) => return End::Stuck,
         };
@@ -295,6 +299,7 @@ impl Worker {
         let why = match end {
             End::Idle | End::NoBus => return,
             End::NotStarted(refusal) => refusal.text.clone(),
+            End::Unready(why) => format!("it ended before it served: {why}"),
             End::Died(why) => format!("it ended unexpectedly: {why}"),
             End::Hostile(why) => format!("it was ended, because {why}"),
             End::Stuck => "it was ended, because it gave no sign of life".to_owned(),
@@ -311,6 +316,10 @@ impl Worker {
         let refusal = match end {
             End::NotStarted(refusal) => refusal.clone(),
             End::Stuck => Refusal::timeout(router.limits.stuck_after_ms),
+            // Nothing was lost, for there was nothing yet.
+            End::Unready(why) => Refusal::unavailable(format!(
+                "the process that was to hold this user's endpoints ended before it served ({why}); the log of the service says why, for instance that RLIMIT_NPROC is reached"
+            )),
             _ => Refusal::gone(&why),
         };
         for (client, serial) in calls {
