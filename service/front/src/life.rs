@@ -13,15 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
 use ipc_spawner::protocol::{Refusal as SpawnerRefusal, Reply, Request};
+use ipc_stream::{Reader, Stream, Writer, pair, watched};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use tokio::{
     io::Interest,
     net::UnixStream,
     time::{sleep, sleep_until, timeout},
 };
-use zbus::{Connection, MessageStream, connection::Builder, message::Message};
+use zbus::{
+    connection::socket::{Socket, Split, WriteHalf},
+    message::Message,
+};
 
 use crate::{
     admission::{Amounts, Permit},
@@ -32,7 +35,6 @@ use crate::{
     parcel::Parcel,
     refusals::Refusal,
     router::{Learned, Router},
-    stream::{self, Stream, watched},
     worker::{UNDEAD, Worker},
 };
 
@@ -129,8 +131,8 @@ impl Worker {
     /// Until it ends, one way or another.
     async fn serve(&self, router: &Arc<Router>, control: &UnixStream, fresh: bool) -> End {
         let patience = router.patience();
-        let mut messages = match timeout(patience, self.connect(router, control)).await {
-            Ok(Ok(messages)) => messages,
+        let (mut reader, mut writer) = match timeout(patience, self.connect(router, control)).await {
+            Ok(Ok(stream)) => stream.take(),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return End::Hostile(error.to_string());
             }
@@ -138,21 +140,16 @@ impl Worker {
             Ok(Err(error)) => return End::Died(error.to_string()),
             Err(_) => return End::Stuck,
         };
-        let connection = Connection::from(&messages);
-        let end = tokio::select! {
-            end = self.read(router, &mut messages) => end,
+        tokio::select! {
+            end = self.read(router, &mut reader) => end,
             end = self.watch(router) => end,
-            never = self.write(&connection) => match never {},
-        };
-        for message in bus::ready(&mut messages) {
-            drop(Parcel::new(message, Some(self.uid), &router.closer));
+            never = self.write(&mut writer) => match never {},
         }
-        end
     }
 
     /// Makes a stream and lets the process serve its tree on it.
-    async fn connect(&self, router: &Arc<Router>, control: &UnixStream) -> io::Result<MessageStream> {
-        let (ours, theirs) = stream::pair()?;
+    async fn connect(&self, router: &Arc<Router>, control: &UnixStream) -> io::Result<Split<Reader, Writer>> {
+        let (ours, theirs) = pair()?;
         let guid = router.bus.connection.server_guid();
         let request = format!("ipc1{}", guid.as_str());
         let send = || serve_request(control, request.as_bytes(), &theirs);
@@ -162,39 +159,39 @@ impl Worker {
         let (closer, uid) = (router.closer.clone(), self.uid);
         let discard = Arc::new(move |fds: Vec<OwnedFd>| closer.close(Some(uid), Box::new(fds)));
         let stream = Stream::new(ours, limit, discard)?;
-        let builder = Builder::authenticated_socket(stream, guid.clone()).p2p().validate_bodies();
-        let messages = builder.build_message_stream().await.map_err(io::Error::other)?;
         let mut answer = [0; 8];
         let length = control.async_io(Interest::READABLE, || receive(control, &mut answer)).await?;
         match &answer[..length] {
-            b"ok" => Ok(messages),
+            b"ok" => Ok(stream.split()),
             b"" => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it answered what is not in the protocol")),
         }
     }
 
-    async fn write(&self, connection: &Connection) -> Infallible {
+    async fn write(&self, writer: &mut Writer) -> Infallible {
         loop {
             let next = self.state().next();
             let Some(parcel) = next else {
                 self.news.notified().await;
                 continue;
             };
-            if connection.send(parcel.message()).await.is_err() {
+            if writer.send_message(parcel.message()).await.is_err() {
                 // What it said before it closed its end is still to be read; the reader finds the end.
                 return std::future::pending().await;
             }
         }
     }
 
-    async fn read(&self, router: &Arc<Router>, messages: &mut MessageStream) -> End {
+    async fn read(&self, router: &Arc<Router>, reader: &mut Reader) -> End {
         let mut first = true;
-        while let Some(message) = messages.next().await {
-            let message = match message {
-                Ok(message) => message,
+        loop {
+            let parcel = match reader.next().await {
+                Ok(message) => Parcel::new(message, Some(self.uid), &router.closer),
                 Err(error) => return ending(&error),
             };
-            let parcel = Parcel::new(message, Some(self.uid), &router.closer);
+            if let Err(error) = parcel.message().body().validate() {
+                return ending(&error);
+            }
             let said = {
                 let state = &mut *self.state();
                 judge(parcel.message(), &mut state.members, state.ping, &router.limits)
@@ -235,7 +232,6 @@ impl Worker {
             }
             first = false;
         }
-        End::Died("it closed its stream".to_owned())
     }
 
     /// Looks up those whom it serves: they have to be of its identity, and some may have left while
