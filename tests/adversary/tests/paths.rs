@@ -317,7 +317,7 @@ fn c10_indices_of_descriptors() {
             Some(Err(refusal)) => {
                 assert!(!refusal.is("Gone"), "{index} {announced} {sent}: {refusal:?}");
             }
-            ome(Ok(reply)) => panic!("{index} {announced} {sent}: {reply:?}"),
+            Some(Ok(reply)) => panic!("{index} {announced} {sent}: {reply:?}"),
             None => assert!(waits || alice.is_closed(patience()), "{index} {announced} {sent}: no answer"),
         }
         // By now the front and the worker have had to do with it.
