@@ -4,7 +4,7 @@
 //! [`SystemBus`](ipc_harness::SystemBus)); what they send is made by hand (`wire`, [`Raw`]), for libraries refuse to
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
-//! `exhaustion.rs` D, `faults.rs` the fault matrix. `differential.rs` proves the promise behind all of them: what a
+//! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `differential.rs` proves the promise behind all of them: what a
 //! caller achieves through the service, he could have done himself, with the same outcome and the same errno.
 //!
 //! # Rows without a test
@@ -15,6 +15,7 @@
 //! | A15 | documented: confinement is judged on the process that connected |
 //! | B10, B11, B12 for signals | not applicable yet: no mechanism sends signals; their rules for pids are tested with `lifetime=pid:N` and `pipe:pid=N` |
 //! | B15 | not applicable yet: no mechanism uses netlink |
+//! | C5 | the bus closes what it passes on too, and would hang first; the front's closing thread has unit tests |
 //! | C6, C14 | not applicable yet: no mechanism serves or mounts FUSE |
 //! | D13 for SysV and mounts | not applicable yet: no mechanism makes them |
 //! | netlink ENOBUFS, signalfd, SysV removal | not applicable yet: no such mechanism |
@@ -22,7 +23,8 @@
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |
-//! | oracle 1, the service's system calls under strace | `who.rs` checks the objects themselves instead: nothing is made or touched that is not the caller's |
+//! | the rescan after an inotify overflow | not there yet: `Overflow` says that events are lost, and `List`/the file system what there is |
+//! | oracle 2, every check taken out once | needs a build for each; `b7` and `fake_bus` inject what can be injected from outside |
 
 #![forbid(unsafe_code)]
 
