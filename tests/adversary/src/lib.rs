@@ -31,6 +31,7 @@ mod fake_bus;
 mod incoming;
 mod raw;
 mod stage;
+mod streams;
 pub mod wire;
 pub mod xml;
 
@@ -39,6 +40,7 @@ pub use fake_bus::{Credentials, FakeBus};
 pub use incoming::Incoming;
 pub use raw::{DRIVER, DRIVER_PATH, Raw, outcome};
 pub use stage::{Stage, Worker, descriptors, entry, number, object, status};
+pub use streams::Streams;
 
 use ipc_harness::CallError;
 
