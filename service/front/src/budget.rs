@@ -2,15 +2,17 @@
 //!
 //! A bus holds what a client does not read, up to a limit for the sender; then it reads nothing more
 //! from the sender, and everybody waits for one. So the front counts what it sends to each client and
-//! asks the bus, before it is much, how much of it is still there. To a client that is behind no
-//! signals are sent; the latest of each object is kept and sent when it has caught up, so that it sees
-//! from the sequence numbers what it missed. Its calls are refused when it is far behind.
+//! asks the bus, before it is much, how much of it is still there; if it becomes much before the bus has
+//! answered, its worker waits for that. To a client that is behind no signals are sent; the latest of
+//! each object is kept and sent when it has caught up, so that it sees from the sequence numbers what
+//! it missed. Its calls are refused when it is far behind.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use tokio::sync::Notify;
 use zbus::message::Message;
 
 use crate::{limits::Limits, lock, refusals::Refusal};
@@ -23,11 +25,14 @@ pub struct Client {
     pub name: Arc<str>,
     pub uid: u32,
     account: Mutex<Account>,
+    /// The bus has answered.
+    pub answered: Notify,
 }
 
 impl Client {
     pub fn new(name: Arc<str>, uid: u32, limits: &Limits) -> Arc<Self> {
-        Arc::new(Self { name, uid, account: Mutex::new(Account::new(limits)) })
+        let account = Mutex::new(Account::new(limits));
+        Arc::new(Self { name, uid, account, answered: Notify::new() })
     }
 
     pub fn account(&self) -> MutexGuard<'_, Account> {
@@ -44,6 +49,16 @@ pub enum Standing {
     Drop,
 }
 
+/// What to do with a signal to a client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Signal {
+    Send,
+    /// The bus is about to tell whether the client is behind.
+    Wait,
+    /// The client is behind, and this is kept for it.
+    Kept,
+}
+
 pub struct Account {
     limit: u64,
     refuse: u64,
@@ -51,6 +66,8 @@ pub struct Account {
     /// Sent since the bus was last asked.
     since_asked: u64,
     asking: bool,
+    /// The bus has said so, or does not answer.
+    behind: bool,
     kept: VecDeque<Message>,
 }
 
@@ -62,6 +79,7 @@ impl Account {
             unread: 0,
             since_asked: 0,
             asking: false,
+            behind: false,
             kept: VecDeque::new(),
         }
     }
@@ -78,10 +96,14 @@ impl Account {
         ask
     }
 
-    /// Whether this signal is to be sent; if not, it is kept in place of the one of the same object.
-    pub fn takes_signal(&mut self, signal: &Message) -> bool {
+    /// Whether this signal is to be sent; one that is kept takes the place of the one of the same
+    /// object.
+    pub fn signal(&mut self, signal: &Message) -> Signal {
         if self.unread <= self.limit && self.kept.is_empty() {
-            return true;
+            return Signal::Send;
+        }
+        if self.asking && !self.behind {
+            return Signal::Wait;
         }
         let header = signal.header();
         self.kept.retain(|kept| kept.header().path() != header.path());
@@ -89,7 +111,12 @@ impl Account {
             self.kept.pop_front();
         }
         self.kept.push_back(signal.clone());
-        false
+        Signal::Kept
+    }
+
+    /// The bus has not answered for long.
+    pub fn no_answer(&mut self) {
+        self.behind = self.asking;
     }
 
     pub fn standing(&self) -> Standing {
@@ -113,8 +140,9 @@ impl Account {
     #[must_use]
     pub fn answered(&mut self, unread: u64) -> bool {
         self.unread = unread + self.since_asked;
-        self.asking = self.unread > self.limit / 2;
-        !self.asking
+        self.behind = self.unread > self.limit / 2;
+        self.asking = self.behind;
+        !self.behind
     }
 
     /// The next signal that was kept for a client that has caught up.
@@ -156,25 +184,29 @@ mod tests {
     #[test]
     fn who_is_behind_gets_the_latest_of_each_object_when_he_has_caught_up() {
         let mut account = account();
-        assert!(account.takes_signal(&signal("/a", 0)));
+        assert_eq!(account.signal(&signal("/a", 0)), Signal::Send);
         assert!(account.sent(101));
+        assert_eq!(account.signal(&signal("/a", 1)), Signal::Wait);
+        account.asked();
+        assert!(!account.answered(101));
         for count in 1..4 {
-            assert!(!account.takes_signal(&signal("/a", count)));
+            assert_eq!(account.signal(&signal("/a", count)), Signal::Kept);
         }
-        assert!(!account.takes_signal(&signal("/b", 9)));
+        assert_eq!(account.signal(&signal("/b", 9)), Signal::Kept);
         account.asked();
         assert!(!account.answered(60));
         account.asked();
         assert!(account.answered(50));
         // Until what was kept has left, what is newer waits behind it.
-        assert!(!account.takes_signal(&signal("/b", 10)));
+        assert_eq!(account.signal(&signal("/b", 10)), Signal::Kept);
         let kept: Vec<_> = std::iter::from_fn(|| account.next_kept()).collect();
         assert_eq!(kept.iter().map(number).collect::<Vec<_>>(), [3, 10]);
-        assert!(account.takes_signal(&signal("/a", 5)));
+        assert_eq!(account.signal(&signal("/a", 5)), Signal::Send);
         // What is kept is bounded.
         assert!(account.sent(101));
+        account.no_answer();
         for object in 0..100 {
-            assert!(!account.takes_signal(&signal(&format!("/x{object}"), object)));
+            assert_eq!(account.signal(&signal(&format!("/x{object}"), object)), Signal::Kept);
         }
         assert_eq!(account.kept.len(), KEPT);
         assert_eq!(number(&account.kept[0]), 84);

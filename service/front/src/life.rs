@@ -206,8 +206,7 @@ impl Worker {
                     }
                 }
                 Ok(Said::Signal(client)) => {
-                    let takes = client.account().takes_signal(parcel.message());
-                    if takes && !router.deliver(&client, parcel).await {
+                    if !router.signal(&client, parcel).await {
                         return End::NoBus;
                     }
                 }

@@ -36,16 +36,15 @@ impl Parcel {
         self.message().data().fds().len()
     }
 
-    pub fn serial(&self) -> NonZeroU32 {
-        self.message().primary_header().serial_num()
-    }
-
     pub fn is_call(&self) -> bool {
         self.message().message_type() == Type::MethodCall
     }
 
-    pub fn expects_reply(&self) -> bool {
-        self.is_call() && !self.message().primary_header().flags().contains(Flags::NO_REPLY_EXPECTED)
+    /// The serial of a call that expects a reply.
+    pub fn asks(&self) -> Option<NonZeroU32> {
+        let header = self.message().primary_header();
+        let asks = self.is_call() && !header.flags().contains(Flags::NO_REPLY_EXPECTED);
+        asks.then(|| header.serial_num())
     }
 
     /// What this call takes of the pools, while it is in the front.

@@ -27,7 +27,7 @@ use zbus::{
 
 use crate::{
     admission::{Admission, User},
-    budget::{Client, Standing},
+    budget::{Client, Signal, Standing},
     bus::{self, Bus},
     closer::Closer,
     front::FdStore,
@@ -49,6 +49,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 
 /// How long a client may take to answer a ping before it counts as one that never does.
 const PONG: Duration = Duration::from_secs(1);
+
+/// How long a worker waits for the bus to say whether a client is behind, before it counts as behind.
+const ANSWER: Duration = Duration::from_millis(100);
 
 pub struct Router {
     pub bus: Bus,
@@ -134,68 +137,54 @@ impl Router {
     }
 
     fn call(self: &Arc<Self>, parcel: Parcel) {
-        let header = parcel.message().header();
-        // The bus writes it into every message.
-        let Some(sender) = header.sender() else { return };
-        let mut callers = lock(&self.callers);
-        let known = match callers.get_mut(sender.as_str()) {
-            Some(Entry::Known(client, worker)) => Ok((client.clone(), worker.clone())),
-            Some(Entry::Refused(refusal)) => Err((Arc::from(sender.as_str()), refusal.clone())),
-            Some(Entry::Asking(waiting)) => {
-                let sender = Arc::from(sender.as_str());
-                drop(header);
-                match self.wait(waiting, &sender, parcel) {
-                    Ok(()) => return,
-                    Err((refusal, parcel)) => {
-                        drop(callers);
-                        return self.refuse_unknown(&sender, &parcel, &refusal);
-                    }
-                }
+        let found = {
+            let header = parcel.message().header();
+            // The bus writes it into every message.
+            let Some(sender) = header.sender() else { return };
+            match lock(&self.callers).get(sender.as_str()) {
+                Some(Entry::Known(client, worker)) => Ok((client.clone(), worker.clone())),
+                _ => Err(Arc::from(sender.as_str())),
             }
-            None => {
-                let sender: Arc<str> = Arc::from(sender.as_str());
-                drop(header);
-                let mut waiting = Waiting::default();
-                match self.wait(&mut waiting, &sender, parcel) {
-                    Ok(()) => {
+        };
+        match found {
+            Ok((client, worker)) => self.forward(&client, &worker, parcel),
+            Err(sender) => self.meet(&sender, parcel),
+        }
+    }
+
+    /// A call of who is not known, or not served.
+    fn meet(self: &Arc<Self>, sender: &Arc<str>, parcel: Parcel) {
+        let asks = parcel.asks();
+        let result = {
+            let mut callers = lock(&self.callers);
+            match callers.get_mut(sender) {
+                Some(Entry::Asking(waiting)) => self.wait(waiting, sender, parcel),
+                Some(Entry::Refused(refusal)) => Err(refusal.clone()),
+                // Known ones do not come here.
+                Some(Entry::Known(..)) => Ok(()),
+                None => {
+                    let mut waiting = Waiting::default();
+                    let result = self.wait(&mut waiting, sender, parcel);
+                    if result.is_ok() {
                         callers.insert(sender.clone(), Entry::Asking(waiting));
-                        drop(callers);
-                        self.spawn(self.clone().identify(sender));
-                        return;
+                        self.spawn(self.clone().identify(sender.clone()));
                     }
-                    Err((refusal, parcel)) => {
-                        drop(callers);
-                        return self.refuse_unknown(&sender, &parcel, &refusal);
-                    }
+                    result
                 }
             }
         };
-        drop(callers);
-        drop(header);
-        match known {
-            Ok((client, worker)) => self.forward(&client, &worker, parcel),
-            Err((sender, refusal)) => self.refuse_unknown(&sender, &parcel, &refusal),
+        if let Err(refusal) = result {
+            self.refuse_unknown(sender, asks, &refusal);
         }
     }
 
     /// Lets a call wait until it is known whose it is.
-    fn wait(
-        &self,
-        waiting: &mut Waiting,
-        sender: &Arc<str>,
-        mut parcel: Parcel,
-    ) -> Result<(), (Refusal, Parcel)> {
-        let admitted = self
-            .check(None, &parcel)
-            .and_then(|()| self.admission.admit(None, Some(sender), parcel.amounts()));
-        match admitted {
-            Ok(permit) => {
-                parcel.hold(None, permit);
-                waiting.calls.push(parcel);
-                Ok(())
-            }
-            Err(refusal) => Err((refusal, parcel)),
-        }
+    fn wait(&self, waiting: &mut Waiting, sender: &Arc<str>, mut parcel: Parcel) -> Result<(), Refusal> {
+        self.check(None, &parcel)?;
+        let permit = self.admission.admit(None, Some(sender), parcel.amounts())?;
+        parcel.hold(None, permit);
+        waiting.calls.push(parcel);
+        Ok(())
     }
 
     /// What no call may be, however few there are.
@@ -221,28 +210,21 @@ impl Router {
 
     /// Hands a call to the worker that is its caller.
     fn forward(self: &Arc<Self>, client: &Arc<Client>, worker: &Arc<Worker>, mut parcel: Parcel) {
+        let (user, asks) = (Some(client.uid), parcel.asks());
         let standing = client.account().standing();
-        let user = Some(client.uid);
-        let admitted = match standing {
-            Standing::Fine => self
-                .check(user, &parcel)
-                .and_then(|()| self.admission.admit(user, Some(&client.name), parcel.amounts())),
-            Standing::Refuse(refusal) => Err(refusal),
+        let result = match standing {
             Standing::Drop => return self.dropped(user, "it does not read what is sent to it"),
-        };
-        let refused = match admitted {
-            Ok(permit) => {
+            Standing::Refuse(refusal) => Err(refusal),
+            Standing::Fine => self.check(user, &parcel).and_then(|()| {
+                let permit = self.admission.admit(user, Some(&client.name), parcel.amounts())?;
                 parcel.hold(user, permit);
                 worker.call(self, client, parcel)
-            }
-            Err(refusal) => Err((refusal, parcel)),
+            }),
         };
-        if let Err((refusal, parcel)) = refused {
-            if parcel.expects_reply() {
-                self.refuse(client, parcel.serial(), &refusal);
-            } else {
-                self.dropped(user, &refusal.text);
-            }
+        match (result, asks) {
+            (Ok(()), _) => {}
+            (Err(refusal), Some(serial)) => self.refuse(client, serial, &refusal),
+            (Err(refusal), None) => self.dropped(user, &refusal.text),
         }
     }
 
@@ -278,7 +260,7 @@ impl Router {
                 drop(callers);
                 if let Some(refusal) = &refusal {
                     for parcel in calls {
-                        self.refuse_unknown(&name, &parcel, refusal);
+                        self.refuse_unknown(&name, parcel.asks(), refusal);
                     }
                 }
                 if refusal.is_none() || refused { Some(Learned::Gone) } else { None }
@@ -355,6 +337,22 @@ impl Router {
         self.outbox.send(parcel).await
     }
 
+    /// Sends a signal of a worker to a client, or keeps it. False: the bus is gone.
+    pub async fn signal(self: &Arc<Self>, client: &Arc<Client>, parcel: Parcel) -> bool {
+        loop {
+            let verdict = client.account().signal(parcel.message());
+            match verdict {
+                Signal::Send => return self.deliver(client, parcel).await,
+                Signal::Kept => return true,
+                Signal::Wait => {
+                    if timeout(ANSWER, client.answered.notified()).await.is_err() {
+                        client.account().no_answer();
+                    }
+                }
+            }
+        }
+    }
+
     /// Answers a call with an error.
     pub fn refuse(self: &Arc<Self>, client: &Arc<Client>, serial: NonZeroU32, refusal: &Refusal) {
         if let Ok(message) = refusal.message(&client.name, serial) {
@@ -363,10 +361,9 @@ impl Router {
         }
     }
 
-    fn refuse_unknown(&self, sender: &str, parcel: &Parcel, refusal: &Refusal) {
-        if !parcel.expects_reply() {
-            self.dropped(None, &refusal.text);
-        } else if let Ok(message) = refusal.message(sender, parcel.serial()) {
+    fn refuse_unknown(&self, sender: &str, asks: Option<NonZeroU32>, refusal: &Refusal) {
+        let Some(serial) = asks else { return self.dropped(None, &refusal.text) };
+        if let Ok(message) = refusal.message(sender, serial) {
             self.say(None, message);
         }
     }
@@ -375,8 +372,8 @@ impl Router {
     pub fn lost(self: &Arc<Self>, client: &Arc<Client>, reason: &str) {
         let signal = Message::signal("/org/example/IPC", bus::NAME, "Lost").destination(&*client.name);
         let Ok(signal) = signal.build(&(reason,)) else { return };
-        let takes = client.account().takes_signal(&signal);
-        if takes {
+        let verdict = client.account().signal(&signal);
+        if verdict != Signal::Kept {
             self.charge(client, signal.data().len());
             self.say(Some(client.uid), signal);
         }
@@ -411,6 +408,7 @@ impl Router {
             client.account().asked();
             let Some(unread) = self.unread(&client.name).await else { return };
             let caught_up = client.account().answered(unread);
+            client.answered.notify_waiters();
             if caught_up {
                 break;
             }

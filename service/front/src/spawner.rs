@@ -93,7 +93,6 @@ async fn serve(mut socket: Option<UnixStream>, reconnect: Option<Reconnect>, mut
 
 async fn exchange(socket: &UnixStream, job: &Job) -> io::Result<(Reply, Option<OwnedFd>)> {
     let pidfd = job.pidfd.as_ref().map(AsFd::as_fd);
-    let send = || Ok(client::send(socket.as_fd(), &job.request, pidfd)?);
-    socket.async_io(Interest::WRITABLE, send).await?;
-    socket.async_io(Interest::READABLE, || Ok(client::receive(socket.as_fd())?)).await
+    socket.async_io(Interest::WRITABLE, || client::send(socket, &job.request, pidfd)).await?;
+    socket.async_io(Interest::READABLE, || client::receive(socket)).await
 }

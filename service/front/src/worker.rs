@@ -98,18 +98,17 @@ impl Worker {
         router: &Arc<Router>,
         client: &Client,
         mut parcel: Parcel,
-    ) -> Result<(), (Refusal, Parcel)> {
-        let serial = parcel.serial();
+    ) -> Result<(), Refusal> {
         let mut state = self.state();
         let quiet = state.members.calls() == 0 && state.queue.is_empty();
-        if parcel.expects_reply()
+        if let Some(serial) = parcel.asks()
             && let Some(permit) = parcel.split_call()
         {
             match state.members.expect(&client.name, serial, permit) {
                 Expected::Yes => {}
                 // It has left: nobody waits for anything.
                 Expected::NoMember => return Ok(()),
-                Expected::SameSerial => return Err((Refusal::serial(serial), parcel)),
+                Expected::SameSerial => return Err(Refusal::serial(serial)),
             }
         }
         state.queue.push_back(parcel);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ipc_harness::{Address, Bus, NAME, PATH, Process, Service, need_tool, peer};
+use ipc_harness::{Address, Bus, NAME, PATH, Process, Service, need_tool};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::Runtime;
 use zbus::{Connection, DynamicType, OwnedObjectPath, OwnedVariant, Variant, connection::Builder, interface};
@@ -39,11 +39,6 @@ impl Client {
 
     pub fn on(bus: &(impl Address + ?Sized)) -> Result<Client> {
         Client::new(ipc_harness::connect(bus))
-    }
-
-    /// The same client with no bus in between, by `Connect()`: with a runtime of its own.
-    pub fn private(&self) -> Result<Client> {
-        Client::new(peer(&self.connection))
     }
 
     /// A method of the service's object at this path.

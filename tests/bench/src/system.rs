@@ -10,10 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use futures_util::future::try_join_all;
-use ipc_harness::{
-    Kind, NAME, PATH, Process, Service, SystemBus,
-    system::{ALICE, Identity},
-};
+use ipc_harness::{Kind, NAME, PATH, Process, Service, SystemBus, peer_as, system::ALICE};
 use zbus::Connection;
 
 use crate::{
@@ -52,16 +49,16 @@ fn start(config: &str) -> Result<Option<System>> {
     };
     let service = bus.launch().config(config).start();
     let echo = peers::echo(&bus)?;
-    let client = Client::new(bus.connect_as(&Identity::from(ALICE)))?;
+    let client = Client::new(bus.connect_as(&ALICE.into()))?;
     Ok(Some(System { client, _echo: echo, service, bus }))
 }
 
 /// P7 and P8. To be called by a thread that is pinned to one CPU.
 pub fn calls(settings: &Settings) -> Result<Vec<Row>> {
-    let Some(System { client, service: _service, _echo, bus: _bus }) = start("")? else {
+    let Some(System { client, service: _service, _echo, bus }) = start("")? else {
         return Ok(Vec::new());
     };
-    let private = client.private()?;
+    let private = Client::new(async { peer_as(&bus.connect_as(&ALICE.into()).await, ALICE.uid).await })?;
     let pipe: zbus::OwnedObjectPath = client.call(PATH, NAME, "Create", &("pipe:", peers::Options::new()))?;
     let times = if settings.quick { 48 } else { 400 };
     let microseconds = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
@@ -132,8 +129,8 @@ async fn in_flight(
 
 /// P13: the front and a worker at rest, and the first reply to a caller who has no worker yet.
 pub fn idle(settings: &Settings) -> Result<Vec<Row>> {
-    // A second, the least, so that a worker ends between the rounds; many may be started.
-    let config = "[limits]\nidle-s = 1\n[front]\nworker-starts = 1000\n";
+    // A second, the least, so that a worker ends between the rounds.
+    let config = "[limits]\nidle-s = 1\n";
     let Some(system) = start(config)? else { return Ok(Vec::new()) };
     let mut first_reply = Vec::new();
     let mut memory = Vec::new();

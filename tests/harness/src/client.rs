@@ -24,6 +24,11 @@ pub async fn connect(bus: &(impl Address + ?Sized)) -> Connection {
 /// A peer-to-peer connection straight to the process that holds the caller's objects, from the manager's
 /// `Connect()`; panics when it is refused.
 pub async fn peer(connection: &Connection) -> Connection {
+    peer_as(connection, rustix::process::geteuid().as_raw()).await
+}
+
+/// The same for a connection of another user.
+pub async fn peer_as(connection: &Connection, uid: u32) -> Connection {
     let call = connection.call_method(Some(NAME), PATH, Some(NAME), "Connect", &());
     let reply = watchdog(patience(), call).await.unwrap_or_else(|error| panic!("Connect(): {error}"));
     let fd: zbus::OwnedFd = match reply.body().deserialize() {
@@ -31,7 +36,7 @@ pub async fn peer(connection: &Connection) -> Connection {
         Err(error) => panic!("Connect() returned no descriptor: {error}"),
     };
     let stream = UnixStream::from(OwnedFd::from(fd));
-    let built = watchdog(patience(), Builder::unix_stream(stream).p2p().build()).await;
+    let built = watchdog(patience(), Builder::unix_stream(stream).user_id(uid).p2p().build()).await;
     built.unwrap_or_else(|error| panic!("talking to what Connect() returned: {error}"))
 }
 

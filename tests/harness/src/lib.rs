@@ -39,7 +39,7 @@ mod tools;
 
 pub use bus::{Bus, Kind};
 pub use cli::{Busctl, CallError, Gdbus, busctl, gdbus, object_path};
-pub use client::{connect, peer, watchdog};
+pub use client::{connect, peer, peer_as, watchdog};
 pub use lines::{Lines, Missing};
 pub use monitor::{Monitor, busctl_monitor, gdbus_monitor};
 pub use process::{Finished, Process, wait_gone};
