@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod admission;
 mod budget;
 mod bus;
+mod bus_socket;
 mod closer;
 mod front;
 mod identity;

@@ -2,6 +2,8 @@
 //! refuses would end the front's connection, and what the front lets through and the bus refuses ends it too. So a
 //! user could stop the service for all with one odd message, from either side.
 
+use std::os::fd::AsFd;
+
 use ipc_adversary::wire::{self, Arg, Outgoing, no_options, path, text};
 use ipc_adversary::{DRIVER, DRIVER_PATH, Raw, Stage, Streams, outcome};
 use ipc_harness::system::{ALICE, BOB};
@@ -145,7 +147,20 @@ fn what_a_bus_lets_through_does_not_end_the_front() {
             assert_eq!(bob.owner(), owner, "{kind}, {what}: the front was started anew\n{}", service.log());
         }
         assert!(passed > 20, "{kind}: only {passed} of them were no reason to close the connection");
+        descriptors_stay_with_their_message(&mut sender);
     }
+}
+
+/// What is left out takes its descriptors along, and no others.
+fn descriptors_stay_with_their_message(alice: &mut Raw) {
+    let adopt = || Raw::message(PATH, "", "Adopt", &[Arg::Fd(0), no_options()]).with_fds(1);
+    let (pipe, _other_end) = rustix::pipe::pipe().expect("a pipe");
+    let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+    rustix::fs::ftruncate(&memory, 64).expect("its size");
+    alice.try_send(adopt().with(100, text("x")), &[pipe.as_fd()]).expect("the bus takes it");
+    let adopted = alice.ask(adopt(), &[memory.as_fd()]).expect("Adopt");
+    let path = ipc_adversary::object(&adopted.args());
+    assert!(path.contains("/mmap/"), "another descriptor was adopted: {path}");
 }
 
 /// What alice's worker answers instead of what she waits for, given her name and the serial of her call.
