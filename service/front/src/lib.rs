@@ -18,6 +18,8 @@ mod bus;
 mod bus_socket;
 mod closer;
 mod front;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod judge;
 mod life;
