@@ -67,11 +67,21 @@ impl From<Error> for Failure {
             Kind::Cancelled => "Cancelled",
             Kind::Errno(errno) => {
                 let name = format!("org.example.IPC.Error.Errno.{}", error::name(errno));
-                return Self { name, text: error.text };
+                return Self { name, text: printable(error.text) };
             }
         };
-        Self { name: format!("org.example.IPC.Error.{name}"), text: error.text }
+        Self { name: format!("org.example.IPC.Error.{name}"), text: printable(error.text) }
     }
+}
+
+/// Names of files and keys stand in the texts, and texts end on terminals and in logs: what would move a cursor or begin
+/// a line of its own is escaped.
+fn printable(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }
 
 /// A failure of the bus itself, while serving a call.

@@ -13,7 +13,6 @@ pub mod interfaces;
 pub mod introspect;
 mod outbox;
 mod paths;
-pub mod peer_socket;
 pub mod serve;
 mod tree;
 mod variants;

@@ -23,6 +23,7 @@ use ipc_kernel::{
     Attempt, Error, Fd, Kind, Result,
     socket_messages::{self, Taking},
 };
+use ipc_stream::Handle;
 use zbus::{Connection, Guid, Message, connection::Builder};
 
 use crate::{
@@ -30,7 +31,6 @@ use crate::{
     face::Face,
     interfaces::manager::Manager,
     paths,
-    peer_socket::{Handle, PeerSocket},
     serve::{departures, watch_departures},
     tree::{FAREWELL, Tree},
 };
@@ -40,6 +40,9 @@ pub const INTERFACE: &str = "org.example.IPC.Worker";
 
 /// In front of the bus's GUID in a datagram that brings a stream; changes when what follows does.
 pub const SERVE: &[u8; 4] = b"ipc1";
+
+/// The most bytes of a message (D-Bus specification, message protocol).
+const LONGEST_MESSAGE: usize = 128 << 20;
 
 /// The answer when the tree is served on the stream.
 pub const SERVED: &[u8; 2] = b"ok";
@@ -118,7 +121,8 @@ impl Worker {
     }
 
     async fn serve_on(&self, bus: &str, socket: OwnedFd) -> zbus::Result<Stream> {
-        let (socket, mut handle) = PeerSocket::new(socket)?;
+        // The front has judged what it sends.
+        let (socket, mut handle) = ipc_stream::Stream::new(socket, LONGEST_MESSAGE, Arc::new(drop))?.gated();
         let connection = Builder::authenticated_socket(socket, Guid::try_from(bus)?)
             .p2p()
             // With an object from the start, zbus looks for calls at all.

@@ -12,10 +12,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use ipc_bus::{
-    peer_socket::{Handle, PeerSocket},
-    worker,
-};
+use ipc_bus::worker;
 use ipc_engine::{Engine, Limits};
 use ipc_kernel::{
     Address, Attempt, Dict, Fd, Opening, Parameters, mechanisms, socket_io,
@@ -100,14 +97,15 @@ fn control_pair() -> (OwnedFd, OwnedFd) {
 struct Stream {
     connection: Connection,
     messages: MessageStream,
-    handle: Handle,
+    handle: ipc_stream::Handle,
     /// Signals that came while a reply was waited for.
     signals: VecDeque<Message>,
 }
 
 impl Stream {
     async fn new(socket: OwnedFd) -> Stream {
-        let (socket, mut handle) = PeerSocket::new(socket).expect("a socket");
+        let (socket, mut handle) =
+            ipc_stream::Stream::new(socket, 64 << 20, std::sync::Arc::new(drop)).expect("a socket").gated();
         let connection =
             Builder::authenticated_socket(socket, Guid::generate()).p2p().build().await.expect("p2p");
         let messages = MessageStream::from(&connection);

@@ -1,6 +1,6 @@
 //! Logs: to the journal under systemd, else to standard error.
 
-use std::env;
+use std::{env, io::IsTerminal};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{layer::SubscriberExt, registry, util::SubscriberInitExt};
@@ -18,6 +18,10 @@ pub fn start_with(level: LevelFilter, to_journal: bool) {
         registry().with(level).with(journal).init();
         return;
     }
-    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let to_stderr = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        // Colours are for people, not for files.
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     registry().with(level).with(to_stderr).init();
 }

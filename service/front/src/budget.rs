@@ -9,13 +9,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use tokio::sync::Notify;
 use zbus::message::Message;
 
-use crate::{limits::Limits, lock, refusals::Refusal};
+use crate::{admission::User, limits::Limits, lock, refusals::Refusal};
 
 /// Objects whose latest signal is kept for a client that is behind.
 const KEPT: usize = 16;
@@ -23,16 +23,25 @@ const KEPT: usize = 16;
 /// A connection that has called.
 pub struct Client {
     pub name: Arc<str>,
-    pub uid: u32,
+    uid: OnceLock<u32>,
     account: Mutex<Account>,
     /// The bus has answered.
     pub answered: Notify,
 }
 
 impl Client {
-    pub fn new(name: Arc<str>, uid: u32, limits: &Limits) -> Arc<Self> {
+    pub fn new(name: Arc<str>, limits: &Limits) -> Arc<Self> {
         let account = Mutex::new(Account::new(limits));
-        Arc::new(Self { name, uid, account, answered: Notify::new() })
+        Arc::new(Self { name, uid: OnceLock::new(), account, answered: Notify::new() })
+    }
+
+    /// It is known whose it is; that never changes.
+    pub fn belongs_to(&self, uid: u32) {
+        self.uid.get_or_init(|| uid);
+    }
+
+    pub fn user(&self) -> User {
+        self.uid.get().copied()
     }
 
     pub fn account(&self) -> MutexGuard<'_, Account> {
@@ -46,7 +55,7 @@ pub enum Standing {
     Fine,
     Refuse(Refusal),
     /// It would not read the refusal either.
-    Drop,
+    Drop(Refusal),
 }
 
 /// What to do with a signal to a client.
@@ -120,13 +129,15 @@ impl Account {
     }
 
     pub fn standing(&self) -> Standing {
+        if self.unread <= self.refuse {
+            return Standing::Fine;
+        }
+        let what = format!("this connection has not read {} bytes that were sent to it", self.unread);
+        let refusal = Refusal::limit(&what, "unread-bytes-refuse", self.refuse, "read first");
         if self.unread > self.refuse + self.refuse / 4 {
-            Standing::Drop
-        } else if self.unread > self.refuse {
-            let what = format!("this connection has not read {} bytes that were sent to it", self.unread);
-            Standing::Refuse(Refusal::limit(&what, "unread-bytes-refuse", self.refuse, "read first"))
+            Standing::Drop(refusal)
         } else {
-            Standing::Fine
+            Standing::Refuse(refusal)
         }
     }
 
@@ -221,7 +232,7 @@ mod tests {
         let Standing::Refuse(refusal) = account.standing() else { panic!("not refused") };
         assert!(refusal.text.contains("unread-bytes-refuse is 1000"), "{}", refusal.text);
         assert!(!account.sent(250));
-        assert_eq!(account.standing(), Standing::Drop);
+        assert!(matches!(account.standing(), Standing::Drop(_)));
         account.asked();
         assert!(account.answered(0));
         assert_eq!(account.standing(), Standing::Fine);

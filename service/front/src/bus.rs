@@ -5,7 +5,6 @@
 
 use std::{num::NonZeroUsize, sync::Arc};
 
-use futures_util::StreamExt;
 use zbus::{
     Address, Connection, Error, MessageStream, OwnedVariant, Result,
     connection::Builder,
@@ -126,15 +125,6 @@ pub fn departed(message: &Message) -> Option<String> {
 /// The news that a connection has left, for a worker that heard of it from a former front.
 pub fn departure(name: &str) -> Result<Message> {
     Message::signal(BUS_PATH, BUS, "NameOwnerChanged").sender(BUS).build(&(name, name, ""))
-}
-
-/// Everything that is ready now, without waiting.
-pub fn ready(stream: &mut MessageStream) -> impl Iterator<Item = Message> {
-    use futures_util::FutureExt;
-    std::iter::from_fn(move || match stream.next().now_or_never() {
-        Some(Some(Ok(message))) => Some(message),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

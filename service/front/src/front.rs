@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::{
     bus::{Bus, NAME},
     identity,
@@ -81,7 +83,10 @@ pub struct Front {
 impl Front {
     /// Connects, takes over the workers of a former front, and takes the name.
     pub async fn start(start: Start) -> Result<Self, StartError> {
-        let Start { spawner, reconnect, workers, limits, address, fd_store } = start;
+        let Start { spawner, reconnect, workers, mut limits, address, fd_store } = start;
+        // A full table of descriptors would end the connection to the bus.
+        let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        limits.fds = limits.fds.min(u32::try_from(table / 2).unwrap_or(u32::MAX));
         let (bus, messages) = Bus::connect(address.as_deref()).await?;
         let (spawner, asking) = Spawner::new(spawner, reconnect).map_err(StartError::Spawner)?;
         let (outbox, sending) = Outbox::new(bus.connection.clone());

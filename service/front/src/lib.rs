@@ -32,14 +32,12 @@ mod refusals;
 mod router;
 mod spawner;
 mod starts;
-mod stream;
 mod worker;
 
 pub use front::{FdStore, Front, NoStore, Start, StartError};
 pub use limits::Limits;
 pub use refusals::NAMES as REFUSALS;
 pub use spawner::Reconnect;
-pub use stream::{Discard, Stream};
 
 /// Nothing panics while something is locked; what is in it stays usable if something did.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

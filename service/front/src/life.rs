@@ -13,15 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
 use ipc_spawner::protocol::{Refusal as SpawnerRefusal, Reply, Request};
+use ipc_stream::{Reader, Stream, Writer, pair, watched};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use tokio::{
     io::Interest,
     net::UnixStream,
     time::{sleep, sleep_until, timeout},
 };
-use zbus::{Connection, MessageStream, connection::Builder, message::Message};
+use zbus::{
+    connection::socket::{Socket, Split, WriteHalf},
+    message::Message,
+};
 
 use crate::{
     admission::{Amounts, Permit},
@@ -32,7 +35,6 @@ use crate::{
     parcel::Parcel,
     refusals::Refusal,
     router::{Learned, Router},
-    stream::{self, Stream, watched},
     worker::{UNDEAD, Worker},
 };
 
@@ -47,6 +49,8 @@ enum End {
     NotStarted(Refusal),
     /// It had nothing to do and was let go.
     Idle,
+    /// A new one, before it served anybody.
+    Unready(String),
     /// By itself; or its user ended it.
     Died(String),
     /// It broke the rules.
@@ -60,8 +64,9 @@ impl Worker {
     /// Until nothing waits for it.
     pub async fn run(self: Arc<Self>, router: Arc<Router>, mut control: Option<OwnedFd>) {
         loop {
+            let fresh = control.is_none();
             let (end, socket) = match self.start(&router, control.take()).await {
-                Ok((socket, _counted)) => (self.serve(&router, &socket).await, Some(socket)),
+                Ok((socket, _counted)) => (self.serve(&router, &socket, fresh).await, Some(socket)),
                 Err(refusal) => (End::NotStarted(refusal), None),
             };
             if let End::NoBus = end {
@@ -124,31 +129,27 @@ impl Worker {
     }
 
     /// Until it ends, one way or another.
-    async fn serve(&self, router: &Arc<Router>, control: &UnixStream) -> End {
+    async fn serve(&self, router: &Arc<Router>, control: &UnixStream, fresh: bool) -> End {
         let patience = router.patience();
-        let mut messages = match timeout(patience, self.connect(router, control)).await {
-            Ok(Ok(messages)) => messages,
+        let (mut reader, mut writer) = match timeout(patience, self.connect(router, control)).await {
+            Ok(Ok(stream)) => stream.take(),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return End::Hostile(error.to_string());
             }
+            Ok(Err(error)) if fresh => return End::Unready(error.to_string()),
             Ok(Err(error)) => return End::Died(error.to_string()),
             Err(_) => return End::Stuck,
         };
-        let connection = Connection::from(&messages);
-        let end = tokio::select! {
-            end = self.read(router, &mut messages) => end,
+        tokio::select! {
+            end = self.read(router, &mut reader) => end,
             end = self.watch(router) => end,
-            never = self.write(&connection) => match never {},
-        };
-        for message in bus::ready(&mut messages) {
-            drop(Parcel::new(message, Some(self.uid), &router.closer));
+            never = self.write(&mut writer) => match never {},
         }
-        end
     }
 
     /// Makes a stream and lets the process serve its tree on it.
-    async fn connect(&self, router: &Arc<Router>, control: &UnixStream) -> io::Result<MessageStream> {
-        let (ours, theirs) = stream::pair()?;
+    async fn connect(&self, router: &Arc<Router>, control: &UnixStream) -> io::Result<Split<Reader, Writer>> {
+        let (ours, theirs) = pair()?;
         let guid = router.bus.connection.server_guid();
         let request = format!("ipc1{}", guid.as_str());
         let send = || serve_request(control, request.as_bytes(), &theirs);
@@ -158,39 +159,39 @@ impl Worker {
         let (closer, uid) = (router.closer.clone(), self.uid);
         let discard = Arc::new(move |fds: Vec<OwnedFd>| closer.close(Some(uid), Box::new(fds)));
         let stream = Stream::new(ours, limit, discard)?;
-        let builder = Builder::authenticated_socket(stream, guid.clone()).p2p().validate_bodies();
-        let messages = builder.build_message_stream().await.map_err(io::Error::other)?;
         let mut answer = [0; 8];
         let length = control.async_io(Interest::READABLE, || receive(control, &mut answer)).await?;
         match &answer[..length] {
-            b"ok" => Ok(messages),
+            b"ok" => Ok(stream.split()),
             b"" => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it answered what is not in the protocol")),
         }
     }
 
-    async fn write(&self, connection: &Connection) -> Infallible {
+    async fn write(&self, writer: &mut Writer) -> Infallible {
         loop {
             let next = self.state().next();
             let Some(parcel) = next else {
                 self.news.notified().await;
                 continue;
             };
-            if connection.send(parcel.message()).await.is_err() {
+            if writer.send_message(parcel.message()).await.is_err() {
                 // What it said before it closed its end is still to be read; the reader finds the end.
                 return std::future::pending().await;
             }
         }
     }
 
-    async fn read(&self, router: &Arc<Router>, messages: &mut MessageStream) -> End {
+    async fn read(&self, router: &Arc<Router>, reader: &mut Reader) -> End {
         let mut first = true;
-        while let Some(message) = messages.next().await {
-            let message = match message {
-                Ok(message) => message,
+        loop {
+            let parcel = match reader.next().await {
+                Ok(message) => Parcel::new(message, Some(self.uid), &router.closer),
                 Err(error) => return ending(&error),
             };
-            let parcel = Parcel::new(message, Some(self.uid), &router.closer);
+            if let Err(error) = parcel.message().body().validate() {
+                return ending(&error);
+            }
             let said = {
                 let state = &mut *self.state();
                 judge(parcel.message(), &mut state.members, state.ping, &router.limits)
@@ -231,7 +232,6 @@ impl Worker {
             }
             first = false;
         }
-        End::Died("it closed its stream".to_owned())
     }
 
     /// Looks up those whom it serves: they have to be of its identity, and some may have left while
@@ -299,6 +299,7 @@ impl Worker {
         let why = match end {
             End::Idle | End::NoBus => return,
             End::NotStarted(refusal) => refusal.text.clone(),
+            End::Unready(why) => format!("it ended before it served: {why}"),
             End::Died(why) => format!("it ended unexpectedly: {why}"),
             End::Hostile(why) => format!("it was ended, because {why}"),
             End::Stuck => "it was ended, because it gave no sign of life".to_owned(),
@@ -315,6 +316,10 @@ impl Worker {
         let refusal = match end {
             End::NotStarted(refusal) => refusal.clone(),
             End::Stuck => Refusal::timeout(router.limits.stuck_after_ms),
+            // Nothing was lost, for there was nothing yet.
+            End::Unready(why) => Refusal::unavailable(format!(
+                "the process that was to hold this user's endpoints ended before it served ({why}); the log of the service says why, for instance that RLIMIT_NPROC is reached"
+            )),
             _ => Refusal::gone(&why),
         };
         for (client, serial) in calls {

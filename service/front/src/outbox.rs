@@ -58,6 +58,8 @@ async fn run(
         out.extend(batch.iter().map(|parcel| parcel.message().clone()));
         if let Err(error) = connection.send_all(&out).await {
             tracing::error!("the message bus takes no more messages: {error}");
+            // So that whoever waits for the end of the front sees it.
+            let _closed = connection.close().await;
             return;
         }
         out.clear();

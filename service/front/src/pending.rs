@@ -158,7 +158,7 @@ pub mod tests {
     }
 
     pub fn client(name: &str) -> Arc<Client> {
-        Client::new(name.into(), 1, &Limits::default())
+        Client::new(name.into(), &Limits::default())
     }
 
     /// A table with the clients :1.1 and :1.2, the first of which has made call 7.

@@ -62,6 +62,7 @@ pub struct Router {
     pub starts: Mutex<Starts>,
     pub store: Box<dyn FdStore>,
     outbox: Outbox,
+    /// Every connection that has called and has not left.
     callers: Mutex<HashMap<Arc<str>, Entry>>,
     /// Locked before the state of a worker, never after.
     workers: Mutex<HashMap<String, Arc<Worker>>>,
@@ -71,10 +72,17 @@ pub struct Router {
     no_stats: AtomicBool,
 }
 
-/// What is known of a connection.
-enum Entry {
+/// A connection, and what is known of it.
+struct Entry {
+    client: Arc<Client>,
+    state: Known,
+}
+
+enum Known {
+    /// It could not be found out whose it is; the next call asks again.
+    Not,
     Asking(Waiting),
-    Known(Arc<Client>, Arc<Worker>),
+    Yes(Arc<Worker>),
     Refused(Refusal),
 }
 
@@ -86,6 +94,7 @@ struct Waiting {
 }
 
 /// Whose a connection is.
+#[derive(Clone)]
 pub enum Learned {
     /// It belongs to the worker of this name.
     Worker(String),
@@ -142,46 +151,51 @@ impl Router {
             // The bus writes it into every message.
             let Some(sender) = header.sender() else { return };
             match lock(&self.callers).get(sender.as_str()) {
-                Some(Entry::Known(client, worker)) => Ok((client.clone(), worker.clone())),
+                Some(Entry { client, state: Known::Yes(worker) }) => Ok((client.clone(), worker.clone())),
                 _ => Err(Arc::from(sender.as_str())),
             }
         };
         match found {
             Ok((client, worker)) => self.forward(&client, &worker, parcel),
-            Err(sender) => self.meet(&sender, parcel),
+            Err(sender) => self.meet(sender, parcel),
         }
     }
 
     /// A call of who is not known, or not served.
-    fn meet(self: &Arc<Self>, sender: &Arc<str>, parcel: Parcel) {
+    fn meet(self: &Arc<Self>, sender: Arc<str>, parcel: Parcel) {
         let asks = parcel.asks();
-        let result = {
-            let mut callers = lock(&self.callers);
-            match callers.get_mut(sender) {
-                Some(Entry::Asking(waiting)) => self.wait(waiting, sender, parcel),
-                Some(Entry::Refused(refusal)) => Err(refusal.clone()),
-                // Known ones do not come here.
-                Some(Entry::Known(..)) => Ok(()),
-                None => {
-                    let mut waiting = Waiting::default();
-                    let result = self.wait(&mut waiting, sender, parcel);
-                    if result.is_ok() {
-                        callers.insert(sender.clone(), Entry::Asking(waiting));
-                        self.spawn(self.clone().identify(sender.clone()));
-                    }
-                    result
+        let mut callers = lock(&self.callers);
+        let Entry { client, state } = callers.entry(sender).or_insert_with_key(|name| self.unknown(name));
+        let client = client.clone();
+        let result = match state {
+            Known::Asking(waiting) => self.wait(waiting, &client, parcel),
+            Known::Refused(refusal) => Err(refusal.clone()),
+            Known::Not => {
+                let mut waiting = Waiting::default();
+                let result = self.wait(&mut waiting, &client, parcel);
+                if result.is_ok() {
+                    *state = Known::Asking(waiting);
+                    self.spawn(self.clone().identify(client.clone()));
                 }
+                result
             }
+            // Those do not come here.
+            Known::Yes(_) => Ok(()),
         };
+        drop(callers);
         if let Err(refusal) = result {
-            self.refuse_unknown(sender, asks, &refusal);
+            self.answer(&client, asks, &refusal);
         }
     }
 
+    fn unknown(&self, name: &Arc<str>) -> Entry {
+        Entry { client: Client::new(name.clone(), &self.limits), state: Known::Not }
+    }
+
     /// Lets a call wait until it is known whose it is.
-    fn wait(&self, waiting: &mut Waiting, sender: &Arc<str>, mut parcel: Parcel) -> Result<(), Refusal> {
+    fn wait(&self, waiting: &mut Waiting, client: &Client, mut parcel: Parcel) -> Result<(), Refusal> {
         self.check(None, &parcel)?;
-        let permit = self.admission.admit(None, Some(sender), parcel.amounts())?;
+        let permit = self.admission.admit(None, Some(&client.name), parcel.amounts())?;
         parcel.hold(None, permit);
         waiting.calls.push(parcel);
         Ok(())
@@ -210,70 +224,57 @@ impl Router {
 
     /// Hands a call to the worker that is its caller.
     fn forward(self: &Arc<Self>, client: &Arc<Client>, worker: &Arc<Worker>, mut parcel: Parcel) {
-        let (user, asks) = (Some(client.uid), parcel.asks());
+        let (user, asks) = (client.user(), parcel.asks());
         let standing = client.account().standing();
         let result = match standing {
-            Standing::Drop => return self.dropped(user, "it does not read what is sent to it"),
-            Standing::Refuse(refusal) => Err(refusal),
             Standing::Fine => self.check(user, &parcel).and_then(|()| {
                 let permit = self.admission.admit(user, Some(&client.name), parcel.amounts())?;
                 parcel.hold(user, permit);
                 worker.call(self, client, parcel)
             }),
+            Standing::Refuse(refusal) | Standing::Drop(refusal) => Err(refusal),
         };
-        match (result, asks) {
-            (Ok(()), _) => {}
-            (Err(refusal), Some(serial)) => self.refuse(client, serial, &refusal),
-            (Err(refusal), None) => self.dropped(user, &refusal.text),
+        if let Err(refusal) = result {
+            self.answer(client, asks, &refusal);
         }
     }
 
     /// Finds out whose a connection is, and then does what waited for that.
-    async fn identify(self: Arc<Self>, name: Arc<str>) {
-        let found = identify(&self.bus, &self.spawner, &name).await;
+    async fn identify(self: Arc<Self>, client: Arc<Client>) {
+        let found = identify(&self.bus, &self.spawner, &client.name).await;
         let mut callers = lock(&self.callers);
         // It may have left meanwhile, and what waited with it.
-        let Some(Entry::Asking(waiting)) = callers.get_mut(&*name) else { return };
-        let Waiting { calls, learners } = std::mem::take(waiting);
-        let learned = match found {
+        let Some(Entry { state, .. }) = callers.get_mut(&client.name) else { return };
+        let Known::Asking(Waiting { calls, learners }) = std::mem::replace(state, Known::Not) else { return };
+        let (result, learned) = match found {
             Ok(caller) => {
-                let client = Client::new(name.clone(), caller.identity.uid, &self.limits);
+                client.belongs_to(caller.identity.uid);
                 let worker = self.join(&client, &caller);
-                callers.insert(name, Entry::Known(client.clone(), worker.clone()));
-                drop(callers);
-                for parcel in calls {
-                    self.forward(&client, &worker, parcel);
-                }
-                Learned::Worker(caller.worker).into()
+                *state = Known::Yes(worker.clone());
+                (Ok(worker), Learned::Worker(caller.worker))
             }
-            Err(unknown) => {
-                callers.remove(&*name);
-                let refusal = match unknown {
-                    Unknown::Gone => None,
-                    Unknown::Unavailable(refusal) => Some(refusal),
-                    Unknown::Refused(refusal) => {
-                        callers.insert(name.clone(), Entry::Refused(refusal.clone()));
-                        Some(refusal)
-                    }
-                };
-                let refused = matches!(callers.get(&*name), Some(Entry::Refused(_)));
-                drop(callers);
-                if let Some(refusal) = &refusal {
-                    for parcel in calls {
-                        self.refuse_unknown(&name, parcel.asks(), refusal);
-                    }
-                }
-                if refusal.is_none() || refused { Some(Learned::Gone) } else { None }
+            Err(Unknown::Refused(refusal)) => {
+                *state = Known::Refused(refusal.clone());
+                (Err(Some(refusal)), Learned::Gone)
+            }
+            Err(Unknown::Unavailable(refusal)) => (Err(Some(refusal)), Learned::NotNow),
+            Err(Unknown::Gone) => {
+                callers.remove(&client.name);
+                (Err(None), Learned::Gone)
             }
         };
+        drop(callers);
+        for parcel in calls {
+            match &result {
+                Ok(worker) => self.forward(&client, worker, parcel),
+                Err(Some(refusal)) => self.answer(&client, parcel.asks(), refusal),
+                // Nobody waits for an answer.
+                Err(None) => {}
+            }
+        }
         for learner in learners {
-            let learned = match &learned {
-                Some(Learned::Worker(worker)) => Learned::Worker(worker.clone()),
-                Some(_) => Learned::Gone,
-                None => Learned::NotNow,
-            };
             // Who asked may have ended.
-            let _heard = learner.send(learned);
+            let _heard = learner.send(learned.clone());
         }
     }
 
@@ -282,15 +283,14 @@ impl Router {
         let (learner, learned) = oneshot::channel();
         {
             let mut callers = lock(&self.callers);
-            match callers.get_mut(name) {
-                Some(Entry::Known(_, worker)) => return Learned::Worker(worker.name.clone()),
-                Some(Entry::Refused(_)) => return Learned::Gone,
-                Some(Entry::Asking(waiting)) => waiting.learners.push(learner),
-                None => {
-                    let name: Arc<str> = name.into();
-                    let waiting = Waiting { learners: vec![learner], ..Waiting::default() };
-                    callers.insert(name.clone(), Entry::Asking(waiting));
-                    self.spawn(self.clone().identify(name));
+            let entry = callers.entry(name.into()).or_insert_with_key(|name| self.unknown(name));
+            match &mut entry.state {
+                Known::Yes(worker) => return Learned::Worker(worker.name.clone()),
+                Known::Refused(_) => return Learned::Gone,
+                Known::Asking(waiting) => waiting.learners.push(learner),
+                Known::Not => {
+                    entry.state = Known::Asking(Waiting { learners: vec![learner], ..Waiting::default() });
+                    self.spawn(self.clone().identify(entry.client.clone()));
                 }
             }
         }
@@ -300,7 +300,7 @@ impl Router {
 
     fn departed(&self, name: &str, news: Parcel) {
         let entry = lock(&self.callers).remove(name);
-        if let Some(Entry::Known(_, worker)) = entry {
+        if let Some(Entry { state: Known::Yes(worker), .. }) = entry {
             worker.leave(name, news);
             self.forget(&worker);
         }
@@ -353,18 +353,22 @@ impl Router {
         }
     }
 
-    /// Answers a call with an error.
-    pub fn refuse(self: &Arc<Self>, client: &Arc<Client>, serial: NonZeroU32, refusal: &Refusal) {
-        if let Ok(message) = refusal.message(&client.name, serial) {
-            self.charge(client, message.data().len());
-            self.say(Some(client.uid), message);
+    /// Answers a call with an error, if it expects an answer and the caller reads any.
+    fn answer(self: &Arc<Self>, client: &Arc<Client>, asks: Option<NonZeroU32>, refusal: &Refusal) {
+        match asks {
+            Some(serial) => self.refuse(client, serial, refusal),
+            None => self.dropped(client.user(), &refusal.text),
         }
     }
 
-    fn refuse_unknown(&self, sender: &str, asks: Option<NonZeroU32>, refusal: &Refusal) {
-        let Some(serial) = asks else { return self.dropped(None, &refusal.text) };
-        if let Ok(message) = refusal.message(sender, serial) {
-            self.say(None, message);
+    /// Answers a call that expects an answer.
+    pub fn refuse(self: &Arc<Self>, client: &Arc<Client>, serial: NonZeroU32, refusal: &Refusal) {
+        let standing = client.account().standing();
+        if let Standing::Drop(refusal) = standing {
+            self.dropped(client.user(), &refusal.text);
+        } else if let Ok(message) = refusal.message(&client.name, serial) {
+            self.charge(client, message.data().len());
+            self.say(client.user(), message);
         }
     }
 
@@ -375,7 +379,7 @@ impl Router {
         let verdict = client.account().signal(&signal);
         if verdict != Signal::Kept {
             self.charge(client, signal.data().len());
-            self.say(Some(client.uid), signal);
+            self.say(client.user(), signal);
         }
     }
 
@@ -417,7 +421,7 @@ impl Router {
         }
         loop {
             let Some(signal) = client.account().next_kept() else { return };
-            if !self.deliver(&client, Parcel::new(signal, Some(client.uid), &self.closer)).await {
+            if !self.deliver(&client, Parcel::new(signal, client.user(), &self.closer)).await {
                 return;
             }
         }

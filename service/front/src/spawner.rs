@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::stream::watched;
+use ipc_stream::watched;
 
 /// Requests that wait for the one before.
 const QUEUE: usize = 256;
@@ -68,27 +68,28 @@ impl Spawner {
 
 async fn serve(mut socket: Option<UnixStream>, reconnect: Option<Reconnect>, mut queue: mpsc::Receiver<Job>) {
     while let Some(job) = queue.recv().await {
-        if socket.is_none()
+        let mut answer = ask(&mut socket, &job).await;
+        if answer.is_err()
             && let Some(reconnect) = &reconnect
         {
+            // Each request may be repeated: a worker whose socket got lost ends.
             socket = reconnect().and_then(watched).ok();
+            answer = ask(&mut socket, &job).await;
         }
-        let answer = match &socket {
-            Some(socket) => timeout(PATIENCE, exchange(socket, &job))
-                .await
-                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        };
-        let answer = answer.map_err(|error| {
-            if socket.take().is_some() {
-                // An answer that comes too late would be taken for that of the next request.
-                tracing::warn!("the spawner does not answer: {error}");
-            }
-            NoSpawner
-        });
         // Who asked may have left.
         let _unheard = job.answer.send(answer);
     }
+}
+
+async fn ask(socket: &mut Option<UnixStream>, job: &Job) -> Answer {
+    let Some(open) = &socket else { return Err(NoSpawner) };
+    let answer = timeout(PATIENCE, exchange(open, job)).await;
+    answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
+        tracing::warn!("the spawner does not answer: {error}");
+        // An answer that comes too late would be taken for that of the next request.
+        *socket = None;
+        NoSpawner
+    })
 }
 
 async fn exchange(socket: &UnixStream, job: &Job) -> io::Result<(Reply, Option<OwnedFd>)> {

@@ -4,24 +4,14 @@
 //! Every call says MSG_DONTWAIT for itself: a caller who holds a duplicate of the fd may clear
 //! O_NONBLOCK on the description that we share.
 
-use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::os::fd::OwnedFd;
 
 use rustix::{
     io::Errno,
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
-    },
+    net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType},
 };
 
-use crate::{
-    Attempt, Error, Fd, Kind, Result, error::Attempted, fd::retry, shape, shape::Direction,
-    socket_messages::MAX_FDS,
-};
+use crate::{Attempt, Error, Fd, Kind, Result, error::Attempted, fd::retry, shape, shape::Direction};
 
 /// Up to `max` bytes; empty is end of stream.
 pub fn read(fd: &Fd, max: usize) -> Result<Attempt<Vec<u8>>> {
@@ -72,46 +62,6 @@ pub fn failed(errno: Errno, attempt: &str) -> Error {
         ),
         errno => Error::from_errno(errno, attempt),
     }
-}
-
-/// Bytes of a unix stream with the fds that came with them, for whoever reads the stream as
-/// messages of his own. Never waits; empty is end of stream. As the kernel does not mix the fds of
-/// two writes, the fds belong to the message that is being read, if no message is read across its
-/// end.
-pub fn receive_bytes(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = retry(|| {
-        rustix::net::recvmsg(fd.as_fd(), &mut [IoSliceMut::new(&mut *buffer)], &mut control, flags)
-    })?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        // There is room for all that one write may carry: the table of open files is full.
-        return Err(Errno::MFILE.into());
-    }
-    Ok((received.bytes, fds))
-}
-
-/// Writes bytes, as many as there is room for, and fds with the first of them. Never waits.
-pub fn send_bytes(fd: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::TOOMANYREFS.into());
-    }
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    Ok(retry(|| rustix::net::sendmsg(fd.as_fd(), &[IoSlice::new(data)], &mut control, flags))?)
-}
-
-/// Ends both directions of a socket, also for whoever holds a duplicate.
-pub fn hang_up(fd: impl AsFd) -> io::Result<()> {
-    Ok(rustix::net::shutdown(fd, Shutdown::Both)?)
 }
 
 /// A connected pair of unix stream sockets, non-blocking.

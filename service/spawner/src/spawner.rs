@@ -278,7 +278,7 @@ impl Spawner {
     }
 
     /// SIGTERM: under systemd the workers go on, for the front that comes next; otherwise everybody
-    /// ends, the front first, for it knows how to.
+    /// ends, the workers first, for the front passes on their last words.
     fn stop(&mut self) {
         self.connection = None;
         let front = match mem::replace(&mut self.front, Front::Foreign) {
@@ -286,14 +286,12 @@ impl Spawner {
             Front::Running { child, .. } => Some(child),
             Front::Waiting { .. } => None,
         };
-        if let Some(child) = front {
-            end(&[&child], FRONT_STOPS);
-        }
-        // Most end by themselves when nobody has the other end of their control sockets.
-        self.workers.iter_mut().for_each(|worker| worker.control = None);
         let workers: Vec<_> = self.workers.iter().map(|worker| &worker.child).collect();
         end(&workers, WORKERS_STOP);
         self.workers.clear();
+        if let Some(child) = front {
+            end(&[&child], FRONT_STOPS);
+        }
     }
 }
 

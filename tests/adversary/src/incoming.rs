@@ -1,12 +1,12 @@
 //! Messages that came: header fields by their code, and a body that is read value by value.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::OwnedFd;
 
 use crate::wire::{self, Arg, alignment};
 
 /// A message that came, with its descriptors.
-#[derive(Debug)]
 pub struct Incoming {
     pub kind: u8,
     pub flags: u8,
@@ -14,6 +14,20 @@ pub struct Incoming {
     pub fields: BTreeMap<u8, Arg>,
     pub body: Vec<u8>,
     pub fds: Vec<OwnedFd>,
+}
+
+/// In a line: type, path and member (or the error), and the beginning of the values.
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = ["?", "call", "return", "error", "signal"];
+        let kind = kinds.get(usize::from(self.kind)).unwrap_or(&"?");
+        let mut args = format!("{:?}", self.args());
+        args.truncate((0..=300).rev().find(|&at| args.is_char_boundary(at)).unwrap_or_default());
+        let [from, path, interface] =
+            [wire::SENDER, wire::PATH, wire::INTERFACE].map(|code| self.field(code));
+        let what = [self.field(wire::MEMBER), self.field(wire::ERROR_NAME)].concat();
+        write!(f, "{kind} from {from} {path} {interface} {what} {args}")
+    }
 }
 
 impl Incoming {

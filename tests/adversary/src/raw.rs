@@ -49,6 +49,7 @@ impl Raw {
             [Arg::Str(name)] => name.clone(),
             other => panic!("{other:?} is no name"),
         };
+        raw.signal("NameAcquired");
         raw
     }
 
@@ -133,7 +134,13 @@ impl Raw {
         self.find(bound, is_it)
     }
 
-    /// The first signal of this name, past or to come, that is wanted; it is taken.
+    /// The first error, past or to come, to whatever call; it is taken.
+    pub fn error_within(&mut self, bound: Duration) -> Option<CallError> {
+        let error = self.find(bound, |message| message.kind == wire::ERROR)?;
+        outcome(error).err()
+    }
+
+    /// The first signal of this name, past or to come; it is taken.
     pub fn signal_within(&mut self, member: &str, bound: Duration) -> Option<Incoming> {
         self.find(bound, |message| message.is_signal(member))
     }

@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ipc_harness::system::{ALICE, BOB, IPCD, Identity, User};
-use ipc_harness::{CallError, NAME, PATH, Service, SystemBus, TempDir, Unavailable, patience, temp_dir};
+use ipc_harness::{
+    CallError, NAME, PATH, Process, Service, SystemBus, TempDir, Unavailable, patience, temp_dir,
+};
 
 use crate::raw::Raw;
 use crate::wire::{Arg, no_options, text};
@@ -109,6 +111,12 @@ impl Stage {
             [pid] => pid,
             ref other => panic!("one worker of {} is expected, not {other:?}", user.name),
         }
+    }
+
+    /// Sets a limit of a process of this user's, as he may himself: `--nofile=100`.
+    pub fn limit(&self, user: User, pid: i32, limit: &str) {
+        let mut command = self.bus.command_as(&user.into(), "prlimit");
+        Process::spawn(command.args([limit, "--pid", &pid.to_string()])).finish().success();
     }
 
     fn children(&self) -> Vec<Worker> {

@@ -4,6 +4,8 @@
 //! fields of which any may be missing, doubled or of the wrong type, lengths may lie, and a body is bytes with a
 //! signature that need not fit. Little-endian only; what is read comes from a bus and is trusted to be well-formed.
 
+use std::fmt;
+
 /// Types of messages.
 pub const CALL: u8 = 1;
 pub const RETURN: u8 = 2;
@@ -185,7 +187,7 @@ impl Writer {
 }
 
 /// A message to be sent, right or wrong.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Outgoing {
     pub kind: u8,
     pub flags: u8,
@@ -195,6 +197,20 @@ pub struct Outgoing {
     pub body: Vec<u8>,
     /// What the header says of the body's length, if not the truth.
     pub length: Option<u32>,
+}
+
+/// Without its body, which may be large.
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "type {} serial {} fields {:?}, {} bytes",
+            self.kind,
+            self.serial,
+            self.fields,
+            self.body.len()
+        )
+    }
 }
 
 impl Outgoing {

@@ -4,12 +4,10 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use ipc_adversary::wire::{self, Arg, Outgoing, dict, no_options, text};
-use ipc_adversary::{
-    Raw, Stage, assert_error, descriptors, error, number, object, outcome, pings_during, status,
-};
-use ipc_harness::system::{ALICE, BOB, CAROL, EXTRA, Identity, SHARED};
-use ipc_harness::{CallError, NAME, PATH, Process, or_skip, patience, unique};
+use ipc_adversary::wire::{self, Arg, Outgoing, no_options, text};
+use ipc_adversary::{Raw, Stage, assert_error, descriptors, error, number, outcome, pings_during, status};
+use ipc_harness::system::{ALICE, BOB, EXTRA, Identity, SHARED};
+use ipc_harness::{CallError, NAME, PATH, or_skip, patience, unique};
 use rustix::fs::MemfdFlags;
 
 #[track_caller]
@@ -65,8 +63,7 @@ fn d1_calls_that_wait() {
         for raw in &mut connections {
             // The last four are beyond calls-per-connection, whatever the others are.
             for _ in 0..4 {
-                let refusal = raw.next(patience()).expect("a refusal");
-                let refusal = error(outcome(refusal));
+                let refusal = raw.error_within(patience()).expect("a refusal");
                 assert!(refusal.is("LimitExceeded"), "{refusal}");
                 limits += 1;
             }
@@ -195,268 +192,6 @@ fn d5_who_never_reads() {
     assert!(number(&latest.args()[0]) > last);
 }
 
-/// Takes until it is refused; the refusal names the limit. Gives one back, and may take one again.
-fn quota(
-    key: &str,
-    value: u32,
-    mut take: impl FnMut(&mut Raw) -> Result<String, CallError>,
-    give: fn(&mut Raw, &str),
-) {
-    let stage = or_skip!(Stage::new());
-    let (mut alice, mut bob) = (stage.alice(), stage.bob());
-    let mut taken = Vec::new();
-    let refusal = loop {
-        match take(&mut alice) {
-            Ok(one) => taken.push(one),
-            Err(refusal) => break refusal,
-        }
-        assert!(taken.len() <= value as usize, "{key}: more than {value}");
-    };
-    assert_limit(&refusal, key, value);
-    assert_eq!(alice.usage(key), u64::from(value));
-    give(&mut alice, &taken.pop().expect("something was taken"));
-    stage.until("it can be taken again", || take(&mut alice).is_ok());
-    assert_limit(&error(take(&mut alice)), key, value);
-    // It is a quota of hers.
-    bob.create("pipe:");
-}
-
-#[test]
-fn d6_endpoints() {
-    quota("endpoints", 256, |raw| raw.try_make("Create", "pipe:"), |raw, one| raw.close(one));
-}
-
-#[test]
-fn d6_watches() {
-    let config = "[limits]\nendpoints = 2000\n";
-    let stage = or_skip!(Stage::with_config(config));
-    let mut alice = stage.alice();
-    let watch = "inotify:path=/tmp,events=delete-self";
-    let mut taken = Vec::new();
-    let refusal = loop {
-        match alice.try_make("Create", watch) {
-            Ok(one) => taken.push(one),
-            Err(refusal) => break refusal,
-        }
-    };
-    assert_limit(&refusal, "watches", 1024);
-    alice.close(&taken[0]);
-    alice.create(watch);
-}
-
-#[test]
-fn d6_private_connections() {
-    let stage = or_skip!(Stage::new());
-    let mut alice = stage.alice();
-    let mut taken = Vec::new();
-    let refusal = loop {
-        match alice.call(PATH, "", "Connect", &[]) {
-            Ok(mut reply) => taken.push(reply.fds.pop().expect("a descriptor")),
-            Err(refusal) => break refusal,
-        }
-    };
-    assert_limit(&refusal, "connections", 16);
-    assert_eq!(taken.len(), 16);
-    taken.pop();
-    stage.until("one is free again", || alice.call(PATH, "", "Connect", &[]).is_ok());
-}
-
-#[test]
-fn d6_relays() {
-    let make = |raw: &mut Raw| {
-        let (source, sink) = (raw.create("pipe:"), raw.create("pipe:"));
-        let args = [wire::path(&source), wire::path(&sink), no_options()];
-        let made = raw.call(PATH, "", "Relay", &args).map(|reply| object(&reply.args()));
-        if made.is_err() {
-            raw.close(&source);
-            raw.close(&sink);
-        }
-        made
-    };
-    quota("relays", 64, make, |raw, relay| {
-        raw.call(relay, "Relay", "Stop", &[]).expect("Stop");
-    });
-}
-
-#[test]
-fn d6_subscriptions() {
-    let stage = or_skip!(Stage::new());
-    let mut alice = stage.alice();
-    let pipes: Vec<String> = (0..129).map(|_| alice.create("pipe:")).collect();
-    for pipe in &pipes[..128] {
-        alice.call(pipe, "Endpoint", "Subscribe", &[]).expect("Subscribe");
-    }
-    assert_limit(&error(alice.call(&pipes[128], "Endpoint", "Subscribe", &[])), "subscriptions", 128);
-    alice.call(&pipes[0], "Endpoint", "Unsubscribe", &[]).expect("Unsubscribe");
-    alice.call(&pipes[128], "Endpoint", "Subscribe", &[]).expect("accepted again");
-}
-
-/// Quotas are a user's, not a connection's.
-#[test]
-fn d7_two_hundred_connections() {
-    let stage = or_skip!(Stage::new());
-    let mut connections: Vec<Raw> = Vec::new();
-    attack(&stage, "200 connections of one user", || {
-        let (mut made, mut refused) = (0, 0);
-        for _ in 0..200 {
-            let mut raw = stage.alice();
-            for _ in 0..2 {
-                match raw.try_make("Create", "pipe:") {
-                    Ok(_) => made += 1,
-                    Err(refusal) => {
-                        assert_limit(&refusal, "endpoints", 256);
-                        refused += 1;
-                    }
-                }
-            }
-            connections.push(raw);
-        }
-        assert_eq!((made, refused), (256, 144));
-    });
-    assert_eq!(stage.workers_of(ALICE).len(), 1);
-    let mut bob = stage.bob();
-    for _ in 0..200 {
-        bob.create("pipe:");
-    }
-}
-
-/// Descriptors in flight through sockets that nobody reads: the kernel counts them for the user, and so his alone
-/// is the error.
-#[test]
-fn d8_descriptors_in_flight() {
-    let stage = or_skip!(Stage::new());
-    let (mut alice, mut bob) = (stage.alice(), stage.bob());
-    alice.create("pipe:");
-    let worker = stage.worker_of(ALICE);
-    let limited = Process::spawn(std::process::Command::new("prlimit").args([
-        "--nofile=200",
-        "--pid",
-        &worker.to_string(),
-    ]));
-    limited.finish().success();
-    let file = std::fs::File::open("/dev/null").expect("a file");
-    let send = |raw: &mut Raw, socket: &str| {
-        let fds = dict(&[("fds", Arg::Array("h".into(), vec![Arg::Fd(0), Arg::Fd(1)]))]);
-        let args = [wire::bytes(b"x"), fds, Arg::U32(0)];
-        raw.ask(Raw::message(socket, "Messages", "Send", &args).with_fds(2), &[file.as_fd(), file.as_fd()])
-    };
-    let refusal = (0..20).find_map(|_| {
-        let pair = alice.create("unix:pair,type=seqpacket");
-        (0..64).find_map(|_| send(&mut alice, &pair).err()).filter(|refusal| !refusal.is("Busy"))
-    });
-    if let Some(refusal) = refusal {
-        assert!(refusal.is("LimitExceeded"), "{refusal}");
-    }
-    let pair = bob.create("unix:pair,type=seqpacket");
-    send(&mut bob, &pair).expect("bob's are his own");
-    alice.ping().expect("an answer");
-}
-
-/// With no process left for the user there is an error, and no crash loop.
-#[test]
-fn d9_no_processes_left() {
-    let stage = or_skip!(Stage::new());
-    let sleepers: Vec<Process> =
-        (0..3).map(|_| stage.bus.sh_as(&CAROL.into(), "echo up; exec cat")).collect();
-    sleepers.iter().for_each(|sleeper| {
-        sleeper.wait_for(|line| line == "up");
-    });
-    let mut carol = stage.raw(CAROL);
-    let spawner = stage.spawner().to_string();
-    Process::spawn(std::process::Command::new("prlimit").args(["--nproc=2", "--pid", &spawner]))
-        .finish()
-        .success();
-    match carol.try_make("Create", "pipe:") {
-        Ok(_) => {}
-        Err(refusal) => assert!(refusal.is("LimitExceeded") || refusal.is("Unavailable"), "{refusal}"),
-    }
-    assert!(stage.workers_of(CAROL).len() <= 1);
-    stage.bob().create("pipe:");
-}
-
-/// What is refused is not written down call by call.
-#[test]
-fn d10_the_log_does_not_grow_with_calls() {
-    let stage = or_skip!(Stage::new());
-    let mut alice = stage.alice();
-    alice.create("pipe:");
-    let before = stage.service.log().len();
-    for _ in 0..200 {
-        alice.refused("Create", "nonsense:");
-        alice.refused("Attach", "fifo:path=/etc/shadow");
-    }
-    let nonsense = Raw::message("/nowhere", "", "Create", &[Arg::U32(7)]).no_reply();
-    for _ in 0..5000 {
-        alice.send(nonsense.clone());
-    }
-    stage.until("she is served again", || alice.ping().is_ok());
-    let grown = stage.service.log().len() - before;
-    assert!(grown < 16 * 1024, "{grown} bytes of log:\n{}", stage.service.log());
-}
-
-/// Five hundred connections a second are one worker; other groups are other workers, two a second.
-#[test]
-fn d12_connections_that_come_and_go() {
-    let stage = or_skip!(Stage::new());
-    stage.alice().create("pipe:");
-    let worker = stage.worker_of(ALICE);
-    attack(&stage, "500 connections with a call each", || {
-        for _ in 0..500 {
-            stage.alice().send(Raw::message(
-                PATH,
-                "",
-                "Create",
-                &[text("pipe:lifetime=client"), no_options()],
-            ));
-        }
-    });
-    assert_eq!(stage.worker_of(ALICE), worker, "they are served by one worker, which is kept");
-    let mut refused = 0;
-    for groups in [&[SHARED, EXTRA][..], &[EXTRA], &[], &[4711], &[4712], &[4713], &[4714], &[4715]] {
-        let mut raw = stage.raw(Identity::from(ALICE).with_groups(groups));
-        if let Err(refusal) = raw.try_make("Create", "pipe:") {
-            assert_limit(&refusal, "worker-starts", 2);
-            refused += 1;
-        }
-    }
-    assert!(refused > 0, "eight workers were started at once");
-    stage.bob().create("pipe:");
-    let mut again = stage.raw(Identity::from(ALICE).with_groups(&[4715]));
-    stage.until("a second later it starts", || again.try_make("Create", "pipe:").is_ok());
-}
-
-#[test]
-fn d13_nothing_is_left_after_a_thousand_cycles() {
-    let stage = or_skip!(Stage::new());
-    let mut steady = stage.alice();
-    steady.create("pipe:");
-    let (front, worker) = (stage.front(), stage.worker_of(ALICE));
-    let cycle = |count: u32| {
-        for _ in 0..count {
-            let mut passing = stage.alice();
-            for address in
-                ["pipe:lifetime=client", "unix:pair,lifetime=client", "mmap:size=4096,lifetime=client"]
-            {
-                passing.create(address);
-            }
-        }
-    };
-    cycle(50);
-    let mut watching = stage.alice();
-    stage.until("what was theirs has gone", || watching.usage("endpoints") == 1);
-    let count = |pid: i32| descriptors(pid).len();
-    let before = (count(front), count(worker), resident(front), resident(worker));
-    cycle(1000);
-    stage.until("what was theirs has gone", || watching.usage("endpoints") == 1);
-    stage.until("their descriptors are closed", || {
-        count(front) <= before.0 + 2 && count(worker) <= before.1 + 2
-    });
-    let after = (count(front), count(worker), resident(front), resident(worker));
-    println!("descriptors and KiB of front and worker: before {before:?}, after {after:?}");
-    assert!(after.2 < before.2 + 8 * 1024 && after.3 < before.3 + 8 * 1024, "{before:?} {after:?}");
-    assert_eq!(stage.worker_of(ALICE), worker);
-}
-
 /// Calls that are large, and many: what waits for a worker is bounded for each user.
 #[test]
 fn d1_large_calls_to_a_worker_that_stands_still() {
@@ -499,4 +234,64 @@ fn half_messages_stop_nobody() {
     let fd = rustix::fs::memfd_create(unique("half").as_str(), MemfdFlags::CLOEXEC).expect("a memfd");
     assert!(halves[0].send_bytes(&[0], &[fd.as_fd()]).is_ok());
     stage.bob().ping().expect("an answer");
+}
+
+/// Quotas are a user's, not a connection's.
+#[test]
+fn d7_two_hundred_connections() {
+    let stage = or_skip!(Stage::new());
+    let mut connections: Vec<Raw> = Vec::new();
+    attack(&stage, "200 connections of one user", || {
+        let (mut made, mut refused) = (0, 0);
+        for _ in 0..200 {
+            let mut raw = stage.alice();
+            for _ in 0..2 {
+                match raw.try_make("Create", "pipe:") {
+                    Ok(_) => made += 1,
+                    Err(refusal) => {
+                        assert_limit(&refusal, "endpoints", 256);
+                        refused += 1;
+                    }
+                }
+            }
+            connections.push(raw);
+        }
+        assert_eq!((made, refused), (256, 144));
+    });
+    assert_eq!(stage.workers_of(ALICE).len(), 1);
+    let mut bob = stage.bob();
+    for _ in 0..200 {
+        bob.create("pipe:");
+    }
+}
+
+/// Five hundred connections a second are one worker; other groups are other workers, two a second.
+#[test]
+fn d12_connections_that_come_and_go() {
+    let stage = or_skip!(Stage::new());
+    stage.alice().create("pipe:");
+    let worker = stage.worker_of(ALICE);
+    attack(&stage, "500 connections with a call each", || {
+        for _ in 0..500 {
+            stage.alice().send(Raw::message(
+                PATH,
+                "",
+                "Create",
+                &[text("pipe:lifetime=client"), no_options()],
+            ));
+        }
+    });
+    assert_eq!(stage.worker_of(ALICE), worker, "they are served by one worker, which is kept");
+    let mut refused = 0;
+    for groups in [&[SHARED, EXTRA][..], &[EXTRA], &[], &[4711], &[4712], &[4713], &[4714], &[4715]] {
+        let mut raw = stage.raw(Identity::from(ALICE).with_groups(groups));
+        if let Err(refusal) = raw.try_make("Create", "pipe:") {
+            assert_limit(&refusal, "worker-starts", 2);
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "eight workers were started at once");
+    stage.bob().create("pipe:");
+    let mut again = stage.raw(Identity::from(ALICE).with_groups(&[4715]));
+    stage.until("a second later it starts", || again.try_make("Create", "pipe:").is_ok());
 }

@@ -11,6 +11,9 @@ use rustix::process::{Pid, kill_process};
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
+/// For tests that start many workers of one user, which is not what they are about.
+const MANY_STARTS: &str = "[front]\nworker-starts = 16\n";
+
 fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("root may");
 }
@@ -201,7 +204,7 @@ fn a8_nobody_says_who_he_is() {
 /// The worker has exactly the groups of the connection: not those of the group file, neither fewer nor more.
 #[test]
 fn a9_groups_are_those_of_the_connection() {
-    let stage = or_skip!(Stage::new());
+    let stage = or_skip!(Stage::with_config(MANY_STARTS));
     let denied = stage.file((ROOT, SHARED), 0o604, "not-for-shared", "x");
     let for_shared = stage.file((ROOT, SHARED), 0o640, "for-shared", "x");
     let for_extra = stage.file((ROOT, EXTRA), 0o640, "for-extra", "x");
@@ -232,7 +235,7 @@ fn a9_groups_are_those_of_the_connection() {
 
 #[test]
 fn a10_other_groups_are_another_worker() {
-    let stage = or_skip!(Stage::new());
+    let stage = or_skip!(Stage::with_config(MANY_STARTS));
     let sets: [&[u32]; 3] = [&[SHARED], &[], &[EXTRA, SHARED]];
     let mut connections = Vec::new();
     for groups in sets {
@@ -264,7 +267,7 @@ fn a10_other_groups_are_another_worker() {
 
 #[test]
 fn a11_root_has_no_capabilities_here() {
-    let stage = or_skip!(Stage::new());
+    let stage = or_skip!(Stage::with_config(MANY_STARTS));
     let file = stage.file((ALICE, ALICE.gid), 0o600, "alices", "x");
     let mut root = stage.raw(ROOT);
     root.create("pipe:");
@@ -297,7 +300,7 @@ fn a12_nobody_is_refused() {
 /// In other namespaces the same names mean other things: only what has no name is served.
 #[test]
 fn a13_other_namespaces_are_confined() {
-    let stage = or_skip!(Stage::new());
+    let stage = or_skip!(Stage::with_config(MANY_STARTS));
     let directory = stage.directory((ALICE, ALICE.gid), 0o755, "alice");
     let alice = || Identity::from(ALICE);
     let rows = [

@@ -41,19 +41,29 @@ pub fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
 pub struct Client {
     pub connection: Connection,
     destination: Option<&'static str>,
+    /// Signals come to those only who made the object or asked for them.
+    unicast: bool,
 }
 
 impl Client {
     pub fn of_bus(connection: Connection) -> Client {
-        Client { connection, destination: Some(NAME) }
+        Client { connection, destination: Some(NAME), unicast: false }
+    }
+
+    pub fn of_system_bus(connection: Connection) -> Client {
+        Client { connection, destination: Some(NAME), unicast: true }
     }
 
     pub fn of_peer(connection: Connection) -> Client {
-        Client { connection, destination: None }
+        Client { connection, destination: None, unicast: false }
     }
 
     pub fn is_peer(&self) -> bool {
         self.destination.is_none()
+    }
+
+    pub(crate) fn must_subscribe(&self) -> bool {
+        self.unicast
     }
 
     /// Calls a method of `org.example.IPC.<interface>` (the manager's for `""`), or of the interface itself if it has

@@ -27,7 +27,9 @@ impl Inbox {
         let stream = MessageStream::from(&client.connection);
         let inbox = Inbox { shared: Arc::default() };
         tokio::spawn(collect(stream, inbox.shared.clone()));
-        if !client.is_peer() {
+        if client.must_subscribe() {
+            client.run(ipc_harness::PATH, "", "Subscribe").await;
+        } else if !client.is_peer() {
             add_match(&client.connection).await;
         }
         inbox

@@ -1,7 +1,8 @@
 //! The stage of the black-box suites: the service reached in each way that clients have.
 //!
 //! A suite is a set of functions `async fn it_does_this(stage: Stage)`; [`everywhere!`] makes tests of them on
-//! dbus-daemon, on dbus-broker, on the service's own private bus and over a private connection from `Connect()`.
+//! dbus-daemon, on dbus-broker, on the service's own private bus, over a private connection from `Connect()`, and on
+//! a system bus, where the clients are those of alice, an ordinary user.
 //! Nothing here knows the inside of the service: it is called as the XML under `interfaces/` says.
 
 mod client;
@@ -10,7 +11,8 @@ mod inbox;
 pub use client::{Client, Options, assert_error, error, options};
 pub use inbox::{Inbox, is_signal, path_of};
 
-use ipc_harness::{Address, Bus, Launch, Service, Unavailable, connect, peer};
+use ipc_harness::system::{ALICE, SystemBus};
+use ipc_harness::{Address, Bus, Launch, Process, Service, TempDir, Unavailable, connect, peer};
 
 /// How the clients of a stage reach the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub enum Way {
     Private,
     /// A private connection, with no bus in between.
     Peer,
+    /// A system bus with the shipped policy; clients and what the suites run are alice's.
+    System,
 }
 
 /// A running service, and the way to it. Field order is drop order: the service leaves before its bus does.
@@ -28,6 +32,7 @@ pub struct Stage {
     pub way: Way,
     pub service: Service,
     pub bus: Option<Bus>,
+    pub system: Option<SystemBus>,
 }
 
 impl Stage {
@@ -38,21 +43,61 @@ impl Stage {
 
     /// A service with this configuration file.
     pub fn with_config(way: Way, toml: &str) -> Result<Stage, Unavailable> {
+        let system = if way == Way::System { Some(SystemBus::dbus_daemon()?) } else { None };
         let bus = match way {
             Way::DbusDaemon | Way::Peer => Some(Bus::dbus_daemon()?),
             Way::DbusBroker => Some(Bus::dbus_broker()?),
-            Way::Private => None,
+            Way::Private | Way::System => None,
         };
-        let launch = bus.as_ref().map_or_else(Launch::private, Launch::on);
-        Ok(Stage { way, service: launch.config(toml).start(), bus })
+        let launch = match (&bus, &system) {
+            (Some(bus), _) => Launch::on(bus),
+            (_, Some(system)) => system.launch(),
+            _ => Launch::private(),
+        };
+        Ok(Stage { way, service: launch.config(toml).start(), bus, system })
     }
 
     /// A client of its own: a new connection of the stage's kind.
     pub async fn client(&self) -> Client {
+        if let Some(system) = &self.system {
+            return Client::of_system_bus(system.connect_as(&ALICE.into()).await);
+        }
         let on_bus = connect(&self.service).await;
         match self.way {
             Way::Peer => Client::of_peer(peer(&on_bus).await),
             _ => Client::of_bus(on_bus),
+        }
+    }
+
+    /// A directory in which the clients may do what they like.
+    pub fn temp_dir(&self) -> TempDir {
+        match &self.system {
+            Some(system) => system.dir_of(ALICE),
+            None => ipc_harness::temp_dir(),
+        }
+    }
+
+    /// `python3 -c SCRIPT ARGUMENTS`, run by the user whose the clients are.
+    pub fn python(&self, script: &str, arguments: &[&str]) -> Process {
+        match &self.system {
+            Some(system) => system.python_as(&ALICE.into(), script, arguments),
+            None => ipc_harness::python(script, arguments),
+        }
+    }
+
+    /// `sh -ec SCRIPT`, run by the user whose the clients are.
+    pub fn sh(&self, script: &str) -> Process {
+        match &self.system {
+            Some(system) => system.sh_as(&ALICE.into(), script),
+            None => ipc_harness::sh(script),
+        }
+    }
+
+    /// `socat ARGUMENTS`, run by the user whose the clients are.
+    pub fn socat(&self, arguments: &[&str]) -> Process {
+        match &self.system {
+            Some(system) => Process::spawn_group(system.command_as(&ALICE.into(), "socat").args(arguments)),
+            None => ipc_harness::socat(arguments),
         }
     }
 }
@@ -72,6 +117,7 @@ macro_rules! everywhere {
         $crate::everywhere!(@ dbus_broker, DbusBroker, $config, $($test),+);
         $crate::everywhere!(@ private_bus, Private, $config, $($test),+);
         $crate::everywhere!(@ peer_to_peer, Peer, $config, $($test),+);
+        $crate::everywhere!(@ system_bus, System, $config, $($test),+);
     };
     (@ $module:ident, $way:ident, $config:expr, $($test:ident),+) => {
         mod $module { $(

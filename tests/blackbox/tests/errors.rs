@@ -150,12 +150,15 @@ async fn names_that_are_too_long(stage: Stage) {
 }
 
 async fn paths(stage: Stage) {
+    or_skip!(need_tool("python3"));
     let client = stage.client().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let path = |name: &str| dir.path().join(name).display().to_string();
     fs::write(path("file"), "x").expect("a file");
     let fifo = client.create(&format!("fifo:path={}", path("fifo"))).await;
     client.close(&fifo).await;
+    let process = stage.python("import sys\nprint('up')\nsys.stdin.read()", &[]);
+    process.wait_for(|line| line == "up");
     check(
         &client,
         &[
@@ -189,7 +192,7 @@ async fn paths(stage: Stage) {
                 "NotFound",
                 &["nobody listens", "ECONNREFUSED"],
             ),
-            ("Attach", "pipe:pid=1,fd=987654".into(), "NotFound", &["987654"]),
+            ("Attach", format!("pipe:pid={},fd=987654", process.pid()), "NotFound", &["987654"]),
             // What cannot be completed leaves everything as it was.
             ("Create", format!("fifo:path={},accept", path("new")), "InvalidArgument", &["\"accept\""]),
             (

@@ -29,7 +29,7 @@ fn assert_without_holes(numbers: &[u64]) {
 async fn changes_of_files(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let watch = client
         .create(&format!("inotify:path={},events=create+close-write+move+delete", dir.path().display()))
@@ -141,7 +141,7 @@ async fn notice_of_the_rest(stage: Stage) {
 async fn connections_that_come(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let socket = dir.path().join("socket");
     let listener = client.create(&format!("unix:path={},accept", socket.display())).await;
     let mut peers = Vec::new();

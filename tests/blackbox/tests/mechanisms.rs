@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 
 use ipc_blackbox::{Client, Options, Stage, Way, everywhere, options};
-use ipc_harness::{need_tool, or_skip, patience, python, sh, socat, temp_dir, unique, watchdog};
+use ipc_harness::{need_tool, or_skip, patience, python, sh, temp_dir, unique, watchdog};
 use zbus::{OwnedVariant, Variant};
 
 const DEFAULT: u32 = u32::MAX;
@@ -49,7 +49,7 @@ async fn agree(client: &Client, mechanism: &str, theirs: impl Fn() -> BTreeSet<u
 async fn lists_of_sockets(stage: Stage) {
     or_skip!(need_tool("ss"));
     let client = stage.client().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let sockets = [
         client.create(&format!("unix:path={}", dir.path().join("socket").display())).await,
         client.create(&format!("unix:abstract={},type=dgram", unique("list"))).await,
@@ -71,14 +71,14 @@ async fn lists_of_sockets(stage: Stage) {
     };
     // u_str LISTEN 0 128 /path 12345 * 0: the address may have blanks, the inode is the fourth from the end.
     let unix = || {
-        let said = sh("ss -xaH").finish().success();
+        let said = stage.sh("ss -xaH").finish().success();
         said.lines()
             .map(|line| line.split_whitespace().rev().nth(2).expect("columns").parse().expect("inode"))
             .collect()
     };
     agree(&client, "unix", unix, &inodes(&sockets).await).await;
     let tcp_and_udp = || {
-        let said = sh("ss -tuanHe").finish().success();
+        let said = stage.sh("ss -tuanHe").finish().success();
         said.split_whitespace().filter_map(|word| word.strip_prefix("ino:")?.parse().ok()).collect()
     };
     agree(&client, "inet", tcp_and_udp, &inodes(&inet).await).await;
@@ -109,11 +109,11 @@ async fn lists_of_named_semaphores(stage: Stage) {
 async fn holders(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let fifo = dir.path().join("fifo");
     let script = "import os,sys\nr,w=os.pipe()\nos.mkfifo(sys.argv[1])\nf=os.open(sys.argv[1],os.O_RDWR)\n\
         m=os.memfd_create('held')\nos.ftruncate(m,4096)\nprint(*[os.fstat(x).st_ino for x in (r,f,m)])\nsys.stdin.read()";
-    let process = python(script, &[fifo.to_str().expect("a path of text")]);
+    let process = stage.python(script, &[fifo.to_str().expect("a path of text")]);
     let inodes = process.wait_for(|line| line.split(' ').count() == 3);
     for (mechanism, inode) in ["pipe", "fifo", "mmap"].into_iter().zip(inodes.split(' ')) {
         let rows = client.list(mechanism).await;
@@ -156,14 +156,14 @@ async fn memory_is_shared(stage: Stage) {
 async fn descriptors_are_passed(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let path = dir.path().join("socket").display().to_string();
     let listener = client.create(&format!("unix:path={path},type=seqpacket,pass-fds")).await;
     let script = "import os,socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
         s.connect(sys.argv[1])\nr,w=os.pipe()\nsocket.send_fds(s,[b'writing end'],[w])\nos.close(w)\n\
         print(os.read(r,99).decode())\ndata,fds,_,_=socket.recv_fds(s,99,4)\n\
         print(data.decode(),os.read(fds[0],99).decode())";
-    let process = python(script, &[&path]);
+    let process = stage.python(script, &[&path]);
     let connection: zbus::OwnedObjectPath =
         client.call(&listener, "Listener", "Accept", &(DEFAULT,)).await.expect("Accept");
     let (data, mut attributes) = client.receive(connection.as_str(), DEFAULT).await.expect("Receive");
@@ -194,7 +194,7 @@ async fn semaphores_are_shared(stage: Stage) {
     let client = stage.client().await;
     let name = format!("/{}", unique("shared"));
     let semaphore = client.create(&format!("posixsem:name={name},value=0,remove-on-close")).await;
-    let mut process = python(SEMAPHORE, &[&name]);
+    let mut process = stage.python(SEMAPHORE, &[&name]);
     process.wait_for(|line| line == "open");
     process.write("post\n");
     client.call::<(), _>(&semaphore, "Semaphore", "Wait", &(DEFAULT,)).await.expect("woken by sem_post");
@@ -226,9 +226,9 @@ async fn a_bridge_from_tcp_to_unix(stage: Stage) {
     or_skip!(need_tool("socat"));
     let client = stage.client().await;
     let inbox = client.inbox().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let path = dir.path().join("socket").display().to_string();
-    let echo = socat(&["-d", "-d", &format!("UNIX-LISTEN:{path}"), "EXEC:cat"]);
+    let echo = stage.socat(&["-d", "-d", &format!("UNIX-LISTEN:{path}"), "EXEC:cat"]);
     echo.stderr().wait_for(|line| line.contains("listening on")).expect("socat listens");
     let listener = client.create("tcp:host=127.0.0.1,port=0").await;
     let address = client.address(&listener).await;

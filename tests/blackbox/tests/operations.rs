@@ -1,12 +1,14 @@
 //! Calls on endpoints that cannot do what is asked: refused with the right name, and nothing is lost by the refusal.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use ipc_blackbox::{Options, Stage, assert_error, error, everywhere, options};
-use ipc_harness::{temp_dir, unique};
+use ipc_harness::unique;
 use zbus::OwnedVariant;
 
 const MIB: usize = 1 << 20;
@@ -174,9 +176,10 @@ async fn relays_that_cannot_be(stage: Stage) {
 async fn a_peer_that_leaves_a_relay(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let socket = dir.path().join("socket");
     let listener = UnixListener::bind(&socket).expect("a socket");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).expect("an own socket");
     let source = client.create("pipe:").await;
     let sink = client.attach(&format!("unix:path={}", socket.display())).await;
     let (mut reader, _) = listener.accept().expect("the service connects");
@@ -224,7 +227,7 @@ async fn what_an_endpoint_does_not_offer(stage: Stage) {
         let client = client.clone();
         async move { error(client.call::<(), _>(&path, "Endpoint", "SetPermissions", &(given,)).await) }
     };
-    let dir = temp_dir();
+    let dir = stage.temp_dir();
     let fifo = client.create(&format!("fifo:path={}/fifo", dir.path().display())).await;
     let nothing = permit(fifo.clone(), Options::new()).await;
     assert_error(&nothing, "InvalidArgument", &["mode, uid or gid"]);

@@ -96,29 +96,6 @@ async fn until_refused_then_released_then_accepted_again() {
 }
 
 #[tokio::test]
-async fn a_serial_is_used_once_at_a_time() {
-    let fixture = Fixture::new(or_skip!(Bus::dbus_broker()), Limits::default()).await;
-    let client = fixture.client(0).await;
-    let call = |member: &'static str| {
-        let call = Message::method_call(PATH, member).interface(NAME).destination(NAME);
-        call.sender(client.name()).serial(77.try_into().expect("not 0")).build(&()).expect("valid")
-    };
-    // A bus would refuse the second itself; without a reply to wait for it does not count the first.
-    let mut messages = client.signals();
-    client.connection.send(&call("WhoAmI")).await.expect("sent");
-    let answered = async {
-        use futures_util::StreamExt;
-        loop {
-            let message = messages.next().await.expect("the bus").expect("a message");
-            if message.header().reply_serial().is_some_and(|serial| serial.get() == 77) {
-                return message;
-            }
-        }
-    };
-    assert_eq!(watchdog(patience(), answered).await.message_type(), zbus::message::Type::MethodReturn);
-}
-
-#[tokio::test]
 async fn a_second_front_says_who_has_the_name() {
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), Limits::default()).await;
     let (_fake, spawner) = Fake::new();

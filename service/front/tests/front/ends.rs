@@ -92,6 +92,30 @@ async fn without_a_spawner_workers_go_on() {
     client.call("Echo", &"still").await.expect("its worker goes on");
 }
 
+#[tokio::test]
+async fn a_spawner_that_was_started_again_is_found() {
+    let bus = or_skip!(Bus::dbus_daemon());
+    let (ended, front_end) = crate::fake::pair();
+    drop(ended);
+    let (fake, spawner) = Fake::new();
+    let spawner = std::sync::Mutex::new(Some(spawner));
+    let again =
+        move || spawner.lock().expect("not poisoned").take().ok_or(std::io::ErrorKind::NotFound.into());
+    let start = ipc_front::Start {
+        spawner: front_end,
+        reconnect: Some(Box::new(again)),
+        workers: Vec::new(),
+        limits: lenient(),
+        address: Some(bus.address().to_owned()),
+        fd_store: Box::new(ipc_front::NoStore),
+    };
+    let front = ipc_front::Front::start(start).await.expect("the front starts");
+    let client = Client { connection: connect(&bus).await };
+    client.call("WhoAmI", &()).await.expect("the one that was started again");
+    assert_eq!(fake.started(), 1);
+    front.stop().await;
+}
+
 /// Passes on one Examine and one Start, and then the spawner is gone.
 fn relay(front: &std::os::fd::OwnedFd, spawner: &std::os::fd::OwnedFd) {
     use ipc_spawner::{

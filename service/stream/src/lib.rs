@@ -1,10 +1,16 @@
-//! The byte stream between the front and a worker, as a socket for zbus: D-Bus without a handshake.
+//! The byte stream between the front and a worker, as a socket for zbus: D-Bus without a handshake,
+//! with file descriptors. zbus has no such socket of its own. Both ends are one of these.
 //!
 //! zbus reads a message of up to 128 MiB from whoever sends it, and closes the file descriptors of one
 //! that it cannot read. From a worker, which its user may have taken over, neither will do. So this
 //! reader looks at the sizes before it takes memory, and when there are descriptors it tries the
 //! message with stand-ins first: what zbus then gets with the real ones is known to be readable, and
 //! everything else goes to whoever can afford to close it.
+//!
+//! A read that did not fill the buffer has emptied the socket, unless it stopped behind descriptors:
+//! the next one waits for news instead of asking the kernel in vain.
+
+#![forbid(unsafe_code)]
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -15,10 +21,10 @@ use std::{
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
-use tokio::{io::Interest, net::UnixStream};
+use tokio::{io::Interest, net::UnixStream, sync::oneshot};
 use zbus::{
     connection::socket::{ReadHalf, Socket, Split, WriteHalf},
     export::async_trait::async_trait,
@@ -27,6 +33,9 @@ use zbus::{
 
 /// What is read ahead; a larger message gets room of its own.
 const BUFFER: usize = 4096;
+
+/// So many messages go in one write.
+const BATCH: usize = 64;
 
 /// The first bytes of a message, which tell its length.
 pub const HEADER: usize = 16;
@@ -42,6 +51,14 @@ pub struct Stream {
     socket: Arc<UnixStream>,
     limit: usize,
     discard: Discard,
+    gate: Option<oneshot::Receiver<()>>,
+}
+
+/// The other hand on a stream, see [`Stream::gated`].
+#[derive(Debug)]
+pub struct Handle {
+    socket: Arc<UnixStream>,
+    gate: Option<oneshot::Sender<()>>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -53,7 +70,38 @@ impl std::fmt::Debug for Stream {
 impl Stream {
     /// `limit`: the most bytes of a message; what is longer ends the stream.
     pub fn new(socket: OwnedFd, limit: usize, discard: Discard) -> io::Result<Self> {
-        Ok(Self { socket: Arc::new(watched(socket)?), limit, discard })
+        Ok(Self { socket: Arc::new(watched(socket)?), limit, discard, gate: None })
+    }
+
+    /// Reading begins when the gate is opened: whoever serves objects puts all of them in place
+    /// first, and no message finds a tree that is half there.
+    pub fn gated(mut self) -> (Self, Handle) {
+        let (open, gate) = oneshot::channel();
+        self.gate = Some(gate);
+        let handle = Handle { socket: self.socket.clone(), gate: Some(open) };
+        (self, handle)
+    }
+}
+
+impl Handle {
+    /// Reading may begin.
+    pub fn open(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            // Fails only when the connection has ended.
+            let _ = gate.send(());
+        }
+    }
+
+    /// Ends the connection at once, also for whoever is writing to a peer that does not read.
+    pub fn hang_up(&self) {
+        // It may have ended by itself.
+        let _ = hang_up(&self.socket);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.hang_up();
     }
 }
 
@@ -67,6 +115,8 @@ impl Socket for Stream {
             socket: self.socket,
             limit: self.limit,
             discard: self.discard,
+            gate: self.gate,
+            drained: false,
             input: Input::default(),
             fds: Vec::new(),
         };
@@ -78,6 +128,9 @@ pub struct Reader {
     socket: Arc<UnixStream>,
     limit: usize,
     discard: Discard,
+    gate: Option<oneshot::Receiver<()>>,
+    /// Nothing was there any more after the last read.
+    drained: bool,
     input: Input,
     /// Came with what was read, and no message has taken them yet.
     fds: Vec<OwnedFd>,
@@ -98,6 +151,11 @@ impl Drop for Reader {
 }
 
 impl Reader {
+    /// The next message, for who reads without a connection of zbus. Its body is not validated.
+    pub async fn next(&mut self) -> zbus::Result<Message> {
+        self.receive_message(0, &mut Vec::new(), &mut Vec::new()).await
+    }
+
     /// Reads until a whole message is there; its length.
     async fn whole(&mut self) -> io::Result<usize> {
         loop {
@@ -116,8 +174,15 @@ impl Reader {
 
     async fn fill(&mut self, length: usize) -> io::Result<()> {
         let room = self.input.room(length);
+        let size = room.len();
         let socket = &*self.socket;
+        if mem::take(&mut self.drained) {
+            // Forgets the readiness that this read has used up; an end of the stream is remembered.
+            let _ =
+                socket.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+        }
         let (read, fds) = socket.async_io(Interest::READABLE, || receive(socket, room)).await?;
+        self.drained = read < size && fds.is_empty();
         self.input.end += read;
         if !fds.is_empty() {
             self.fds.extend(fds);
@@ -146,6 +211,10 @@ impl ReadHalf for Reader {
         _received: &mut Vec<u8>,
         _fds: &mut Vec<OwnedFd>,
     ) -> zbus::Result<Message> {
+        if let Some(gate) = self.gate.take() {
+            // Nobody will open it: the connection was given up.
+            gate.await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
+        }
         let length = self.whole().await?;
         if !self.fds.is_empty() {
             let count = self.count_fds(length).await?;
@@ -221,11 +290,34 @@ pub struct Writer(pub Arc<UnixStream>);
 impl WriteHalf for Writer {
     async fn sendmsg(&mut self, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
         let socket = &*self.0;
-        socket.async_io(Interest::WRITABLE, || send(socket, buffer, fds)).await
+        socket.async_io(Interest::WRITABLE, || send(socket, &[IoSlice::new(buffer)], fds)).await
+    }
+
+    /// As many in one write as bring no file descriptors.
+    async fn send_messages(&mut self, mut messages: &[Message]) -> zbus::Result<()> {
+        while let Some(first) = messages.first() {
+            let plain =
+                messages.iter().take(BATCH).take_while(|message| message.data().fds().is_empty()).count();
+            if plain < 2 {
+                self.send_message(first).await?;
+                messages = &messages[1..];
+                continue;
+            }
+            let (batch, rest) = messages.split_at(plain);
+            let mut slices: Vec<_> = batch.iter().map(|message| IoSlice::new(message.data())).collect();
+            let mut left = &mut slices[..];
+            let socket = &*self.0;
+            while !left.is_empty() {
+                let sent = socket.async_io(Interest::WRITABLE, || send(socket, left, &[])).await?;
+                IoSlice::advance_slices(&mut left, sent);
+            }
+            messages = rest;
+        }
+        Ok(())
     }
 
     async fn close(&mut self) -> io::Result<()> {
-        Ok(rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both)?)
+        hang_up(&self.0)
     }
 
     fn can_pass_unix_fd(&self) -> bool {
@@ -277,18 +369,28 @@ pub fn receive(fd: impl AsFd + Copy, room: &mut [u8]) -> io::Result<(usize, Vec<
             fds.extend(rights);
         }
     }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // There is room for all that one write may carry: the table of open files is full.
+        return Err(rustix::io::Errno::MFILE.into());
+    }
     if received.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok((received.bytes, fds))
 }
 
-fn send(fd: impl AsFd + Copy, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+fn send(fd: impl AsFd + Copy, bytes: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(bad(format!("{} file descriptors; the kernel passes {FDS} at most", fds.len())));
     }
-    let bytes = [IoSlice::new(bytes)];
-    Ok(retry_on_intr(|| rustix::net::sendmsg(fd, &bytes, &mut control, SendFlags::NOSIGNAL))?)
+    Ok(retry_on_intr(|| rustix::net::sendmsg(fd, bytes, &mut control, SendFlags::NOSIGNAL))?)
 }
+
+fn hang_up(socket: &UnixStream) -> io::Result<()> {
+    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Both)?)
+}
+
+#[cfg(test)]
+mod tests;

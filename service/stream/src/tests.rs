@@ -1,0 +1,154 @@
+//! Streams as zbus uses them, and what a hostile other end may write.
+
+use std::{sync::Mutex, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::time::timeout;
+use zbus::{Connection, Guid, MessageStream, connection::Builder};
+
+use super::*;
+
+async fn ends() -> (Connection, MessageStream, Handle) {
+    let (one, other) = pair().expect("a pair");
+    let discard: Discard = Arc::new(drop);
+    let guid = Guid::generate();
+    let writer = Stream::new(one, 1 << 20, discard.clone()).expect("a stream");
+    let writer = Builder::authenticated_socket(writer, guid.clone()).p2p().build().await.expect("a writer");
+    let (reader, handle) = Stream::new(other, 1 << 20, discard).expect("a stream").gated();
+    let reader =
+        Builder::authenticated_socket(reader, guid).p2p().build_message_stream().await.expect("a reader");
+    (writer, reader, handle)
+}
+
+fn message(number: u32, size: usize) -> Message {
+    Message::signal("/", "a.b", "C").build(&(number, vec![0_u8; size])).expect("valid")
+}
+
+async fn next(reader: &mut MessageStream) -> Message {
+    let next = timeout(Duration::from_secs(20), reader.next()).await.expect("nothing came");
+    next.expect("the end").expect("an error")
+}
+
+fn number(message: &Message) -> u32 {
+    message.body().deserialize::<(u32, Vec<u8>)>().expect("what was sent").0
+}
+
+#[tokio::test]
+async fn batches_arrive_whole_and_in_order() {
+    let (writer, mut reader, mut handle) = ends().await;
+    handle.open();
+    let sizes = (0..200).map(|number| if number % 7 == 0 { 100_000 } else { number * 3 });
+    let messages: Vec<_> = sizes.enumerate().map(|(number, size)| message(number as u32, size)).collect();
+    let sending = tokio::spawn(async move { writer.send_all(&messages).await.map(|()| writer) });
+    for expected in 0..200 {
+        assert_eq!(number(&next(&mut reader).await), expected);
+    }
+    drop(sending.await.expect("no panic").expect("sent"));
+}
+
+/// One after the other, so that each finds the reader waiting, and descriptors among them.
+#[tokio::test]
+async fn no_message_waits_for_the_next() {
+    let (writer, mut reader, mut handle) = ends().await;
+    handle.open();
+    for round in 0..100 {
+        writer.send(&message(round, 10)).await.expect("sent");
+        assert_eq!(number(&next(&mut reader).await), round);
+        let fd = zbus::Fd::from(std::io::stderr().as_fd().try_clone_to_owned().expect("a duplicate"));
+        let with_fd = Message::signal("/", "a.b", "D").build(&fd).expect("valid");
+        writer.send_all(&[message(round, 4096), with_fd, message(round, 1)]).await.expect("sent");
+        assert_eq!(number(&next(&mut reader).await), round);
+        assert_eq!(next(&mut reader).await.data().fds().len(), 1);
+        assert_eq!(number(&next(&mut reader).await), round);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_read_before_the_gate_is_open() {
+    let (writer, mut reader, mut handle) = ends().await;
+    writer.send(&message(1, 1)).await.expect("sent");
+    let early = timeout(Duration::from_millis(50), reader.next()).await;
+    assert!(early.is_err(), "{early:?}");
+    handle.open();
+    assert_eq!(number(&next(&mut reader).await), 1);
+    handle.hang_up();
+    let end = timeout(Duration::from_secs(20), reader.next()).await.expect("it ends");
+    assert!(end.is_none_or(|end| end.is_err()));
+}
+
+const LIMIT: usize = 100_000;
+
+/// A connection over a stream, the bare other end, and the count of discarded descriptors.
+async fn connection() -> (MessageStream, OwnedFd, Arc<Mutex<usize>>) {
+    let (ours, theirs) = pair().expect("a pair");
+    let discarded = Arc::new(Mutex::new(0));
+    let count = discarded.clone();
+    let discard = Arc::new(move |fds: Vec<OwnedFd>| *count.lock().expect("not poisoned") += fds.len());
+    let stream = Stream::new(ours, LIMIT, discard).expect("a stream");
+    let builder = Builder::authenticated_socket(stream, Guid::generate()).p2p().validate_bodies();
+    (builder.build_message_stream().await.expect("a connection"), theirs, discarded)
+}
+
+fn with_fds(count: usize) -> Message {
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").expect("exists"));
+    let fds: Vec<_> = (0..count).map(|_| zbus::OwnedFd::from(null())).collect();
+    Message::signal("/a", "org.example.A", "A").build(&(fds, "x")).expect("valid")
+}
+
+fn write(to: &OwnedFd, bytes: &[u8], message: &Message) {
+    let fds: Vec<_> = message.data().fds().iter().map(AsFd::as_fd).collect();
+    assert_eq!(send(to, &[IoSlice::new(bytes)], &fds).expect("sent"), bytes.len());
+}
+
+#[tokio::test]
+async fn messages_keep_their_descriptors() {
+    let (mut messages, theirs, discarded) = connection().await;
+    let counts = [0, 3, 0, 0, 1, 8, 0, 253, 2];
+    let stream = Stream::new(theirs, LIMIT, Arc::new(drop)).expect("a stream");
+    let other =
+        Builder::authenticated_socket(stream, Guid::generate()).p2p().build().await.expect("a connection");
+    let sent: Vec<_> = counts.iter().map(|count| with_fds(*count)).collect();
+    other.send_all(&sent).await.expect("sent");
+    for count in counts {
+        let message = messages.next().await.expect("open").expect("a message");
+        assert_eq!(message.data().fds().len(), count);
+        let (fds, text): (Vec<zbus::OwnedFd>, String) = message.body().deserialize().expect("(ahs)");
+        assert_eq!((fds.len(), text.as_str()), (count, "x"));
+    }
+    drop((messages, other));
+    assert_eq!(*discarded.lock().expect("not poisoned"), 0);
+}
+
+#[tokio::test]
+async fn descriptors_of_what_is_not_readable_are_discarded() {
+    let good = with_fds(2);
+    let change = |at: usize, byte: u8| {
+        let mut bytes = good.data().to_vec();
+        let at = if at == usize::MAX { bytes.len() - 1 } else { at };
+        bytes[at] = byte;
+        bytes
+    };
+    // Neither byte order, nor a version of the protocol, nor a string that ends.
+    for bytes in [change(0, b'x'), change(3, 9), change(usize::MAX, b'x')] {
+        let (mut messages, theirs, discarded) = connection().await;
+        write(&theirs, &bytes, &good);
+        messages.next().await.expect("an answer").expect_err("not readable");
+        Connection::from(&messages).closed().await;
+        drop(messages);
+        // The reader goes with its task.
+        while *discarded.lock().expect("not poisoned") < 2 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_memory_is_taken_for_what_is_too_long() {
+    let (mut messages, theirs, _) = connection().await;
+    let mut header = with_fds(0).data()[..HEADER].to_vec();
+    header[4..8].copy_from_slice(&(LIMIT as u32).to_le_bytes());
+    // Nothing follows: the length alone says it.
+    write(&theirs, &header, &with_fds(0));
+    let error = messages.next().await.expect("an answer").expect_err("too long");
+    assert!(error.to_string().contains("the limit is 100000"), "{error}");
+}
