@@ -17,6 +17,7 @@ use std::{
     sync::Arc,
 };
 
+use ipc_stream::{HEADER, Writer, length, read, receive, rehearse, watched};
 use tokio::{io::Interest, net::UnixStream};
 use zbus::{
     Address,
@@ -26,10 +27,7 @@ use zbus::{
     message::Message,
 };
 
-use crate::{
-    closer::Closer,
-    stream::{HEADER, Writer, length, read, receive, rehearse, watched},
-};
+use crate::closer::Closer;
 
 /// The longest message of the specification.
 const LONGEST: usize = 128 << 20;

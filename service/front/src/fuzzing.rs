@@ -2,8 +2,8 @@
 
 use std::{num::NonZeroU32, os::fd::OwnedFd, sync::Arc};
 
-use futures_util::StreamExt;
-use zbus::{Guid, connection::Builder, message::Message};
+use ipc_stream::Stream;
+use zbus::{connection::socket::Socket, message::Message};
 
 use crate::{
     admission::{Admission, Amounts},
@@ -11,7 +11,6 @@ use crate::{
     judge::{HEADER, Said, judge},
     limits::Limits,
     pending::Members,
-    stream::Stream,
 };
 
 /// Reads and judges what a worker says, to the end or to its first offence, when these clients, named
@@ -21,7 +20,7 @@ pub async fn hear(stream: OwnedFd, calls: &[(&str, &[NonZeroU32])]) -> Vec<(Arc<
     let admission = Admission::new(&limits);
     let mut members = Members::default();
     for (name, serials) in calls {
-        members.join(&Client::new((*name).into(), 1, &limits));
+        members.join(&Client::new((*name).into(), &limits));
         for serial in *serials {
             let amounts = Amounts { calls: 1, ..Amounts::default() };
             if let Ok(permit) = admission.admit(Some(1), None, amounts) {
@@ -32,9 +31,11 @@ pub async fn hear(stream: OwnedFd, calls: &[(&str, &[NonZeroU32])]) -> Vec<(Arc<
     let mut passed = Vec::new();
     let limit = limits.payload as usize + HEADER;
     let Ok(stream) = Stream::new(stream, limit, Arc::new(drop)) else { return passed };
-    let builder = Builder::authenticated_socket(stream, Guid::generate()).p2p().validate_bodies();
-    let Ok(mut messages) = builder.build_message_stream().await else { return passed };
-    while let Some(Ok(message)) = messages.next().await {
+    let (mut reader, _writer) = stream.split().take();
+    while let Ok(message) = reader.next().await {
+        if message.body().validate().is_err() {
+            break;
+        }
         match judge(&message, &mut members, None, &limits) {
             Ok(Said::Reply(client) | Said::Signal(client)) => passed.push((client.name.clone(), message)),
             Ok(_) => {}
@@ -42,9 +43,4 @@ pub async fn hear(stream: OwnedFd, calls: &[(&str, &[NonZeroU32])]) -> Vec<(Arc<
         }
     }
     passed
-}
-
-/// The message that these bytes are.
-pub async fn read(bytes: Vec<u8>) -> Option<Message> {
-    crate::stream::read(bytes, Vec::new(), 0).await.ok()
 }

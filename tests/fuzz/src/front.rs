@@ -5,7 +5,7 @@
 
 use std::{io::Write, num::NonZeroU32, time::Duration};
 
-use ipc_front::{Front, Limits, NoStore, Start, fuzzing};
+use ipc_front::{Front, Limits, NoStore, Start};
 use tokio::time::timeout;
 use zbus::message::Message;
 
@@ -47,7 +47,7 @@ pub fn front(input: &[u8]) {
             },);
         let mut ledger = Ledger::default();
         for call in calls {
-            if let Some(message) = fuzzing::read(call.clone()).await {
+            if let Ok(message) = ipc_stream::read(call.clone(), Vec::new(), 0).await {
                 ledger.asked(&message);
             }
             (&socket).write_all(&call).expect("the front reads");

@@ -9,8 +9,8 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use ipc_front::Stream;
 use ipc_spawner::protocol::{Confinement, REQUEST_SIZE, Refusal, Reply, Request};
+use ipc_stream::Stream;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, send, sendmsg, socketpair,
