@@ -4,8 +4,10 @@
 //! [`SystemBus`](ipc_harness::SystemBus)); what they send is made by hand (`wire`, [`Raw`]), for libraries refuse to
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
-//! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `differential.rs` proves the promise behind all of them: what a
-//! caller achieves through the service, he could have done himself, with the same outcome and the same errno.
+//! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
+//! read the same bytes disagree on. `differential.rs` proves the promise behind all of them: what a caller achieves
+//! through the service, he could have done himself, with the same outcome and the same errno. The front's and the
+//! spawner's system calls are looked at in `who.rs`.
 //!
 //! # Rows without a test
 //!
@@ -33,6 +35,7 @@ mod fake_bus;
 mod incoming;
 mod raw;
 mod stage;
+mod streams;
 pub mod wire;
 pub mod xml;
 
@@ -41,6 +44,7 @@ pub use fake_bus::{Credentials, FakeBus};
 pub use incoming::Incoming;
 pub use raw::{DRIVER, DRIVER_PATH, Raw, outcome};
 pub use stage::{Stage, Worker, descriptors, entry, number, object, status};
+pub use streams::Streams;
 
 use ipc_harness::CallError;
 
