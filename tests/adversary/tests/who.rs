@@ -138,7 +138,7 @@ fn a3_the_lookup_is_by_unique_name() {
 fn a4_a_recycled_pid_changes_nothing() {
     let bus = or_skip!(SystemBus::dbus_daemon());
     let fake = FakeBus::start();
-    let service = bus.launch_at(fake.address()).start();
+    let service = bus.launch_at(fake.address()).config(MANY_STARTS).start();
     let dir = bus.dir_of(ALICE);
     let mut gone = bus.sh_as(&BOB.into(), "exit 0");
     gone.wait();
