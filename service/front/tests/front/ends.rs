@@ -195,6 +195,28 @@ async fn an_idle_worker_is_let_go() {
 }
 
 #[tokio::test]
+async fn the_service_ends() {
+    let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), lenient()).await;
+    let client = fixture.client(0).await;
+    let waiting = client.under_way("Never").await;
+    let (name, _) = client.worker().await;
+    let let_go = fixture.fake.let_go();
+    let mut signals = client.signals();
+    let Fixture { bus: _bus, fake: _fake, front } = fixture;
+    watchdog(patience(), front.stop()).await;
+    let error = watchdog(patience(), waiting).await.expect("a task").expect_err("Never");
+    assert!(error.0 == "Cancelled" && error.1.contains("stopping"), "{error:?}");
+    let ended = tokio::task::spawn_blocking(move || let_go.recv_timeout(patience()));
+    assert_eq!(ended.await.expect("a task").expect("it is told to end"), name);
+    // Nothing was lost without a word.
+    use futures_util::{FutureExt, StreamExt};
+    while let Some(message) = signals.next().now_or_never() {
+        let message = message.expect("the bus").expect("a message");
+        assert!(message.header().member().is_none_or(|member| member != "Lost"));
+    }
+}
+
+#[tokio::test]
 async fn the_next_front_goes_on_with_the_workers() {
     let bus = or_skip!(Bus::dbus_daemon());
     let (fake, spawner) = Fake::new();
