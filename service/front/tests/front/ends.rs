@@ -39,8 +39,10 @@ async fn a_worker_that_dies_over_and_over_pauses() {
 async fn workers_are_not_started_faster_than_that() {
     let limits = Limits { worker_starts: 1, ..Limits::default() };
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), limits).await;
-    fixture.client(0).await;
-    fixture.fake.examine_says(1);
+    for confinement in 0..4 {
+        fixture.client(confinement).await;
+    }
+    fixture.fake.examine_says(4);
     let other = Client { connection: connect(&fixture.bus).await };
     let error = other.call("WhoAmI", &()).await.expect_err("too fast");
     assert!(error.0 == "LimitExceeded" && error.1.contains("worker-starts is 1"), "{error:?}");
