@@ -3,15 +3,17 @@
 //! zbus pairs a reply with its call by the serial alone. A bus lets only the callee reply, but the
 //! front does not lean on that: an answer of the bus must come from the bus.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use zbus::{
-    Connection, Error, MessageStream, OwnedVariant, Result,
+    Address, Connection, Error, MessageStream, OwnedVariant, Result,
     connection::Builder,
     fdo::{ConnectionCredentials, RequestNameFlags, RequestNameReply},
     message::Message,
     names::UniqueName,
 };
+
+use crate::bus_socket::BusSocket;
 
 pub const NAME: &str = "org.example.IPC";
 pub const BUS: &str = "org.freedesktop.DBus";
@@ -32,7 +34,10 @@ pub struct Bus {
 impl Bus {
     /// Connects (None: the system bus); with everything that comes from then on.
     pub async fn connect(address: Option<&str>) -> Result<(Self, MessageStream)> {
-        let builder = address.map_or_else(Builder::system, Builder::address);
+        let address = address.map_or_else(Address::system, str::parse)?;
+        let socket = BusSocket::connect(&address)
+            .map_err(|error| Error::Connection(Arc::new(error), Box::new(address.clone())))?;
+        let builder = socket.map_or_else(|| Builder::address(address), Builder::socket);
         let stream = builder.max_queued(QUEUED).build_message_stream().await?;
         Ok((Self { connection: Connection::from(&stream) }, stream))
     }

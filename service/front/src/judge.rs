@@ -59,6 +59,10 @@ pub fn judge(
     }
     match message.message_type() {
         Type::MethodReturn | Type::Error => {
+            // No reply has these. Some values, which zbus takes, end the connection to a bus.
+            if header.path().is_some() || header.interface().is_some() || header.member().is_some() {
+                return Err("its reply says what only a call or a signal says".to_owned());
+            }
             let Some(serial) = header.reply_serial() else { return Err("it replied to no call".to_owned()) };
             let Some(destination) = header.destination() else {
                 return if ping == Some(serial) {
@@ -85,6 +89,9 @@ pub fn judge(
         }
         Type::Signal => {
             let size = message.data().len();
+            if header.reply_serial().is_some() || header.error_name().is_some() {
+                return Err("its signal says what only a reply says".to_owned());
+            }
             if fds > 0 || size > SIGNAL + HEADER && header.destination().is_some() {
                 return Err(format!("its signal has {size} bytes and {fds} file descriptors"));
             }
@@ -190,6 +197,8 @@ mod tests {
             .collect();
         assert!(offence(&reply(":1.1", 7).build(&many).expect("valid")).contains("9 file descriptors"));
         assert!(offence(&Message::method_call("/", "X").build(&()).expect("valid")).contains("called"));
+        let local = reply(":1.1", 7).path("/org/freedesktop/DBus/Local");
+        assert!(offence(&built(local)).contains("only a call"));
     }
 
     #[test]

@@ -15,8 +15,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod admission;
 mod budget;
 mod bus;
+mod bus_socket;
 mod closer;
 mod front;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod judge;
 mod life;

@@ -38,7 +38,7 @@ const BUFFER: usize = 4096;
 const BATCH: usize = 64;
 
 /// The first bytes of a message, which tell its length.
-const HEADER: usize = 16;
+pub const HEADER: usize = 16;
 
 /// The most descriptors of one message that the kernel passes (SCM_MAX_FD).
 const FDS: usize = 253;
@@ -197,12 +197,7 @@ impl Reader {
     /// How many of the waiting descriptors belong to the first message, which is known to be
     /// readable with them.
     async fn count_fds(&mut self, length: usize) -> zbus::Result<usize> {
-        let stand_in = || Ok(rustix::io::fcntl_dupfd_cloexec(&self.socket, 0)?);
-        let stand_ins = self.fds.iter().map(|_| stand_in()).collect::<io::Result<Vec<OwnedFd>>>()?;
-        let mut trial =
-            Input { bytes: self.input.unread()[..length].to_vec(), start: 0, end: length, fds: stand_ins };
-        let message = trial.receive_message(0, &mut Vec::new(), &mut Vec::new()).await?;
-        message.body().validate()?;
+        let message = rehearse(&self.input.unread()[..length], self.fds.len(), &self.socket).await?;
         Ok(message.header().unix_fds().unwrap_or(0) as usize)
     }
 }
@@ -230,6 +225,19 @@ impl ReadHalf for Reader {
     fn can_pass_unix_fd(&self) -> bool {
         true
     }
+}
+
+/// Reads a message with stand-ins for its descriptors: zbus closes those of one that it cannot read.
+pub async fn rehearse(bytes: &[u8], fds: usize, socket: &UnixStream) -> zbus::Result<Message> {
+    let stand_in = |_| Ok(rustix::io::fcntl_dupfd_cloexec(socket, 0)?);
+    let stand_ins = (0..fds).map(stand_in).collect::<io::Result<Vec<OwnedFd>>>()?;
+    read(bytes.to_vec(), stand_ins, 0).await
+}
+
+/// The message that these bytes are, with these descriptors.
+pub async fn read(bytes: Vec<u8>, fds: Vec<OwnedFd>, seq: u64) -> zbus::Result<Message> {
+    let mut input = Input { start: 0, end: bytes.len(), bytes, fds };
+    input.receive_message(seq, &mut Vec::new(), &mut Vec::new()).await
 }
 
 /// What was read and not taken yet; for zbus, a socket that has a whole message ready.
@@ -275,7 +283,7 @@ impl ReadHalf for Input {
 }
 
 #[derive(Debug)]
-pub struct Writer(Arc<UnixStream>);
+pub struct Writer(pub Arc<UnixStream>);
 
 #[async_trait]
 impl WriteHalf for Writer {
@@ -330,7 +338,7 @@ pub fn watched(socket: OwnedFd) -> io::Result<UnixStream> {
 }
 
 /// The length of the message that begins here, once its first bytes are there.
-fn length(bytes: &[u8]) -> io::Result<Option<usize>> {
+pub fn length(bytes: &[u8]) -> io::Result<Option<usize>> {
     let Some(header) = bytes.first_chunk::<HEADER>() else { return Ok(None) };
     let number = |at: usize| {
         let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
@@ -348,7 +356,7 @@ fn bad(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-fn receive(fd: impl AsFd + Copy, room: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub fn receive(fd: impl AsFd + Copy, room: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut rooms = [IoSliceMut::new(room)];

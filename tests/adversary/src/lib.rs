@@ -4,7 +4,8 @@
 //! [`SystemBus`](ipc_harness::SystemBus)); what they send is made by hand (`wire`, [`Raw`]), for libraries refuse to
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
-//! `exhaustion.rs` D, `faults.rs` the fault matrix. `differential.rs` proves the promise behind all of them: what a
+//! `exhaustion.rs` D, `faults.rs` the fault matrix. `bytes.rs` has what programs that read the same bytes disagree on,
+//! `oracle.rs` looks at the service's system calls. `differential.rs` proves the promise behind all of them: what a
 //! caller achieves through the service, he could have done himself, with the same outcome and the same errno.
 //!
 //! # Rows without a test
@@ -22,7 +23,6 @@
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |
-//! | oracle 1, the service's system calls under strace | `who.rs` checks the objects themselves instead: nothing is made or touched that is not the caller's |
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +31,7 @@ mod fake_bus;
 mod incoming;
 mod raw;
 mod stage;
+mod streams;
 pub mod wire;
 pub mod xml;
 
@@ -39,6 +40,7 @@ pub use fake_bus::{Credentials, FakeBus};
 pub use incoming::Incoming;
 pub use raw::{DRIVER, DRIVER_PATH, Raw, outcome};
 pub use stage::{Stage, Worker, descriptors, entry, number, object, status};
+pub use streams::Streams;
 
 use ipc_harness::CallError;
 

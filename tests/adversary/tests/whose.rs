@@ -1,17 +1,16 @@
 //! B. Whose object: no user sees, guesses, disturbs or detects what is another's.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::thread;
 
 use ipc_adversary::wire::{self, Arg, Outgoing, bytes, dict, no_options, text};
 use ipc_adversary::{
-    DRIVER, DRIVER_PATH, Raw, Stage, assert_error, descriptors, entry, error, object, status, xml,
+    DRIVER, DRIVER_PATH, Raw, Stage, Streams, assert_error, descriptors, entry, error, object, status, xml,
 };
 use ipc_harness::system::{ALICE, BOB, ROOT};
 use ipc_harness::{CallError, NAME, PATH, or_skip, patience, unique, wait_gone, watchdog};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
@@ -229,26 +228,6 @@ fn b6_descriptors_do_not_leak_into_others() {
     stage.until("the front has closed what it passed on", || holds(front) == 0);
 }
 
-/// The stream between the front and a worker, taken out of the worker by root: what goes into it is what a worker
-/// that its user took over would say.
-fn stream_of(worker: i32) -> Vec<UnixStream> {
-    let pidfd = pidfd_open(Pid::from_raw(worker).expect("a pid"), PidfdFlags::empty()).expect("pidfd_open");
-    let mut streams = Vec::new();
-    for fd in 0..64 {
-        let Ok(link) = fs::read_link(format!("/proc/{worker}/fd/{fd}")) else { continue };
-        if !link.to_string_lossy().starts_with("socket:") {
-            continue;
-        }
-        let fd: OwnedFd = pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).expect("root may");
-        let kind = rustix::net::sockopt::socket_type(&fd).expect("a socket");
-        let peer = rustix::net::getpeername(&fd);
-        if kind == rustix::net::SocketType::STREAM && peer.is_ok() {
-            streams.push(UnixStream::from(fd));
-        }
-    }
-    streams
-}
-
 /// What is said, given bob's unique name.
 type Words = fn(&str) -> Outgoing;
 
@@ -261,15 +240,10 @@ fn hostile(lies: &[(&str, Words)]) {
     for (what, words) in lies {
         alice.create("pipe:");
         let worker = stage.worker_of(ALICE);
-        let streams = stream_of(worker);
-        assert!(!streams.is_empty(), "the worker has a stream to the front");
+        let streams = Streams::of(worker);
         let mut lie = words(&bob.name);
         lie.serial = lie.serial.max(77);
-        for stream in &streams {
-            // A socket pair of the runtime may be among them, and be full.
-            let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-            let _own_pair = rustix::net::send(stream, &lie.encode(), flags);
-        }
+        streams.say(&lie);
         drop(streams);
         assert!(wait_gone(worker), "{what}: the worker lives");
         alice.signal("Lost");
