@@ -233,6 +233,24 @@ fn a9_groups_are_those_of_the_connection() {
     }
 }
 
+/// What is made belongs to the group that it would belong to if the caller had made it: not that of the passwd file.
+#[test]
+fn a9_the_primary_group_is_that_of_the_connection() {
+    use std::os::unix::fs::MetadataExt;
+    let stage = or_skip!(Stage::new());
+    let as_usual: Identity = ALICE.into();
+    let mut other = as_usual.clone().with_groups(&[ALICE.gid, EXTRA]);
+    other.gid = SHARED;
+    for (identity, gid) in [(as_usual, ALICE.gid), (other, SHARED)] {
+        let (directly, by_service) =
+            (stage.path(&format!("direct-{gid}")), stage.path(&format!("service-{gid}")));
+        stage.bus.sh_as(&identity, &format!("mkfifo '{directly}'")).finish().success();
+        stage.raw(identity.clone()).create(&format!("fifo:path={by_service}"));
+        let group = |path: &str| fs::symlink_metadata(path).expect("it was made").gid();
+        assert_eq!((group(&directly), group(&by_service)), (gid, gid), "{identity:?}");
+    }
+}
+
 #[test]
 fn a10_other_groups_are_another_worker() {
     let stage = or_skip!(Stage::with_config(MANY_STARTS));
