@@ -294,6 +294,8 @@ fn c10_indices_of_descriptors() {
         let message = Raw::message(PATH, "", "Adopt", &[Arg::Fd(index), no_options()]);
         if announced > 0 { message.with_fds(announced) } else { message }
     };
+    stage.alice().create("pipe:");
+    let worker = stage.worker_of(ALICE);
     let rows: [(u32, u32, usize); 8] = [
         (5, 1, 1),
         (1, 1, 1),
@@ -313,11 +315,14 @@ fn c10_indices_of_descriptors() {
         let bound = if waits { std::time::Duration::from_millis(200) } else { patience() };
         match alice.reply_within(serial, bound).map(outcome) {
             Some(Err(refusal)) => {
-                assert!(!refusal.text.is_empty(), "{index} {announced} {sent}: {refusal:?}")
+                assert!(!refusal.is("Gone"), "{index} {announced} {sent}: {refusal:?}");
             }
             Some(Ok(reply)) => panic!("{index} {announced} {sent}: {reply:?}"),
             None => assert!(waits || alice.is_closed(patience()), "{index} {announced} {sent}: no answer"),
         }
+        // By now the front and the worker have had to do with it.
+        stage.alice().call(PATH, "", "Usage", &[]).expect_err("no such method");
+        assert_eq!(stage.workers_of(ALICE), [worker], "{index} {announced} {sent}: it ended the worker");
     }
     // Twice the same is one descriptor.
     let mut alice = stage.alice();

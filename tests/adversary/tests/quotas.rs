@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use ipc_adversary::wire::{self, Arg, dict, no_options};
 use ipc_adversary::{Raw, Stage, assert_error, descriptors, error, object, status};
 use ipc_harness::system::{ALICE, CAROL, ROOT};
-use ipc_harness::{CallError, PATH, Process, or_skip};
+use ipc_harness::{CallError, PATH, or_skip};
 
 #[track_caller]
 fn assert_limit(error: &CallError, key: &str, value: u32) {
@@ -146,13 +146,13 @@ fn d8_descriptors_in_flight() {
 #[test]
 fn d9_no_processes_left() {
     let stage = or_skip!(Stage::new());
-    let sleepers: Vec<Process> =
-        (0..3).map(|_| stage.bus.sh_as(&CAROL.into(), "echo up; exec cat")).collect();
-    sleepers.iter().for_each(|sleeper| {
-        sleeper.wait_for(|line| line == "up");
-    });
+    // The kernel counts threads.
+    let threads = "import sys,threading\nend=threading.Event()\n\
+        for _ in range(150): threading.Thread(target=end.wait).start()\nprint('up')\nsys.stdin.read()\nend.set()";
+    let sleepers = stage.bus.python_as(&CAROL.into(), threads, &[]);
+    sleepers.wait_for(|line| line == "up");
     let mut carol = stage.raw(CAROL);
-    stage.limit(ROOT, stage.spawner(), "--nproc=2");
+    stage.limit(ROOT, stage.spawner(), "--nproc=150");
     match carol.try_make("Create", "pipe:") {
         Ok(_) => {}
         Err(refusal) => assert!(refusal.is("LimitExceeded") || refusal.is("Unavailable"), "{refusal}"),

@@ -5,7 +5,7 @@ use std::fs;
 use ipc_adversary::wire::{Arg, Outgoing, bytes, dict, text};
 use ipc_adversary::{Credentials, DRIVER, FakeBus, Raw, Stage, assert_error, error, object, status, xml};
 use ipc_harness::system::{ALICE, BOB, EXTRA, IPCD, Identity, NOBODY, ROOT, SHARED};
-use ipc_harness::{NAME, PATH, Signal, SystemBus, or_skip, patience};
+use ipc_harness::{NAME, PATH, Process, Signal, SystemBus, need_tool, or_skip, patience};
 use rustix::process::{Pid, kill_process};
 
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
@@ -425,5 +425,51 @@ fn a18_one_connection_owns_one_name() {
         // Without an interface no rule of the policy allows it.
         Err(refusal) => assert_eq!(refusal.name, "org.freedesktop.DBus.Error.AccessDenied", "{refusal}"),
         Ok(reply) => panic!("a call without an interface made {}", object(&reply.args())),
+    }
+}
+
+/// Oracle 1: while alice makes, uses and removes objects by their paths, neither the front nor the spawner ever names
+/// one of them to the kernel.
+#[test]
+fn front_and_spawner_touch_no_object() {
+    or_skip!(need_tool("strace"));
+    let stage = or_skip!(Stage::new());
+    let directory = stage.directory((ALICE, ALICE.gid), 0o755, "alice");
+    let trace = stage.path("trace");
+    let pids = [stage.front(), stage.spawner()].map(|pid| pid.to_string());
+    // Not -f: the workers that the spawner forks are alice herself.
+    let words = [
+        "-qq",
+        "-s",
+        "4096",
+        "-e",
+        "trace=!recvmsg,sendmsg,epoll_wait",
+        "-o",
+        &trace,
+        "-p",
+        &pids[0],
+        "-p",
+        &pids[1],
+    ];
+    let mut strace = Process::spawn(std::process::Command::new("strace").args(words));
+    let traced = |pid: &String| status(pid.parse().expect("a pid"), "TracerPid").is_some_and(|by| by != "0");
+    stage.until("both are traced", || pids.iter().all(traced));
+    let mut alice = stage.alice();
+    let fifo = alice.create(&format!("fifo:path={directory}/fifo,remove-on-close"));
+    alice.create(&format!("unix:path={directory}/socket"));
+    let file = alice.create(&format!("mmap:size=4096,path={directory}/file"));
+    alice.create(&format!("inotify:path={directory}"));
+    alice.refused("Attach", "mmap:path=/etc/shadow");
+    alice.call(&file, "Endpoint", "Open", &[ipc_adversary::wire::no_options()]).expect("Open");
+    alice
+        .call(&format!("{PATH}/fifo"), "Mechanism", "List", &[ipc_adversary::wire::no_options()])
+        .expect("List");
+    alice.close(&fifo);
+    strace.signal(Signal::INT);
+    strace.wait();
+    let trace = fs::read_to_string(trace).expect("the trace");
+    assert!(trace.lines().count() > 10, "nothing was traced: {trace}");
+    for line in trace.lines() {
+        assert!(!line.contains(&directory) && !line.contains("/etc/shadow"), "{line}");
     }
 }
