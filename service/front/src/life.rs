@@ -33,7 +33,7 @@ use crate::{
     judge::{HEADER, Said, judge},
     lock,
     parcel::Parcel,
-    refusals::Refusal,
+    refusals::{Refusal, plain},
     router::{Learned, Router},
     worker::{UNDEAD, Worker},
 };
@@ -304,6 +304,7 @@ impl Worker {
             End::Hostile(why) => format!("it was ended, because {why}"),
             End::Stuck => "it was ended, because it gave no sign of life".to_owned(),
         };
+        let why = plain(&why);
         let (calls, clients, queue) = {
             let state = &mut *self.state();
             state.writing = None;
