@@ -17,13 +17,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::admission::User;
+use crate::{admission::User, log::Drops};
 
 /// What is closed by being dropped.
 pub type Doomed = Box<dyn Send>;
 
-/// How many things may wait for one thread.
-const QUEUE: usize = 128;
+/// How many things may wait for one thread. Many: on a busy machine it runs a while after the reader,
+/// and what finds the queue full stays open for good.
+const QUEUE: usize = 1024;
 
 /// Threads in all: one a user who sends descriptors.
 const THREADS: usize = 256;
@@ -36,6 +37,7 @@ const HANGS: Duration = Duration::from_secs(2);
 
 pub struct Closer {
     threads: Mutex<HashMap<User, Worker>>,
+    leaks: Mutex<Drops>,
 }
 
 struct Worker {
@@ -46,7 +48,7 @@ struct Worker {
 
 impl Closer {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { threads: Mutex::new(HashMap::new()) })
+        Arc::new(Self { threads: Mutex::new(HashMap::new()), leaks: Mutex::default() })
     }
 
     /// Closes it elsewhere; returns at once.
@@ -56,7 +58,7 @@ impl Closer {
             match worker.queue.try_send(doomed) {
                 Ok(()) => return,
                 Err(TrySendError::Full(back)) => {
-                    leak(user, back);
+                    self.leak(user, back);
                     return;
                 }
                 // Its thread has panicked: a new one.
@@ -65,7 +67,7 @@ impl Closer {
             threads.remove(&user);
         }
         if threads.len() >= THREADS {
-            leak(user, doomed);
+            self.leak(user, doomed);
             return;
         }
         let (queue, receiver) = sync_channel(QUEUE);
@@ -78,11 +80,11 @@ impl Closer {
         match thread {
             Ok(_) => match queue.try_send(doomed) {
                 Ok(()) => drop(threads.insert(user, Worker { queue, since })),
-                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => leak(user, back),
+                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => self.leak(user, back),
             },
             Err(error) => {
                 tracing::warn!("no thread can be started to close file descriptors on: {error}");
-                leak(user, doomed);
+                self.leak(user, doomed);
             }
         }
     }
@@ -119,15 +121,19 @@ impl Closer {
         }
     }
 
+    fn leak(&self, user: User, doomed: Doomed) {
+        mem::forget(doomed);
+        let mut leaks = self.leaks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = leaks.count(user, Instant::now()) {
+            let user = crate::log::user(user);
+            tracing::warn!("what {user} sent {count} times stays open: closing file descriptors hangs");
+        }
+    }
+
     fn threads(&self) -> MutexGuard<'_, HashMap<User, Worker>> {
         // Nothing panics while it is locked.
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn leak(user: User, doomed: Doomed) {
-    tracing::warn!("file descriptors of {} stay open: closing them hangs", crate::log::user(user));
-    mem::forget(doomed);
 }
 
 #[cfg(test)]

