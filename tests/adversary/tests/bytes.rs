@@ -167,6 +167,12 @@ fn descriptors_stay_with_their_message(alice: &mut Raw) {
 type Answer = fn(&str, u32) -> Outgoing;
 
 const ANSWERS: &[(&str, Answer)] = &[
+    ("the answer to a call that is none", |to, serial| Outgoing::reply(to, serial + 1000, &[])),
+    ("a sender", |to, serial| Outgoing::reply(to, serial, &[]).with(wire::SENDER, text(to))),
+    ("a signal of another service", |to, _| {
+        let (path, interface) = ("/org/freedesktop/login1", "org.freedesktop.login1.Manager");
+        Outgoing::signal(Some(to), path, interface, "PrepareForSleep", &[Arg::Bool(true)])
+    }),
     ("a reserved path", |to, serial| {
         Outgoing::reply(to, serial, &[]).with(wire::PATH, path("/org/freedesktop/DBus/Local"))
     }),

@@ -16,6 +16,7 @@ mod package;
 mod policy;
 mod proxy;
 mod reference;
+mod removable;
 mod rules;
 mod setup;
 
@@ -65,6 +66,12 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Takes out one check after another of the sources of a copy, and runs the test that must fail then:
+    /// whether each check has a test that needs it. Needs root; takes minutes.
+    Removable {
+        /// Only the checks whose name contains this.
+        name: Option<String>,
+    },
     /// Builds the Debian package, with cargo-deb, which is installed if it is missing; checks it with
     /// lintian.
     Package {
@@ -84,6 +91,7 @@ fn main() -> ExitCode {
         Task::Bus { command } => return bus::shell(command),
         Task::Bench { arguments } => bench::run(arguments),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds),
+        Task::Removable { name } => removable::removable(name.as_deref()),
         Task::Package { test } => package::package(test),
         Task::Setup => {
             setup::setup();
