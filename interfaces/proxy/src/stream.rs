@@ -11,8 +11,9 @@ pub trait Stream {
     /// direction was shut down), Cancelled, LimitExceeded (waits).
     fn read(&self, max: u32, timeout_ms: u32) -> zbus::Result<Vec<u8>>;
 
-    /// Reads as text. Bytes that are not UTF-8 are an error and stay; a character that was cut in
-    /// two is completed by the next call. The first character comes whole, even beyond max.
+    /// Reads as text. Bytes that are not UTF-8, and a zero byte, which no text has, are an error and
+    /// stay; a character that was cut in two is completed by the next call. The first character
+    /// comes whole, even beyond max.
     fn read_text(&self, max: u32, timeout_ms: u32) -> zbus::Result<String>;
 
     /// Writes the bytes, at most 1 MiB, waiting for room, and says how many were written: all,

@@ -98,7 +98,7 @@ fn printable(text: String) -> String {
 /// A failure of the bus itself, while serving a call.
 impl From<zbus::Error> for Failure {
     fn from(error: zbus::Error) -> Self {
-        Self { name: "org.freedesktop.DBus.Error.Failed".to_owned(), text: error.to_string() }
+        Self { name: "org.freedesktop.DBus.Error.Failed".to_owned(), text: printable(error.to_string()) }
     }
 }
 

@@ -29,9 +29,11 @@ fn variant(value: Value) -> Result<Variant<'static>> {
         Value::I64(value) => value.into(),
         Value::U64(value) => value.into(),
         Value::F64(value) => value.into(),
+        // No string of D-Bus has a zero: a bus, and the front, end the connection over one.
+        Value::Text(value) if value.contains('\0') => value.into_bytes().into(),
         Value::Text(value) => value.into(),
         Value::Bytes(value) => value.into(),
-        Value::Texts(value) => value.into(),
+        Value::Texts(value) => value.iter().map(|text| text.replace('\0', "\\0")).collect::<Vec<_>>().into(),
         Value::U32s(value) => value.into(),
         Value::Dict(value) => Variant::Dict(inner_dict(value)?),
         Value::Dicts(value) => {

@@ -34,7 +34,7 @@ use crate::{
     judge::{HEADER, Said, judge},
     lock,
     parcel::Parcel,
-    refusals::Refusal,
+    refusals::{Refusal, plain},
     router::{Learned, Router},
     worker::{UNDEAD, Worker},
 };
@@ -319,6 +319,7 @@ impl Worker {
             End::Stuck => "it was ended, because it gave no sign of life".to_owned(),
             End::Stopped => "the service is stopping".to_owned(),
         };
+        let why = plain(&why);
         let (calls, clients, queue) = {
             let state = &mut *self.state();
             state.writing = None;

@@ -78,13 +78,35 @@ impl Refusal {
         // The reply takes sender and serial from the header of a call.
         let call = Message::method_call("/", "Call").sender(sender).serial(serial).build(&())?;
         let name = format!("org.example.IPC.Error.{}", self.name);
-        Message::error(&call.header(), name.as_str()).build(&(&self.text,))
+        Message::error(&call.header(), name.as_str()).build(&(plain(&self.text),))
     }
+}
+
+/// A text without control characters, escaped: parts of it may be others' words, and with a NUL in it
+/// a bus would end the connection, with a line feed the log would tell what did not happen.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_say_is_escaped() {
+        let refusal = Refusal::gone("it said \0\n\u{1b}[31m and ü");
+        let message = refusal.message(":1.7", NonZeroU32::MIN).expect("valid");
+        message.body().validate().expect("valid");
+        let text: String = message.body().deserialize().expect("a string");
+        assert!(text.contains("it said \\u{0}\\n\\u{1b}[31m and ü"), "{text}");
+    }
 
     #[test]
     fn every_refusal_has_a_listed_name_and_a_valid_message() {

@@ -167,6 +167,12 @@ fn descriptors_stay_with_their_message(alice: &mut Raw) {
 type Answer = fn(&str, u32) -> Outgoing;
 
 const ANSWERS: &[(&str, Answer)] = &[
+    ("the answer to a call that is none", |to, serial| Outgoing::reply(to, serial + 1000, &[])),
+    ("a sender", |to, serial| Outgoing::reply(to, serial, &[]).with(wire::SENDER, text(to))),
+    ("a signal of another service", |to, _| {
+        let (path, interface) = ("/org/freedesktop/login1", "org.freedesktop.login1.Manager");
+        Outgoing::signal(Some(to), path, interface, "PrepareForSleep", &[Arg::Bool(true)])
+    }),
     ("a reserved path", |to, serial| {
         Outgoing::reply(to, serial, &[]).with(wire::PATH, path("/org/freedesktop/DBus/Local"))
     }),
@@ -188,6 +194,11 @@ const ANSWERS: &[(&str, Answer)] = &[
         let reply = Outgoing::reply(to, serial, &[text("xx")]);
         Outgoing { body: vec![2, 0, 0, 0, 0xff, 0xfe, 0], ..reply }
     }),
+    ("text with a NUL, which the error names", |to, serial| {
+        let reply = Outgoing::reply(to, serial, &[text("xx")]);
+        Outgoing { body: vec![2, 0, 0, 0, b'x', 0, 0], ..reply }
+    }),
+    ("a path with a line feed", |to, serial| Outgoing::reply(to, serial, &[path("/a\nb")])),
     ("a body that is too short", |to, serial| {
         let reply = Outgoing::reply(to, serial, &[Arg::U64(1)]);
         Outgoing { body: vec![1, 2, 3], ..reply }
@@ -219,7 +230,11 @@ fn what_a_worker_says_does_not_end_the_front() {
     let pipe = bob.create("pipe:");
     let owner = bob.owner();
     for (what, answer) in ANSWERS {
-        let other = alice.create("pipe:");
+        let mut other = String::new();
+        // There is a limit of workers in a second.
+        stage.until("alice has a worker", || {
+            alice.try_make("Create", "pipe:").map(|path| other = path).is_ok()
+        });
         let worker = stage.worker_of(ALICE);
         let read = Raw::message(&other, "Stream", "Read", &[Arg::U32(1), Arg::U32(60_000)]);
         let serial = alice.send(read);
@@ -250,5 +265,59 @@ fn what_is_odd_and_valid_reaches_the_caller() {
         streams.say(&Outgoing { serial: 4711, ..Outgoing::reply(&alice.name, serial, &body) });
         let reply = alice.reply_within(serial, patience()).expect("an answer");
         assert_eq!(reply.kind, wire::RETURN, "{reply:?}");
+    }
+}
+
+/// What comes from other users may hold a NUL, which no string of D-Bus does: the worker must not say it.
+#[test]
+fn what_others_wrote_does_not_end_a_worker() {
+    let stage = or_skip!(Stage::new());
+    let (mut alice, mut bob) = (stage.alice(), stage.bob());
+    let fifo = stage.path("fifo");
+    bob.create(&format!("fifo:path={fifo},mode=0666"));
+    let (reader, writer) =
+        (alice.attach(&format!("fifo:path={fifo}")), bob.attach(&format!("fifo:path={fifo}")));
+    // Both ends are open all the time, so nobody waits for the other to come.
+    let _open = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("root may");
+    let worker = stage.worker_of(ALICE);
+    let name = ipc_harness::unique("nul");
+    let bind = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\n\
+        s.bind(b'\\0'+sys.argv[1].encode()+b'\\0\\n\\xff')\ns.listen()\nprint('bound')\nsys.stdin.read()";
+    let socket = stage.bus.python_as(&BOB.into(), bind, &[&name]);
+    socket.wait_for(|line| line == "bound");
+    alice.call(&format!("{PATH}/unix"), "Mechanism", "List", &[no_options()]).expect("List");
+    assert_eq!(stage.workers_of(ALICE), [worker], "a name ended alice's worker");
+    for bytes in [&b"a\0b"[..], b"\0", b"a\n\x1b[1m", b"\xff\xfe\0"] {
+        bob.call(&writer, "Stream", "Write", &[wire::bytes(bytes), Arg::U32(5000)]).expect("Write");
+        let reply = alice.call(&reader, "Stream", "ReadText", &[Arg::U32(100), Arg::U32(5000)]);
+        let refused = reply.is_err_and(|error| error.is("InvalidArgument"));
+        assert_eq!(refused, bytes.contains(&0), "{bytes:?}");
+        if refused {
+            alice.call(&reader, "Stream", "Read", &[Arg::U32(100), Arg::U32(0)]).expect("it was kept");
+        }
+        assert_eq!(
+            stage.workers_of(ALICE),
+            [worker],
+            "{bytes:?} ended alice's worker\n{}",
+            stage.service.log()
+        );
+    }
+    let (to, from) = (stage.path("to"), stage.path("from"));
+    let receiver = alice.create(&format!("unix:path={to},type=dgram,mode=0666"));
+    let send = "import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM)\n\
+        s.bind(sys.argv[2])\ns.sendto(b'a\\0b',sys.argv[1])";
+    stage.bus.python_as(&BOB.into(), send, &[&to, &from]).finish().success();
+    let received = alice.call(&receiver, "Messages", "ReceiveText", &[no_options(), Arg::U32(5000)]);
+    assert!(received.is_err_and(|error| error.is("InvalidArgument")));
+    assert_eq!(stage.workers_of(ALICE), [worker], "a datagram ended alice's worker");
+    for address in ["fifo:path=/a%00b", "unix:abstract=%00", "nothing%00:", "fifo:path=/a%0ab", "pipe:x%00=1"]
+    {
+        alice.refused("Attach", address);
+        assert_eq!(
+            stage.workers_of(ALICE),
+            [worker],
+            "{address} ended alice's worker\n{}",
+            stage.service.log()
+        );
     }
 }

@@ -9,12 +9,14 @@ mod bench;
 mod bless;
 mod bus;
 mod check;
+mod fuzz;
 mod interface;
 mod manual;
 mod package;
 mod policy;
 mod proxy;
 mod reference;
+mod removable;
 mod rules;
 mod setup;
 
@@ -55,6 +57,21 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Lets libFuzzer look for bytes that break what reads them, with cargo-fuzz, which is installed if it
+    /// is missing.
+    Fuzz {
+        /// One of tests/fuzz/fuzz_targets; without it, all of them, one after another.
+        target: Option<String>,
+        /// How long, each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Takes out one check after another of the sources of a copy, and runs the test that must fail then:
+    /// whether each check has a test that needs it. Needs root; takes minutes.
+    Removable {
+        /// Only the checks whose name contains this.
+        name: Option<String>,
+    },
     /// Builds the Debian package, with cargo-deb, which is installed if it is missing; checks it with
     /// lintian.
     Package {
@@ -73,6 +90,8 @@ fn main() -> ExitCode {
         Task::Check => return check::check(),
         Task::Bus { command } => return bus::shell(command),
         Task::Bench { arguments } => bench::run(arguments),
+        Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds),
+        Task::Removable { name } => removable::removable(name.as_deref()),
         Task::Package { test } => package::package(test),
         Task::Setup => {
             setup::setup();

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, root};
+use crate::{cargo, removable, root};
 
 /// What it says, and how it is checked.
 pub type Rule = (&'static str, fn() -> Result<Vec<String>>);
@@ -19,6 +19,7 @@ pub const RULES: &[Rule] = &[
     ("no future hides behind let _name in ipc-bus", futures_are_awaited),
     ("the register names every mechanism, and nothing else does", register_is_complete),
     ("no source file has more than 500 lines", files_are_short),
+    ("every check that cargo xtask removable takes out is there", removable::misplaced),
     ("the top level holds only what is allowed there", top_level_is_tidy),
 ];
 

@@ -66,18 +66,21 @@ impl Messages {
         Ok(self.face.engine.peek(&call, &self.endpoint, &dict(selector)?, timeout_ms).await?)
     }
 
-    /// A message as text; one that is not UTF-8 is kept.
+    /// A message as text; one that is not UTF-8, or has a zero byte, is kept.
     fn as_text(&self, mut message: Message, keep: bool) -> Result<(String, Vardict)> {
-        match std::str::from_utf8(&message.data) {
-            Ok(_) => {
+        let wrong = match std::str::from_utf8(&message.data) {
+            Ok(text) => text.find('\0').map(|zero| format!("has a zero, its byte {zero}")),
+            Err(error) => Some(format!("is not UTF-8 from byte {} on", error.valid_up_to())),
+        };
+        match wrong {
+            None => {
                 let attributes = attributes(&mut message);
                 // Found to be UTF-8 just above.
                 Ok((String::from_utf8(message.data).unwrap_or_default(), vardict(attributes)?))
             }
-            Err(error) => {
+            Some(wrong) => {
                 let text = format!(
-                    "the message is not UTF-8 from byte {} on; it was kept: use {}, which returns bytes",
-                    error.valid_up_to(),
+                    "the message {wrong}; it was kept: use {}, which returns bytes",
                     if keep { "Receive" } else { "Peek" }
                 );
                 if keep {

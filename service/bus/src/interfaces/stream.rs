@@ -30,8 +30,9 @@ impl Stream {
         Ok(ByteBuf::from(self.face.engine.read(&call, &self.endpoint, max, timeout_ms).await?))
     }
 
-    /// Reads as text. Bytes that are not UTF-8 are an error and stay; a character that was cut in
-    /// two is completed by the next call. The first character comes whole, even beyond max.
+    /// Reads as text. Bytes that are not UTF-8, and a zero byte, which no text has, are an error and
+    /// stay; a character that was cut in two is completed by the next call. The first character
+    /// comes whole, even beyond max.
     #[zbus(out_args("text"))]
     async fn read_text(
         &self,
@@ -42,6 +43,11 @@ impl Stream {
         let call = self.face.call(&header)?;
         let engine = &self.face.engine;
         let data = engine.read_until(&call, &self.endpoint, max, timeout_ms, has_character).await?;
+        if let Some(zero) = data.iter().position(|byte| *byte == 0) {
+            self.endpoint.keep_bytes(&data);
+            let text = format!("byte {zero} of the data is 0; it was kept: use Read, which returns bytes");
+            return Err(Error::invalid(text).into());
+        }
         let error = match String::from_utf8(data) {
             Ok(text) => return Ok(text),
             Err(error) => error,

@@ -1,0 +1,332 @@
+//! The checks that can be taken out, and the one test of each that must fail then: the only place that says so.
+//!
+//! An entry is an edit of the sources, so nothing of this is in the program: no feature, no argument and no variable
+//! turns a check off. What is replaced has to be there exactly once; `cargo xtask check` looks.
+
+/// A check, and how it is missed.
+pub struct Check {
+    pub name: &'static str,
+    pub edits: &'static [Edit],
+    pub test: Test,
+}
+
+pub struct Edit {
+    pub file: &'static str,
+    pub from: &'static str,
+    pub to: &'static str,
+}
+
+/// Where the test is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Test {
+    /// File and name, in tests/adversary/tests.
+    Adversary(&'static str, &'static str),
+    /// In service/spawner/tests, which needs no bus.
+    Spawner(&'static str),
+}
+
+use Test::{Adversary, Spawner};
+
+const fn edit(file: &'static str, from: &'static str, to: &'static str) -> Edit {
+    Edit { file, from, to }
+}
+
+const fn check(name: &'static str, test: Test, edits: &'static [Edit]) -> Check {
+    Check { name, edits, test }
+}
+
+const JUDGE: &str = "service/front/src/judge.rs";
+const ROUTER: &str = "service/front/src/router.rs";
+const WHO: &str = "service/front/src/identity.rs";
+const BIRTH: &str = "service/spawner/src/identity.rs";
+
+/// In a child, the kernel is asked whether everything has been done; that goes with what was.
+const VERIFIED: Edit = edit(BIRTH, "facts.iter().find(|(holds, _)| !holds)", "facts.iter().find(|_| false)");
+
+const OTHERS: Test = Adversary("whose", "b7_a_worker_that_answers_for_others");
+const GARBAGE: Test = Adversary("whose", "b7_a_worker_that_sends_garbage");
+const WORDS: Test = Adversary("bytes", "what_a_worker_says_does_not_end_the_front");
+
+pub const CHECKS: &[Check] = &[
+    // What a worker may say.
+    check(
+        "a reply is for a client of this worker",
+        OTHERS,
+        &[edit(
+            JUDGE,
+            r#"Addressee::Foreign => Err(format!("it replied to {destination}, which is not its client"))"#,
+            "Addressee::Foreign => Ok(Said::Nothing)",
+        )],
+    ),
+    check(
+        "a reply is for a call that waits for one",
+        WORDS,
+        &[edit(
+            JUDGE,
+            r#"Err(format!("it replied to call {serial} of {destination}, which is none"))"#,
+            "Ok(Said::Nothing)",
+        )],
+    ),
+    check(
+        "a signal is for a client of this worker",
+        OTHERS,
+        &[edit(
+            JUDGE,
+            r#"_ => Err(format!("it sent a signal to {destination}, which is not its client"))"#,
+            "_ => Ok(Said::Nothing)",
+        )],
+    ),
+    check("a signal is one of this service", WORDS, &[edit(JUDGE, "if !path || !interface {", "if false {")]),
+    check(
+        "a worker calls nobody",
+        GARBAGE,
+        &[edit(
+            JUDGE,
+            r#"Type::MethodCall => Err("it called a method".to_owned())"#,
+            "Type::MethodCall => Ok(Said::Nothing)",
+        )],
+    ),
+    check(
+        "a worker has no say in who sent it",
+        WORDS,
+        &[edit(JUDGE, "if header.sender().is_some() {", "if false {")],
+    ),
+    check(
+        "a reply has no path",
+        WORDS,
+        &[edit(JUDGE, "if header.path().is_some() || header.interface()", "if false && header.interface()")],
+    ),
+    check(
+        "the body of what a worker says is valid",
+        WORDS,
+        &[edit(
+            "service/front/src/life.rs",
+            "parcel.message().body().validate()",
+            "Ok::<(), zbus::Error>(())",
+        )],
+    ),
+    check(
+        "a worker's message has a size",
+        GARBAGE,
+        &[edit("service/stream/src/lib.rs", "if length > self.limit {", "if false {")],
+    ),
+    check(
+        "the front's own words are text",
+        WORDS,
+        &[edit("service/front/src/refusals.rs", ".build(&(plain(&self.text),))", ".build(&(&self.text,))")],
+    ),
+    // What the bus hands to the front.
+    check(
+        "a message that cannot be read is left out",
+        Adversary("bytes", "what_a_bus_lets_through_does_not_end_the_front"),
+        &[edit(
+            "service/front/src/bus.rs",
+            "socket.map_or_else(|| Builder::address(address), Builder::socket)",
+            "socket.map_or_else(|| Builder::address(address.clone()), |_| Builder::address(address.clone()))",
+        )],
+    ),
+    check(
+        "a call has a size",
+        Adversary("paths", "c11_replies_that_are_too_large"),
+        &[edit(ROUTER, "if parcel.size() > self.limits.payload as usize + HEADER {", "if false {")],
+    ),
+    check(
+        "a call has few descriptors",
+        Adversary("exhaustion", "d2_descriptors_by_the_thousand"),
+        &[edit(ROUTER, "if fds > self.limits.fds_per_call as usize {", "if false {")],
+    ),
+    check(
+        "a user has few calls in flight",
+        Adversary("exhaustion", "d1_calls_that_wait"),
+        &[edit(
+            "service/front/src/admission.rs",
+            "pools.calls.take(&user, wanted.calls, per_user)",
+            "pools.calls.take(&user, wanted.calls, u64::MAX)",
+        )],
+    ),
+    check(
+        "a connection has few calls in flight",
+        Adversary("exhaustion", "d1_calls_that_wait"),
+        &[edit(
+            "service/front/src/admission.rs",
+            "pools.connections.take(connection, wanted.calls, limit).is_err()",
+            "pools.connections.take(connection, wanted.calls, u64::MAX).is_err()",
+        )],
+    ),
+    check(
+        "who does not read gets no signals",
+        Adversary("faults", "a_client_does_not_read_its_signals"),
+        &[edit(
+            "service/front/src/budget.rs",
+            "if self.unread <= self.limit && self.kept.is_empty() {",
+            "if true {",
+        )],
+    ),
+    check(
+        "who does not read is not served",
+        Adversary("exhaustion", "d5_who_never_reads"),
+        &[edit("service/front/src/budget.rs", "if self.unread <= self.refuse {", "if true {")],
+    ),
+    check(
+        "few workers are started in a second",
+        Adversary("exhaustion", "d12_connections_that_come_and_go"),
+        &[edit(
+            "service/front/src/starts.rs",
+            "if history.starts.len() >= limits.worker_starts as usize {",
+            "if false {",
+        )],
+    ),
+    check(
+        "a worker that crashes over and over is not started again",
+        Adversary("faults", "a_worker_that_crashes_again_and_again"),
+        &[edit(
+            "service/front/src/starts.rs",
+            "if history.crashes.len() >= limits.worker_crashes as usize {",
+            "if false {",
+        )],
+    ),
+    // Who is calling.
+    check(
+        "without a user there is no caller",
+        Adversary("who", "a2_credentials_that_are_missing"),
+        &[edit(
+            WHO,
+            r#"let Some(uid) = uid else { return Err(refused("the message bus does not say which user is calling")) };"#,
+            "let uid = uid.unwrap_or(0);",
+        )],
+    ),
+    check(
+        "without groups there is no caller",
+        Adversary("who", "a2_credentials_that_are_missing"),
+        &[edit(
+            WHO,
+            "let (uid, groups) = check(uid, groups)?;",
+            "let (uid, groups) = check(uid, groups.or(uid.map(|uid| vec![uid])))?;",
+        )],
+    ),
+    check(
+        "nobody is not a user",
+        Adversary("who", "a12_nobody_is_refused"),
+        &[
+            edit(WHO, "if uid == NOBODY || uid == u32::MAX {", "if uid == u32::MAX {"),
+            edit(BIRTH, "ids.all(|id| ![NOBODY, u32::MAX].contains(id))", "ids.all(|id| *id != u32::MAX)"),
+        ],
+    ),
+    check(
+        "the spawner starts no worker of nobody",
+        Spawner("identities_that_are_nobody_are_refused"),
+        &[edit(BIRTH, "ids.all(|id| ![NOBODY, u32::MAX].contains(id))", "ids.all(|id| *id != u32::MAX)")],
+    ),
+    check(
+        "the spawner listens to the front's user only",
+        Spawner("a_front_that_is_another_user_is_refused"),
+        &[edit(
+            "service/spawner/src/spawner.rs",
+            "Ok((uid, socket)) if uid == self.user.uid => ",
+            "Ok((uid, socket)) if uid < u32::MAX => ",
+        )],
+    ),
+    check(
+        "who lives in other namespaces is confined",
+        Adversary("who", "a13_other_namespaces_are_confined"),
+        &[edit(
+            "service/spawner/src/confinement.rs",
+            "inode(&process, name).ok()? != *own",
+            "inode(&process, name).ok()? == (0, own.1)",
+        )],
+    ),
+    check(
+        "who is under a seccomp filter is confined",
+        Adversary("who", "a14_a_seccomp_filter_is_not_escaped"),
+        &[edit(
+            "service/spawner/src/confinement.rs",
+            r#".is_some_and(|mode| mode != "0")"#,
+            ".is_some_and(|_| false)",
+        )],
+    ),
+    check(
+        "who is confined gets what has no name",
+        Adversary("who", "a13_other_namespaces_are_confined"),
+        &[edit(
+            "service/engine/src/confinement.rs",
+            "let Some(reasons) = &self.confinement else { return Ok(()) };",
+            "let Some(reasons) = self.confinement.as_ref().filter(|_| false) else { return Ok(()) };",
+        )],
+    ),
+    // What a worker is.
+    check(
+        "a worker has its caller's groups",
+        Adversary("who", "a9_groups_are_those_of_the_connection"),
+        &[
+            edit(BIRTH, "set_thread_groups(&groups)", "set_thread_groups(&groups[..groups.len().min(1)])"),
+            VERIFIED,
+        ],
+    ),
+    check(
+        "a worker of root has no capability",
+        Adversary("who", "a11_root_has_no_capabilities_here"),
+        &[
+            edit(BIRTH, "set_capabilities(None, NO_CAPABILITY)", "Ok::<(), Errno>(())"),
+            edit(
+                BIRTH,
+                "remove_capability_from_bounding_set(capability(number))",
+                "Err::<(), _>(Errno::INVAL)",
+            ),
+            VERIFIED,
+        ],
+    ),
+    check(
+        "a worker cannot be looked into",
+        Adversary("whose", "b9_a_worker_is_closed_to_its_user"),
+        &[
+            edit(
+                BIRTH,
+                "set_dumpable_behavior(DumpableBehavior::NotDumpable)",
+                "set_dumpable_behavior(DumpableBehavior::Dumpable)",
+            ),
+            VERIFIED,
+        ],
+    ),
+    check(
+        "a worker is in a sandbox",
+        Adversary("who", "a11_root_has_no_capabilities_here"),
+        &[edit("service/daemon/src/system_bus.rs", "sandbox::enter(violation)?;", "let _ = violation;")],
+    ),
+    check(
+        "a worker has nothing open that was",
+        Spawner("a_worker_is_the_caller_and_nothing_else"),
+        &[edit(BIRTH, "close_all_but(&[control.as_raw_fd()])?;", "")],
+    ),
+    check(
+        "a worker minds no harmless signal",
+        Adversary("paths", "c9_signals_to_a_worker"),
+        &[edit(BIRTH, "    signals::ignore_harmless();\n", "")],
+    ),
+    check(
+        "a worker has no environment",
+        Adversary("paths", "c15_a_worker_has_no_environment"),
+        &[
+            edit("service/spawner/src/environment.rs", "if env::vars_os().next().is_none() {", "if true {"),
+            edit("service/spawner/src/lib.rs", "if std::env::vars_os().next().is_some() {", "if false {"),
+        ],
+    ),
+    // What a worker does.
+    check(
+        "systemd and the bus are out of reach",
+        Adversary("whose", "b13_systemd_is_out_of_reach"),
+        &[edit(
+            "service/kernel/src/unix/peers.rs",
+            "if !forbidden.iter().any(|name| covers(name, peer)) {",
+            "if !forbidden.iter().any(|name| covers(name, peer) && false) {",
+        )],
+    ),
+    check(
+        "a text has no zero byte",
+        Adversary("bytes", "what_others_wrote_does_not_end_a_worker"),
+        &[edit(
+            "service/bus/src/interfaces/stream.rs",
+            "data.iter().position(|byte| *byte == 0)",
+            "data.iter().position(|_| false)",
+        )],
+    ),
+];
