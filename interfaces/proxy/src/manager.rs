@@ -49,6 +49,13 @@ pub trait Manager {
     /// Takes Subscribe() back.
     fn unsubscribe(&self) -> zbus::Result<()>;
 
+    /// The process that held the caller's objects on the system bus has ended, and they with it, for
+    /// this reason. Sent to every connection that it served, by the part of the service that watches
+    /// over it; the next call starts another one. On other buses the service itself would have ended,
+    /// and the bus says so.
+    #[zbus(signal)]
+    fn lost(&self, reason: String) -> zbus::Result<()>;
+
     /// The limits of the service, under the keys of its configuration file.
     #[zbus(property(emits_changed_signal = "const"))]
     fn limits(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;

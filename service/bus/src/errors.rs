@@ -26,7 +26,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("NoSuchEndpoint", "no endpoint or relay has the object path that was given as an argument"),
     ("Exists", "Create found an object of this name; Create never opens what exists"),
     ("NotFound", "Attach found no object of this name; Attach never creates"),
-    ("PermissionDenied", "the kernel refuses the caller"),
+    ("PermissionDenied", "the kernel refuses the caller, or the system bus does not say who he is"),
     (
         "Confined",
         "the caller runs in a sandbox of its own, so that a path, key, name, address or pid may mean something \
@@ -34,13 +34,24 @@ pub const NAMES: &[(&str, &str)] = &[
     ),
     ("NotSupported", "the mechanism or this kernel does not offer this operation"),
     ("Busy", "it would have to wait and timeout_ms was 0, or it is in use"),
-    ("Timeout", "it did not happen within timeout_ms"),
+    (
+        "Timeout",
+        "it did not happen within timeout_ms, or the caller's process on the system bus gave no sign of life",
+    ),
     ("LimitExceeded", "a limit of the service or of the kernel is reached; the text names it and its value"),
     ("TooLarge", "the payload is larger than one call or one message may carry"),
     ("Closed", "this end was closed or shut down, or the peer has gone"),
-    ("Gone", "the kernel object was removed under the endpoint"),
+    (
+        "Gone",
+        "the kernel object was removed under the endpoint, or the caller's process on the system bus has ended \
+         with all of them",
+    ),
     ("Overflow", "events were lost"),
-    ("Unavailable", "this machine does not offer the mechanism now; the text says what to do"),
+    (
+        "Unavailable",
+        "this machine does not offer the mechanism now, or no process can be started for the caller on the \
+         system bus; the text says what to do",
+    ),
     ("Cancelled", "the wait was given up: the endpoint was closed or the service stops"),
 ];
 

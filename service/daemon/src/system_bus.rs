@@ -160,6 +160,10 @@ impl FdStore for SystemdStore {
     fn forget(&self, name: &str) {
         notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     }
+
+    fn outlives_front(&self) -> bool {
+        true
+    }
 }
 
 /// The front: serves the bus through workers, until it is told to stop or the bus has gone.
@@ -183,14 +187,13 @@ fn serve_bus(start: Start, level: LevelFilter) -> Result<()> {
             _ = interrupt.recv() => false,
             () = front.closed() => true,
         };
-        if !lost {
-            notify(&[NotifyState::Stopping]);
+        if lost {
+            front.leave().await;
+            bail!("the bus has gone");
         }
+        notify(&[NotifyState::Stopping]);
         front.stop().await;
-        match lost {
-            true => bail!("the bus has gone"),
-            false => Ok(()),
-        }
+        Ok(())
     })
 }
 

@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    struct Telling(mpsc::Sender<thread::ThreadId>);
+    struct Telling(mpsc::SyncSender<thread::ThreadId>);
 
     impl Drop for Telling {
         fn drop(&mut self) {
@@ -163,9 +163,9 @@ mod tests {
     #[test]
     fn one_user_hangs_and_others_do_not_notice() {
         let closer = Closer::new();
-        let (_hold, hanging) = mpsc::channel();
+        let (_hold, hanging) = mpsc::sync_channel(1);
         closer.close(Some(1), Box::new(Hanging(hanging)));
-        let (sender, told) = mpsc::channel();
+        let (sender, told) = mpsc::sync_channel(QUEUE * 2);
         // Behind the one that hangs: returns at once, and is leaked when the queue is full.
         for _ in 0..QUEUE + 2 {
             closer.close(Some(1), Box::new(Telling(sender.clone())));

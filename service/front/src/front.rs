@@ -4,9 +4,11 @@ use std::{
     fmt, io,
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::process::{Resource, getrlimit};
+use tokio::time::timeout;
 
 use crate::{
     bus::{Bus, NAME},
@@ -17,19 +19,30 @@ use crate::{
     spawner::{Reconnect, Spawner},
 };
 
+/// How long the workers' last replies and signals may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Where control sockets are kept that shall outlive the front, by the name of their worker: the file
 /// descriptor store of systemd (`FDSTORE=1` with `FDNAME=`, `FDSTOREREMOVE=1`). Must not block.
 pub trait FdStore: Send + Sync {
     fn keep(&self, name: &str, control: BorrowedFd<'_>);
     fn forget(&self, name: &str);
+
+    /// Whether the workers go on when the front is told to end.
+    fn outlives_front(&self) -> bool;
 }
 
-/// For when somebody else keeps them: without systemd the spawner has duplicates.
+/// For when somebody else keeps them: without systemd the spawner has duplicates, for the case that the
+/// front dies. When the service ends, everybody does.
 pub struct NoStore;
 
 impl FdStore for NoStore {
     fn keep(&self, _name: &str, _control: BorrowedFd<'_>) {}
     fn forget(&self, _name: &str) {}
+
+    fn outlives_front(&self) -> bool {
+        false
+    }
 }
 
 /// What the front starts with.
@@ -126,11 +139,23 @@ impl Front {
         self.router.bus.connection.closed().await;
     }
 
+    /// Ends the service, or under systemd the front alone: then the next one goes on with the workers.
+    pub async fn stop(self) {
+        let everybody = !self.router.store.outlives_front();
+        if everybody && timeout(FAREWELL, self.router.dismiss_workers()).await.is_err() {
+            tracing::warn!("some workers did not end in {} s", FAREWELL.as_secs());
+        }
+        self.leave().await;
+    }
+
     /// Gives the name back and leaves the bus. Workers live on as long as somebody has their control
     /// sockets.
-    pub async fn stop(self) {
+    pub async fn leave(self) {
         if let Err(error) = self.router.bus.release_name().await {
             tracing::debug!("the name could not be given back: {error}");
+        }
+        if timeout(FAREWELL, self.router.flush()).await.is_err() {
+            tracing::warn!("the message bus did not read the last answers");
         }
         self.router.end_tasks().await;
         if let Err(error) = self.router.bus.connection.clone().close().await {

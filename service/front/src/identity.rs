@@ -2,7 +2,8 @@
 //!
 //! Always asked for with the unique name that the bus wrote into the message's header, never by a
 //! well-known name, and never guessed: what the bus does not say is a refusal. The process id decides
-//! nothing; it only leads to the process that is examined where the bus gives no pidfd.
+//! nothing; it only leads to the process that is examined where the bus gives no pidfd. What that says
+//! may be another's by then, so it can confine, and choose among the groups that the bus vouches for.
 
 use std::os::fd::OwnedFd;
 
@@ -12,6 +13,9 @@ use sha2::{Digest, Sha256};
 use zbus::{Error, fdo};
 
 use crate::{bus::Bus, refusals::Refusal, spawner::Spawner};
+
+/// Of a process that cannot be looked at.
+const UNKNOWN: Confinement = Confinement(Confinement::UNKNOWN);
 
 /// The uid of who has none here (65534 in a user namespace that does not map it).
 const NOBODY: u32 = 65534;
@@ -51,14 +55,17 @@ pub async fn identify(bus: &Bus, spawner: &Spawner, name: &str) -> Result<Caller
     let label = credentials.linux_security_label().cloned().unwrap_or_default();
     let (uid, groups) = check(uid, groups)?;
     let pid = credentials.process_id();
-    let confinement = match credentials.into_process_fd() {
-        Some(pidfd) => examine(spawner, pidfd.into()).await?,
-        None => match open_process(bus, name, pid).await? {
-            Some(pidfd) => examine(spawner, pidfd).await?,
-            None => Confinement(Confinement::UNKNOWN),
-        },
+    let pidfd = match credentials.into_process_fd() {
+        Some(pidfd) => Some(pidfd.into()),
+        None => open_process(bus, name, pid).await?,
     };
-    let gid = primary_group(uid, &groups, &std::fs::read_to_string(PASSWD).unwrap_or_default());
+    let (confinement, effective) = match pidfd {
+        Some(pidfd) => examine(spawner, pidfd).await?,
+        None => (UNKNOWN, None),
+    };
+    let gid = effective
+        .filter(|gid| groups.contains(gid))
+        .unwrap_or_else(|| usual_group(uid, &groups, &std::fs::read_to_string(PASSWD).unwrap_or_default()));
     let identity = Identity { uid, gid, groups, confinement };
     let worker = worker_name(&identity, &label);
     Ok(Caller { identity, worker })
@@ -102,10 +109,11 @@ async fn open_process(bus: &Bus, name: &str, pid: Option<u32>) -> Result<Option<
     }
 }
 
-async fn examine(spawner: &Spawner, pidfd: OwnedFd) -> Result<Confinement, Unknown> {
+/// Its confinement, and its effective group.
+async fn examine(spawner: &Spawner, pidfd: OwnedFd) -> Result<(Confinement, Option<u32>), Unknown> {
     match spawner.ask(Request::Examine, Some(pidfd)).await {
-        Ok((Reply::Examined(confinement), _)) => Ok(confinement),
-        Ok((Reply::Refused(SpawnerRefusal::Errno(_)), _)) => Ok(Confinement(Confinement::UNKNOWN)),
+        Ok((Reply::Examined { confinement, gid }, _)) => Ok((confinement, gid)),
+        Ok((Reply::Refused(SpawnerRefusal::Errno(_)), _)) => Ok((UNKNOWN, None)),
         Ok(_) | Err(_) => Err(Unknown::Unavailable(no_spawner())),
     }
 }
@@ -117,9 +125,10 @@ pub fn no_spawner() -> Refusal {
 }
 
 /// The bus names the groups but not which is the primary one, to which what the worker makes will
-/// belong: that of passwd(5) if it is among them, else the one that is numbered as the user is, else
-/// the first. It is one of the caller's groups in every case.
-fn primary_group(uid: u32, groups: &[u32], passwd: &str) -> u32 {
+/// belong. Where the process does not tell either (it is that of now, and may be another's): that of
+/// passwd(5) if it is among them, else the one that is numbered as the user is, else the first. It is
+/// one of the caller's groups in every case.
+fn usual_group(uid: u32, groups: &[u32], passwd: &str) -> u32 {
     let entry = passwd.lines().find_map(|line| {
         let mut fields = line.split(':').skip(2);
         let (id, gid) = (fields.next()?, fields.next()?);
@@ -220,11 +229,11 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_group_is_one_of_the_callers() {
+    fn the_usual_group_is_one_of_the_callers() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:100::/home/alice:/bin/sh\n";
-        assert_eq!(primary_group(1000, &[4, 100, 1000], passwd), 100);
-        assert_eq!(primary_group(1000, &[4, 1000], passwd), 1000);
-        assert_eq!(primary_group(1000, &[4, 27], passwd), 4);
-        assert_eq!(primary_group(1001, &[4, 1001], passwd), 1001);
+        assert_eq!(usual_group(1000, &[4, 100, 1000], passwd), 100);
+        assert_eq!(usual_group(1000, &[4, 1000], passwd), 1000);
+        assert_eq!(usual_group(1000, &[4, 27], passwd), 4);
+        assert_eq!(usual_group(1001, &[4, 1001], passwd), 1001);
     }
 }

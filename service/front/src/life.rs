@@ -19,6 +19,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlag
 use tokio::{
     io::Interest,
     net::UnixStream,
+    sync::watch,
     time::{sleep, sleep_until, timeout},
 };
 use zbus::{
@@ -56,6 +57,8 @@ enum End {
     /// It broke the rules.
     Hostile(String),
     Stuck,
+    /// With the service.
+    Stopped,
     /// The bus is gone; the process lives on.
     NoBus,
 }
@@ -63,10 +66,18 @@ enum End {
 impl Worker {
     /// Until nothing waits for it.
     pub async fn run(self: Arc<Self>, router: Arc<Router>, mut control: Option<OwnedFd>) {
+        let mut told = router.stopping.subscribe();
         loop {
             let fresh = control.is_none();
             let (end, socket) = match self.start(&router, control.take()).await {
-                Ok((socket, _counted)) => (self.serve(&router, &socket, fresh).await, Some(socket)),
+                Ok((socket, _counted)) => {
+                    let end = tokio::select! {
+                        end = self.serve(&router, &socket, fresh) => end,
+                        never = dismiss(&mut told, &socket) => match never {},
+                    };
+                    let stopped = *told.borrow() && !matches!(end, End::NoBus);
+                    (if stopped { End::Stopped } else { end }, Some(socket))
+                }
                 Err(refusal) => (End::NotStarted(refusal), None),
             };
             if let End::NoBus = end {
@@ -97,6 +108,9 @@ impl Worker {
         if let Some(control) = control {
             // It is there, whether there is room for it or not.
             return Ok((watch(control)?, counted.ok()));
+        }
+        if *router.stopping.borrow() {
+            return Err(Refusal::stopping());
         }
         let counted = counted?;
         let Some(identity) = self.identity().cloned() else {
@@ -303,6 +317,7 @@ impl Worker {
             End::Died(why) => format!("it ended unexpectedly: {why}"),
             End::Hostile(why) => format!("it was ended, because {why}"),
             End::Stuck => "it was ended, because it gave no sign of life".to_owned(),
+            End::Stopped => "the service is stopping".to_owned(),
         };
         let why = plain(&why);
         let (calls, clients, queue) = {
@@ -317,6 +332,7 @@ impl Worker {
         let refusal = match end {
             End::NotStarted(refusal) => refusal.clone(),
             End::Stuck => Refusal::timeout(router.limits.stuck_after_ms),
+            End::Stopped => Refusal::stopping(),
             // Nothing was lost, for there was nothing yet.
             End::Unready(why) => Refusal::unavailable(format!(
                 "the process that was to hold this user's endpoints ended before it served ({why}); the log of the service says why, for instance that RLIMIT_NPROC is reached"
@@ -326,7 +342,7 @@ impl Worker {
         for (client, serial) in calls {
             router.refuse(&client, serial, &refusal);
         }
-        if let End::NotStarted(_) = end {
+        if let End::NotStarted(_) | End::Stopped = end {
             return;
         }
         tracing::warn!("worker {}: {why}", self.name);
@@ -344,7 +360,7 @@ impl Worker {
         let _told = rustix::net::shutdown(&control, Shutdown::Write);
         let patience = if let End::Stuck = end { BURIAL.1 } else { BURIAL.0 };
         // One that was let go needs a moment; one that died has ended already.
-        let by_itself = if let End::Idle = end { patience } else { Duration::ZERO };
+        let by_itself = if let End::Idle | End::Stopped = end { patience } else { Duration::ZERO };
         if timeout(by_itself, closed(&control)).await.is_ok() {
             return;
         }
@@ -361,6 +377,16 @@ impl Worker {
             mourner.forget(&worker);
         });
     }
+}
+
+/// Tells the process to end when the service does. It says its last words on the stream, and then it
+/// closes that.
+async fn dismiss(told: &mut watch::Receiver<bool>, control: &UnixStream) -> Infallible {
+    // Fails only without a router.
+    drop(told.wait_for(|stopping| *stopping).await);
+    // It may have ended already.
+    let _told = rustix::net::shutdown(control, Shutdown::Write);
+    std::future::pending().await
 }
 
 /// What the end of the stream means.

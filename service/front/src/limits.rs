@@ -60,7 +60,7 @@ limits! {
     fds("fds") = 1024, at most 4096;
     /// Workers in all.
     workers("workers") = 128, at most 512;
-    /// Workers that are started for one user in a second.
+    /// Workers that are started for one user in a second; after a rest, four times as many at once.
     worker_starts("worker-starts") = 2, at most 16;
     /// Workers of one user that may end unexpectedly in a minute, before none is started for 60 s.
     worker_crashes("worker-crashes") = 5, at most 60;

@@ -36,6 +36,14 @@ impl Outbox {
         self.parcels.send(parcel).await.is_ok()
     }
 
+    /// Ends when the task has taken everything that was there before. What is sent after that on the
+    /// same connection comes later.
+    pub async fn flush(&self) {
+        // A queue that has all its room is empty. Fails only when the bus is gone.
+        let _words = self.words.reserve_many(WORDS).await;
+        let _parcels = self.parcels.reserve_many(PARCELS).await;
+    }
+
     /// False: there is no room, because the bus reads nothing.
     pub fn say(&self, message: Message) -> bool {
         self.words.try_send(message).is_ok()

@@ -8,8 +8,16 @@ use std::num::NonZeroU32;
 use zbus::{Result, message::Message};
 
 /// The names that the front uses, without their prefix.
-pub const NAMES: &[&str] =
-    &["Gone", "InvalidArgument", "LimitExceeded", "PermissionDenied", "Timeout", "TooLarge", "Unavailable"];
+pub const NAMES: &[&str] = &[
+    "Cancelled",
+    "Gone",
+    "InvalidArgument",
+    "LimitExceeded",
+    "PermissionDenied",
+    "Timeout",
+    "TooLarge",
+    "Unavailable",
+];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -32,6 +40,12 @@ impl Refusal {
             "the process that holds this user's endpoints gave no sign of life for {milliseconds} ms (stuck-after-ms) and was ended; a new one starts with the next call"
         );
         Self { name: "Timeout", text }
+    }
+
+    /// The service ends, and the worker did not answer any more.
+    pub fn stopping() -> Self {
+        let text = "the service is stopping; the call may or may not have been carried out".to_owned();
+        Self { name: "Cancelled", text }
     }
 
     pub fn limit(what: &str, key: &str, value: u64, help: &str) -> Self {
@@ -100,6 +114,7 @@ mod tests {
         let all = [
             Refusal::gone("killed"),
             Refusal::timeout(5000),
+            Refusal::stopping(),
             Refusal::limit("too many calls", "calls", 64, "wait"),
             Refusal::too_large(7, 6),
             Refusal::permission("no"),

@@ -16,7 +16,7 @@ use std::{
 
 use futures_util::StreamExt;
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -61,6 +61,8 @@ pub struct Router {
     pub closer: Arc<Closer>,
     pub starts: Mutex<Starts>,
     pub store: Box<dyn FdStore>,
+    /// Whether the service ends; every worker's task hears of it.
+    pub stopping: watch::Sender<bool>,
     outbox: Outbox,
     /// Every connection that has called and has not left.
     callers: Mutex<HashMap<Arc<str>, Entry>>,
@@ -119,6 +121,7 @@ impl Router {
             closer: Closer::new(),
             starts: Mutex::default(),
             store,
+            stopping: watch::Sender::new(false),
             outbox,
             callers: Mutex::default(),
             workers: Mutex::default(),
@@ -451,6 +454,18 @@ impl Router {
 
     pub fn patience(&self) -> Duration {
         Duration::from_millis(self.limits.stuck_after_ms.into())
+    }
+
+    /// Tells every worker to end, passes on what they say then, and starts none any more. Completes when
+    /// all of them have ended, and the bus has taken their last words.
+    pub async fn dismiss_workers(&self) {
+        self.stopping.send_replace(true);
+        self.stopping.closed().await;
+        self.flush().await;
+    }
+
+    pub async fn flush(&self) {
+        self.outbox.flush().await;
     }
 
     /// A task that ends with the front at the latest.

@@ -14,6 +14,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// How long nothing is started for a user whose workers die over and over.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// So many times the workers of a second may be started at once, by who started none for a while: a user
+/// may be several identities, and each is a worker.
+const BURST: u32 = 4;
+
 /// Users that are remembered before those without recent starts are forgotten.
 const USERS: usize = 1024;
 
@@ -24,7 +28,8 @@ pub struct Starts {
 
 #[derive(Default)]
 struct History {
-    starts: VecDeque<Instant>,
+    /// When the starts so far would have been over, had they been made one by one at the rate.
+    over: Option<Instant>,
     crashes: VecDeque<Instant>,
     paused: Option<Instant>,
 }
@@ -47,18 +52,19 @@ impl Starts {
             }
             history.paused = None;
         }
-        forget(&mut history.starts, SECOND, now);
-        if history.starts.len() >= limits.worker_starts as usize {
-            let what = format!("too many workers are started for uid {uid} within a second");
-            return Err(Refusal::limit(
-                &what,
+        let over = history.over.map_or(now, |over| over.max(now));
+        match SECOND.checked_div(limits.worker_starts) {
+            Some(each) if over + each <= now + SECOND * BURST => {
+                history.over = Some(over + each);
+                Ok(())
+            }
+            _ => Err(Refusal::limit(
+                &format!("too many workers are started for uid {uid}"),
                 "worker-starts",
                 limits.worker_starts.into(),
-                "try again in a second",
-            ));
+                &format!("a second, and at most {BURST} times as many at once; try again in a second"),
+            )),
         }
-        history.starts.push_back(now);
-        Ok(())
     }
 
     /// A worker of this user ended though nobody asked it to.
@@ -75,10 +81,9 @@ impl Starts {
 
 impl History {
     fn is_recent(&mut self, now: Instant) -> bool {
-        forget(&mut self.starts, SECOND, now);
         forget(&mut self.crashes, MINUTE, now);
         let paused = self.paused.is_some_and(|paused| now.duration_since(paused) < PAUSE);
-        paused || !self.starts.is_empty() || !self.crashes.is_empty()
+        paused || self.over.is_some_and(|over| over > now) || !self.crashes.is_empty()
     }
 }
 
@@ -93,14 +98,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_a_second() {
+    fn eight_at_once_and_two_a_second() {
         let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
-        starts.start(1, &limits, now).expect("first");
-        starts.start(1, &limits, now + SECOND / 2).expect("second");
-        let refusal = starts.start(1, &limits, now + SECOND / 2).expect_err("third");
+        for _ in 0..8 {
+            starts.start(1, &limits, now).expect("at once");
+        }
+        let refusal = starts.start(1, &limits, now).expect_err("the ninth");
         assert!(refusal.text.contains("worker-starts is 2"), "{}", refusal.text);
-        starts.start(2, &limits, now + SECOND / 2).expect("another user");
-        starts.start(1, &limits, now + SECOND).expect("the first is a second ago");
+        starts.start(2, &limits, now).expect("another user");
+        for half in 1..=20 {
+            let time = now + SECOND / 2 * half;
+            starts.start(1, &limits, time).expect("one in half a second");
+            starts.start(1, &limits, time).expect_err("a second one");
+        }
+        let rested = now + SECOND * 60;
+        for _ in 0..8 {
+            starts.start(1, &limits, rested).expect("at once again, and not more for the rest");
+        }
+        starts.start(1, &limits, rested).expect_err("the ninth");
+        let none = Limits { worker_starts: 0, ..limits };
+        starts.start(3, &none, now).expect_err("none at all");
     }
 
     #[test]

@@ -423,8 +423,10 @@ pub fn add_seals(file: impl AsFd, seals: &[String]) -> Result<()> {
     let attempt = format!("add the seals {}", seals.join(", "));
     rustix::fs::fcntl_add_seals(&file, flags).map_err(|errno| {
         let present = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
+        // A file of tmpfs(5) with a name has a seal from its birth that lets no other be added.
+        let named = rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_nlink > 0);
         match errno {
-            Errno::INVAL => Error::not_supported(format!(
+            Errno::INVAL | Errno::PERM if errno == Errno::INVAL || named => Error::not_supported(format!(
                 "cannot {attempt}: only memfds can be sealed, and this is another kind of file, or the kernel \
                  does not know the seal"
             )),

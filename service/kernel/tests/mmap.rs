@@ -309,6 +309,11 @@ fn seals_are_kept_and_named() {
     let path = TemporaryPath::new();
     let file = create(&format!("mmap:path={},size=4096", path.text())).unwrap();
     refused(file.memory().unwrap().seal(&["grow".into()]), Kind::NotSupported, "only memfds");
+    // A file of tmpfs, as every shm_open(3) object is one, is sealed against seals by the kernel.
+    let file = format!("mmap:path=/dev/shm/{},size=4096", unique());
+    let file = create(&file).unwrap();
+    refused(file.memory().unwrap().seal(&["grow".into()]), Kind::NotSupported, "only memfds");
+    file.remove().unwrap();
 }
 
 #[test]

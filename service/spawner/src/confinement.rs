@@ -1,4 +1,4 @@
-//! Whether a caller lives in a sandbox, container or other world than the service's: what it names
+//! Which group a caller makes things for, and whether he lives in a sandbox, container or other world than the service's: what it names
 //! by a path, a key or a number there is something else here.
 //!
 //! The answer is that of the moment, and of the process's first thread; Landlock rules show nowhere.
@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use crate::Error;
 use crate::error::Attempting;
 use crate::process::readable;
-use crate::protocol::Confinement;
+use crate::protocol::{Confinement, Reply};
 
 /// The places of a process, as /proc/PID has them, and the reason that each is to be confined.
 const PLACES: [(u32, &str); 6] = [
@@ -46,12 +46,16 @@ impl Surroundings {
         Ok(Self { places, label: read(&own, "attr/current").filter(|label| !label.is_empty()) })
     }
 
-    /// The reasons to confine this process; one that cannot be looked at has its own.
-    pub fn confinement(&self, pidfd: Option<&OwnedFd>) -> Confinement {
-        Confinement(pidfd.and_then(|pidfd| self.examine(pidfd)).unwrap_or(Confinement::UNKNOWN))
+    /// The effective group of this process, and the reasons to confine it; one that cannot be looked
+    /// at has its own.
+    pub fn examine(&self, pidfd: Option<&OwnedFd>) -> Reply {
+        match pidfd.and_then(|pidfd| self.look_at(pidfd)) {
+            Some((reasons, gid)) => Reply::Examined { confinement: Confinement(reasons), gid },
+            None => Reply::Examined { confinement: Confinement(Confinement::UNKNOWN), gid: None },
+        }
     }
 
-    fn examine(&self, pidfd: &OwnedFd) -> Option<u32> {
+    fn look_at(&self, pidfd: &OwnedFd) -> Option<(u32, Option<u32>)> {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
         // 0: a process of another pid namespace; -1: it has been reaped.
         let pid: u32 = field(&info, "Pid:")?.parse().ok().filter(|pid| *pid > 0)?;
@@ -76,8 +80,13 @@ impl Surroundings {
             reasons |= Confinement::LABEL;
         }
         // It lives, so the pid was its own all the time, and /proc/PID was it.
-        (!readable(pidfd, Some(Duration::ZERO))).then_some(reasons)
+        (!readable(pidfd, Some(Duration::ZERO))).then_some((reasons, effective_gid(&status)))
     }
+}
+
+/// The real, the effective, the saved and the file system's group are on one line, proc_pid_status(5).
+fn effective_gid(status: &str) -> Option<u32> {
+    field(status, "Gid:")?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// What identifies the file that a link in /proc/PID leads to.
@@ -110,6 +119,13 @@ fn confines(own: &[u8], label: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_effective_group_is_the_second() {
+        assert_eq!(effective_gid("Name:\tGid:\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9\n"), Some(6));
+        assert_eq!(effective_gid("Gid:\t5\n"), None);
+        assert_eq!(effective_gid(""), None);
+    }
 
     #[test]
     fn labels_of_the_own_kind_do_not_confine() {

@@ -6,7 +6,7 @@
 
 /// Changes with every change of the layout: after an upgrade an old spawner and a new front do not
 /// misunderstand each other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most supplementary groups of a worker; a caller in more is refused.
 pub const GROUPS_MAX: usize = 1024;
@@ -17,8 +17,11 @@ pub const NAME_MAX: usize = 128;
 /// Version, kind, uid, gid, confinement, count of groups, length of the name, the name, the groups.
 pub const REQUEST_SIZE: usize = 7 * 4 + NAME_MAX + GROUPS_MAX * 4;
 
-/// Version, kind, value, pid.
+/// Version, kind, value, and a pid or a gid.
 pub const REPLY_SIZE: usize = 4 * 4;
+
+/// No group has this number: it means "leave it as it is" in setgid(2) and its like.
+const NO_GID: u32 = u32::MAX;
 
 /// Why a caller gets a worker that touches nothing by a path, a key or a pid: bits, so that the
 /// refusal can say which.
@@ -82,8 +85,14 @@ pub enum Request {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    Examined(Confinement),
-    Started { pid: u32 },
+    /// With the process's effective group, to which what it makes belongs; None: it is not known.
+    Examined {
+        confinement: Confinement,
+        gid: Option<u32>,
+    },
+    Started {
+        pid: u32,
+    },
     Killed,
     Refused(Refusal),
 }
@@ -162,8 +171,8 @@ impl Request {
 
 impl Reply {
     pub fn encode(self) -> [u8; REPLY_SIZE] {
-        let (kind, value, pid) = match self {
-            Self::Examined(confinement) => (1, confinement.0, 0),
+        let (kind, value, id) = match self {
+            Self::Examined { confinement, gid } => (1, confinement.0, gid.unwrap_or(NO_GID)),
             Self::Started { pid } => (2, 0, pid),
             Self::Killed => (3, 0, 0),
             Self::Refused(Refusal::Malformed) => (4, 0, 0),
@@ -172,7 +181,7 @@ impl Reply {
             Self::Refused(Refusal::Errno(errno)) => (7, errno.cast_unsigned(), 0),
         };
         let mut bytes = [0; REPLY_SIZE];
-        put(&mut bytes, 0, &[VERSION, kind, value, pid]);
+        put(&mut bytes, 0, &[VERSION, kind, value, id]);
         bytes
     }
 
@@ -181,10 +190,13 @@ impl Reply {
         if bytes.len() != REPLY_SIZE || number(bytes, 0) != VERSION {
             return None;
         }
-        let (value, pid) = (number(bytes, 2), number(bytes, 3));
+        let (value, id) = (number(bytes, 2), number(bytes, 3));
         Some(match number(bytes, 1) {
-            1 => Self::Examined(Confinement(value)),
-            2 => Self::Started { pid },
+            1 if value & !Confinement::ALL == 0 => {
+                let gid = (id != NO_GID).then_some(id);
+                Self::Examined { confinement: Confinement(value), gid }
+            }
+            2 => Self::Started { pid: id },
             3 => Self::Killed,
             4 => Self::Refused(Refusal::Malformed),
             5 => Self::Refused(Refusal::Identity),
@@ -227,7 +239,9 @@ mod tests {
     #[test]
     fn replies_survive_the_way() {
         let replies = [
-            Reply::Examined(Confinement(5)),
+            Reply::Examined { confinement: Confinement(5), gid: Some(100) },
+            Reply::Examined { confinement: Confinement(0), gid: Some(0) },
+            Reply::Examined { confinement: Confinement(Confinement::UNKNOWN), gid: None },
             Reply::Started { pid: 7 },
             Reply::Killed,
             Reply::Refused(Refusal::Malformed),
@@ -238,6 +252,9 @@ mod tests {
         for reply in replies {
             assert_eq!(Reply::decode(&reply.encode()), Some(reply));
         }
+        // A reason that this end does not know could be any.
+        let unknown = Reply::Examined { confinement: Confinement(1 << 8), gid: None };
+        assert_eq!(Reply::decode(&unknown.encode()), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::process::{Child, exit_at_once, fork, log, wait};
 use crate::protocol::{Identity, REQUEST_SIZE, Refusal, Reply, Request};
 use crate::{Error, FrontStart, Role, datagram, signals};
 
-/// How long the front, and then the workers, may take to end.
+/// How long the front, which waits for the workers, and then the workers may take to end.
 const FRONT_STOPS: Duration = Duration::from_secs(5);
 const WORKERS_STOP: Duration = Duration::from_secs(3);
 /// A killed process ends at once, or not before a file system answers it.
@@ -166,7 +166,7 @@ impl Spawner {
         let request = bytes.get(..length).ok_or(Refusal::Malformed).and_then(Request::decode);
         let mut control = None;
         let reply = match request {
-            Ok(Request::Examine) => Reply::Examined(self.surroundings.confinement(fd.as_ref())),
+            Ok(Request::Examine) => self.surroundings.examine(fd.as_ref()),
             Ok(Request::Kill { name }) => self.kill(&name),
             Ok(Request::Start { name, identity }) => match self.start(name, identity) {
                 Ok(Started::Parent(pid, front_end)) => {
@@ -278,7 +278,7 @@ impl Spawner {
     }
 
     /// SIGTERM: under systemd the workers go on, for the front that comes next; otherwise everybody
-    /// ends, the workers first, for the front passes on their last words.
+    /// ends, the front first: it tells the workers to, and passes on their last words.
     fn stop(&mut self) {
         self.connection = None;
         let front = match mem::replace(&mut self.front, Front::Foreign) {
@@ -286,12 +286,13 @@ impl Spawner {
             Front::Running { child, .. } => Some(child),
             Front::Waiting { .. } => None,
         };
-        let workers: Vec<_> = self.workers.iter().map(|worker| &worker.child).collect();
-        end(&workers, WORKERS_STOP);
-        self.workers.clear();
         if let Some(child) = front {
             end(&[&child], FRONT_STOPS);
         }
+        // Those that it did not reach.
+        let workers: Vec<_> = self.workers.iter().map(|worker| &worker.child).collect();
+        end(&workers, WORKERS_STOP);
+        self.workers.clear();
     }
 }
 

@@ -35,7 +35,7 @@ fn protocol() -> BTreeMap<&'static str, Vec<u8>> {
         ("examine", Request::Examine.encode().to_vec()),
         ("start", Request::Start { name: name(), identity }.encode().to_vec()),
         ("kill", Request::Kill { name: name() }.encode().to_vec()),
-        ("examined", Reply::Examined(Confinement(0x21)).encode().to_vec()),
+        ("examined", Reply::Examined { confinement: Confinement(0x21), gid: Some(1000) }.encode().to_vec()),
         ("started", Reply::Started { pid: 4711 }.encode().to_vec()),
         ("killed", Reply::Killed.encode().to_vec()),
         ("malformed", Reply::Refused(Refusal::Malformed).encode().to_vec()),

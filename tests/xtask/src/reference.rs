@@ -187,6 +187,14 @@ fn error_names() -> String {
         .iter()
         .map(|(name, meaning)| vec![code(&format!("org.example.IPC.Error.{name}")), (*meaning).into()]);
     table(&mut text, &["name", "meaning"], rows);
+    let front = ipc_front::REFUSALS.iter().map(|name| code(name)).collect::<Vec<_>>().join(", ");
+    push(
+        &mut text,
+        &format!(
+            "\nOn the system bus the front, which passes calls on to the caller's worker, answers some itself, with\n\
+             {front}.\n"
+        ),
+    );
     text.push_str(
         "\nAn errno without a better name is `org.example.IPC.Error.Errno.` and its name in errno(3), such as\n\
          `org.example.IPC.Error.Errno.EIO`; the manual page that the mechanism's page names says what it means.\n",
@@ -197,16 +205,29 @@ fn error_names() -> String {
 fn limits() -> String {
     let mut text = String::from(
         "# Limits\n\n\
-         Keys of the table `[limits]` in the configuration file and of the property Limits of\n\
+         All are in the configuration file, `ipcd.toml`; on the system bus that is `/etc/ipcd.toml`.\n\n\
+         ## Of the service, or of a caller's worker\n\n\
+         Keys of the table `[limits]` and of the property Limits of\n\
          [org.example.IPC](org.example.IPC.md). Reaching one is `LimitExceeded`, or `TooLarge` where it is about\n\
          the size of one call; the text names the key and its value. The least value is 0, nothing of the kind, or 1\n\
          where the service could not work without. The kernel's limits are on the page of each mechanism.\n\n",
     );
-    let rows = Limits::TABLE.iter().map(|(key, meaning, default, maximum)| {
+    limit_rows(&mut text, Limits::TABLE);
+    heading(&mut text, "Of the front, on the system bus");
+    text.push_str(
+        "Keys of the table `[front]`: what one user can take from the others before his worker is asked. A user\n\
+         is a uid here, whatever the connections and workers. When more than half of what is for all is in use,\n\
+         each user may take only a share of the rest. The errors are the same, and name key and value too.\n\n",
+    );
+    limit_rows(&mut text, ipc_front::Limits::TABLE);
+    text
+}
+
+fn limit_rows(text: &mut String, rows: &[(&str, &str, u32, u32)]) {
+    let rows = rows.iter().map(|(key, meaning, default, maximum)| {
         vec![code(key), meaning.trim().into(), default.to_string(), maximum.to_string()]
     });
-    table(&mut text, &["key", "meaning", "default", "at most"], rows);
-    text
+    table(text, &["key", "meaning", "default", "at most"], rows);
 }
 
 fn options() -> String {
@@ -253,4 +274,17 @@ fn capital(name: &str) -> String {
 fn push(text: &mut String, more: &str) {
     // Writing to a String cannot fail.
     let _infallible = text.write_str(more);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A caller need not know that there is a front: it says nothing that the service would not say.
+    #[test]
+    fn the_front_uses_the_names_of_the_service() {
+        for name in ipc_front::REFUSALS {
+            assert!(errors::NAMES.iter().any(|(known, _)| known == name), "{name}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipc_engine::Object;
 use ipc_kernel::mechanisms;
-use zbus::{ObjectPath, OwnedFd, OwnedObjectPath, interface, message::Header};
+use zbus::{ObjectPath, OwnedFd, OwnedObjectPath, interface, message::Header, object_server::SignalEmitter};
 
 use crate::{
     errors::Result,
@@ -119,6 +119,13 @@ impl Manager {
         self.face.unsubscribe(self.face.client_name(&header)?, None);
         Ok(())
     }
+
+    /// The process that held the caller's objects on the system bus has ended, and they with it, for
+    /// this reason. Sent to every connection that it served, by the part of the service that watches
+    /// over it; the next call starts another one. On other buses the service itself would have ended,
+    /// and the bus says so.
+    #[zbus(signal)]
+    pub async fn lost(emitter: &SignalEmitter<'_>, reason: &str) -> zbus::Result<()>;
 
     /// The version of the service.
     #[zbus(property(emits_changed_signal = "const"))]

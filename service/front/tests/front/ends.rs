@@ -39,8 +39,10 @@ async fn a_worker_that_dies_over_and_over_pauses() {
 async fn workers_are_not_started_faster_than_that() {
     let limits = Limits { worker_starts: 1, ..Limits::default() };
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), limits).await;
-    fixture.client(0).await;
-    fixture.fake.examine_says(1);
+    for confinement in 0..4 {
+        fixture.client(confinement).await;
+    }
+    fixture.fake.examine_says(4);
     let other = Client { connection: connect(&fixture.bus).await };
     let error = other.call("WhoAmI", &()).await.expect_err("too fast");
     assert!(error.0 == "LimitExceeded" && error.1.contains("worker-starts is 1"), "{error:?}");
@@ -188,6 +190,28 @@ async fn an_idle_worker_is_let_go() {
     assert_eq!(client.worker().await.1, 3);
     use futures_util::FutureExt;
     use futures_util::StreamExt;
+    while let Some(message) = signals.next().now_or_never() {
+        let message = message.expect("the bus").expect("a message");
+        assert!(message.header().member().is_none_or(|member| member != "Lost"));
+    }
+}
+
+#[tokio::test]
+async fn the_service_ends() {
+    let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), lenient()).await;
+    let client = fixture.client(0).await;
+    let waiting = client.under_way("Never").await;
+    let (name, _) = client.worker().await;
+    let let_go = fixture.fake.let_go();
+    let mut signals = client.signals();
+    let Fixture { bus: _bus, fake: _fake, front } = fixture;
+    watchdog(patience(), front.stop()).await;
+    let error = watchdog(patience(), waiting).await.expect("a task").expect_err("Never");
+    assert!(error.0 == "Cancelled" && error.1.contains("stopping"), "{error:?}");
+    let ended = tokio::task::spawn_blocking(move || let_go.recv_timeout(patience()));
+    assert_eq!(ended.await.expect("a task").expect("it is told to end"), name);
+    // Nothing was lost without a word.
+    use futures_util::{FutureExt, StreamExt};
     while let Some(message) = signals.next().now_or_never() {
         let message = message.expect("the bus").expect("a message");
         assert!(message.header().member().is_none_or(|member| member != "Lost"));

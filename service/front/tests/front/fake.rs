@@ -160,7 +160,8 @@ async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         let reply = match Request::decode(&buffer[..length]) {
             Ok(Request::Examine) => {
                 shared.examined.fetch_add(1, Ordering::SeqCst);
-                Reply::Examined(Confinement(shared.confinement.load(Ordering::SeqCst)))
+                let confinement = Confinement(shared.confinement.load(Ordering::SeqCst));
+                Reply::Examined { confinement, gid: None }
             }
             Ok(Request::Start { .. }) if shared.refuse.load(Ordering::SeqCst) != 0 => {
                 Reply::Refused(Refusal::Errno(shared.refuse.load(Ordering::SeqCst).cast_signed()))

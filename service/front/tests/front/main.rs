@@ -150,4 +150,8 @@ impl FdStore for Store {
     fn forget(&self, name: &str) {
         self.0.lock().expect("not poisoned").remove(name);
     }
+
+    fn outlives_front(&self) -> bool {
+        true
+    }
 }

@@ -11,8 +11,12 @@ use crate::forked::{become_user, child_of, exit, forked};
 use crate::spawner::{Spawner, call, pidfd};
 
 fn examine(front: &OwnedFd, process: Option<BorrowedFd<'_>>) -> Confinement {
+    examine_all(front, process).0
+}
+
+fn examine_all(front: &OwnedFd, process: Option<BorrowedFd<'_>>) -> (Confinement, Option<u32>) {
     match call(front, &Request::Examine, process).0 {
-        Reply::Examined(confinement) => confinement,
+        Reply::Examined { confinement, gid } => (confinement, gid),
         other => panic!("{other:?}"),
     }
 }
@@ -22,8 +26,8 @@ pub fn own_kind() {
     let front = spawner.connect();
     let root = forked(|| {});
     let user = forked(|| become_user(54_321));
-    for process in [root, user] {
-        assert_eq!(examine(&front, Some(process.pidfd.as_fd())), Confinement(0));
+    for (process, gid) in [(root, 0), (user, 54_321)] {
+        assert_eq!(examine_all(&front, Some(process.pidfd.as_fd())), (Confinement(0), Some(gid)));
     }
 }
 
@@ -88,7 +92,7 @@ pub fn unknown() {
     let spawner = Spawner::serve();
     let front = spawner.connect();
     let unknown = Confinement(Confinement::UNKNOWN);
-    assert_eq!(examine(&front, None), unknown);
+    assert_eq!(examine_all(&front, None), (unknown, None));
     assert_eq!(examine(&front, Some(front.as_fd())), unknown, "a socket");
     // A zombie, and after it a pid that is free again.
     let ended = forked(|| exit(0));

@@ -25,7 +25,7 @@ pub fn refuses() {
     // No way out, and none deeper in.
     assert!(ask(&control, "sandbox").contains("Operation not permitted"));
     let (reply, _) = call(&front, &Request::Examine, Some(pidfd(pid).as_fd()));
-    let Reply::Examined(confinement) = reply else { panic!("{reply:?}") };
+    let Reply::Examined { confinement, .. } = reply else { panic!("{reply:?}") };
     assert!(confinement.0 & Confinement::SECCOMP != 0, "{confinement:?}");
 }
 
