@@ -155,7 +155,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "who does not read gets no signals",
-        Adversary("faults", "a_client_does_not_read_its_signals"),
+        Adversary("resources", "a_client_does_not_read_its_signals"),
         &[edit(
             "service/front/src/budget.rs",
             "if self.unread <= self.limit && self.kept.is_empty() {",
