@@ -31,7 +31,7 @@ pub enum Said {
     /// For this client; a reply, or an error.
     Reply(Arc<Client>),
     Signal(Arc<Client>),
-    /// For one that has left.
+    /// For one that has left, or that asked for nothing.
     Nothing,
     /// It runs.
     Pong,
@@ -80,7 +80,7 @@ pub fn judge(
             }
             match members.answer(destination, serial) {
                 Addressee::Client(client) => Ok(Said::Reply(client)),
-                Addressee::Departed => Ok(Said::Nothing),
+                Addressee::Departed | Addressee::Unasked => Ok(Said::Nothing),
                 Addressee::Foreign => Err(format!("it replied to {destination}, which is not its client")),
                 Addressee::NotCalled => {
                     Err(format!("it replied to call {serial} of {destination}, which is none"))

@@ -2,7 +2,8 @@
 //!
 //! The bus writes the sender into every call, and a client numbers its calls; so (sender, serial)
 //! names a call, and a reply carries both as destination and reply serial. A worker may answer each
-//! call once, and nothing else; it may signal its clients, and nobody else. A client that has just
+//! call once, and nothing else (an object server replies to some calls that asked for no reply, such as
+//! one to an object that is not there: as many as were forwarded are forgiven); it may signal its clients, and nobody else. A client that has just
 //! left is remembered for a while: what the worker said to it before it knew is no offence.
 
 use std::{
@@ -23,6 +24,8 @@ pub struct Members {
     departed: HashSet<Arc<str>>,
     in_order: VecDeque<Arc<str>>,
     calls: usize,
+    /// Calls that asked for no reply, less the replies to them that came nevertheless.
+    unasked: u64,
 }
 
 struct Member {
@@ -52,6 +55,8 @@ pub enum Addressee {
     Departed,
     /// To one that is not, and was not lately, this worker's.
     Foreign,
+    /// To a client, in reply to a call that asked for none.
+    Unasked,
     /// To a client, in reply to a call that it did not make or that is answered.
     NotCalled,
 }
@@ -87,11 +92,18 @@ impl Members {
         Expected::Yes
     }
 
+    /// A call that asks for no reply is about to be forwarded.
+    pub fn expect_nothing(&mut self) {
+        self.unasked = self.unasked.saturating_add(1);
+    }
+
     /// The worker replies.
     pub fn answer(&mut self, destination: &str, serial: NonZeroU32) -> Addressee {
         let Some(member) = self.clients.get_mut(destination) else { return self.stranger(destination) };
         if member.calls.remove(&serial).is_none() {
-            return Addressee::NotCalled;
+            let Some(unasked) = self.unasked.checked_sub(1) else { return Addressee::NotCalled };
+            self.unasked = unasked;
+            return Addressee::Unasked;
         }
         self.calls -= 1;
         Addressee::Client(member.client.clone())
@@ -112,6 +124,7 @@ impl Members {
     /// Every call that is not answered; none of them is expected to be from now on.
     pub fn give_up(&mut self) -> Vec<(Arc<Client>, NonZeroU32)> {
         self.calls = 0;
+        self.unasked = 0;
         let members = self.clients.values_mut();
         members
             .flat_map(|member| {
@@ -185,6 +198,23 @@ pub mod tests {
         assert_eq!((members.calls(), members.oldest()), (0, None));
         drop(permit(&admission));
         assert!(matches!(members.answer(":1.1", serial(7)), Addressee::NotCalled));
+    }
+
+    /// An object server says that there is no such object, whether it was asked to reply or not.
+    #[test]
+    fn replies_to_calls_that_asked_for_none_are_forgiven_one_by_one() {
+        let (mut members, _admission) = members();
+        members.expect_nothing();
+        members.expect_nothing();
+        assert!(matches!(members.answer(":1.1", serial(9)), Addressee::Unasked));
+        assert!(matches!(members.answer(":1.3", serial(9)), Addressee::Foreign));
+        assert!(matches!(members.answer(":1.1", serial(7)), Addressee::Client(_)));
+        assert!(matches!(members.answer(":1.2", serial(9)), Addressee::Unasked));
+        assert!(matches!(members.answer(":1.1", serial(9)), Addressee::NotCalled));
+        // A new process was given nothing yet.
+        members.expect_nothing();
+        members.give_up();
+        assert!(matches!(members.answer(":1.1", serial(9)), Addressee::NotCalled));
     }
 
     #[test]

@@ -101,6 +101,9 @@ impl Worker {
     ) -> Result<(), Refusal> {
         let mut state = self.state();
         let quiet = state.members.calls() == 0 && state.queue.is_empty();
+        if parcel.asks().is_none() {
+            state.members.expect_nothing();
+        }
         if let Some(serial) = parcel.asks()
             && let Some(permit) = parcel.split_call()
         {
