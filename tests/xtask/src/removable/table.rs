@@ -172,8 +172,8 @@ pub const CHECKS: &[Check] = &[
         Adversary("exhaustion", "d12_connections_that_come_and_go"),
         &[edit(
             "service/front/src/starts.rs",
-            "if history.starts.len() >= limits.worker_starts as usize {",
-            "if false {",
+            "Some(each) if over + each <= now + SECOND * BURST => {",
+            "Some(each) => {",
         )],
     ),
     check(
