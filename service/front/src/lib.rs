@@ -4,9 +4,10 @@
 //! that caller; what the worker answers it checks and hands back. It knows no interface of the
 //! mechanisms, opens nothing and maps nothing.
 //!
-//! `router.rs` reads from the bus, `worker.rs` and `life.rs` are a worker, `judge.rs` is what a worker
-//! may say. Everything is bounded: `admission.rs` by what is in flight, `budget.rs` by what is not
-//! read, `starts.rs` by what is started, `closer.rs` by what cannot be closed.
+//! `bus_socket.rs` and `router.rs` read from the bus, `worker.rs` and `life.rs` are a worker,
+//! `judge.rs` is what a worker may say. Everything is bounded: `admission.rs` by what is in flight,
+//! `budget.rs` by what is not read, `starts.rs` by what is started, `closer.rs` by what cannot be
+//! closed.
 
 #![forbid(unsafe_code)]
 
