@@ -336,7 +336,8 @@ impl Streams {
             self.copies = COPIES;
         }
         self.streak = self.streak.saturating_add(1);
-        if self.streak == STREAK {
+        if self.thin && self.streak >= STREAK {
+            // Each small write would pay for the place in epoll, and a bulk of bytes for making it anew.
             self.intake.watch.release();
         }
     }
