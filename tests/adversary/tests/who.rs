@@ -95,6 +95,9 @@ fn a2_credentials_that_are_missing() {
         let refusal = error(answer);
         assert!(refusal.is("PermissionDenied"), "{credentials:?}: {refusal}");
         assert!(!dir.path().join("fifo").exists(), "{credentials:?}: it was done");
+        // The kernel may refuse the same; but there is nobody whom it could refuse.
+        let log = service.log();
+        assert!(!log.contains(" is process "), "{credentials:?}: a worker was started:\n{log}");
     }
     // As long as a bus does not answer, nothing is done either.
     fake.set_credentials(Credentials::Silence);

@@ -113,7 +113,10 @@ pub const CHECKS: &[Check] = &[
     check(
         "the front's own words are text",
         WORDS,
-        &[edit("service/front/src/refusals.rs", ".build(&(plain(&self.text),))", ".build(&(&self.text,))")],
+        &[
+            edit("service/front/src/refusals.rs", ".build(&(plain(&self.text),))", ".build(&(&self.text,))"),
+            edit("service/front/src/life.rs", "let why = plain(&why);", "let _ = plain;"),
+        ],
     ),
     // What the bus hands to the front.
     check(
@@ -127,7 +130,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "a call has a size",
-        Adversary("paths", "c11_replies_that_are_too_large"),
+        Adversary("front", "a_large_call_stops_at_the_front"),
         &[edit(ROUTER, "if parcel.size() > self.limits.payload as usize + HEADER {", "if false {")],
     ),
     check(
@@ -137,7 +140,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "a user has few calls in flight",
-        Adversary("exhaustion", "d1_calls_that_wait"),
+        Adversary("front", "calls_of_a_user_stop_at_the_front"),
         &[edit(
             "service/front/src/admission.rs",
             "pools.calls.take(&user, wanted.calls, per_user)",
@@ -146,7 +149,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "a connection has few calls in flight",
-        Adversary("exhaustion", "d1_calls_that_wait"),
+        Adversary("front", "calls_of_a_connection_stop_at_the_front"),
         &[edit(
             "service/front/src/admission.rs",
             "pools.connections.take(connection, wanted.calls, limit).is_err()",
@@ -155,7 +158,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "who does not read gets no signals",
-        Adversary("resources", "a_client_does_not_read_its_signals"),
+        Adversary("front", "signals_that_are_not_read_stay_in_the_worker"),
         &[edit(
             "service/front/src/budget.rs",
             "if self.unread <= self.limit && self.kept.is_empty() {",
