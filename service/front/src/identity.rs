@@ -5,17 +5,21 @@
 //! nothing; it only leads to the process that is examined where the bus gives no pidfd. What that says
 //! may be another's by then, so it can confine, and choose among the groups that the bus vouches for.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use ipc_spawner::protocol::{Confinement, GROUPS_MAX, Identity, Refusal as SpawnerRefusal, Reply, Request};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 use zbus::{Error, fdo};
 
 use crate::{bus::Bus, refusals::Refusal, spawner::Spawner};
 
 /// Of a process that cannot be looked at.
 const UNKNOWN: Confinement = Confinement(Confinement::UNKNOWN);
+
+/// How long the bus may take to say who is calling; it takes less than a millisecond.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The uid of who has none here (65534 in a user namespace that does not map it).
 const NOBODY: u32 = 65534;
@@ -43,7 +47,7 @@ pub enum Unknown {
 }
 
 pub async fn identify(bus: &Bus, spawner: &Spawner, name: &str) -> Result<Caller, Unknown> {
-    let credentials = match bus.credentials(name).await {
+    let credentials = match in_time(bus.credentials(name)).await? {
         Ok(credentials) => credentials,
         Err(Error::FDO(error)) if matches!(*error, fdo::Error::NameHasNoOwner(_)) => {
             return Err(Unknown::Gone);
@@ -92,6 +96,15 @@ fn check(uid: Option<u32>, groups: Option<Vec<u32>>) -> Result<(u32, Vec<u32>), 
     Ok((uid, groups))
 }
 
+/// What the bus answers, if it does: a caller waits for it, and somebody who waits for ever holds a place.
+async fn in_time<T>(question: impl Future<Output = zbus::Result<T>>) -> Result<zbus::Result<T>, Unknown> {
+    timeout(ANSWER, question).await.map_err(|_| {
+        let text =
+            format!("the message bus did not say within {} s who is calling; try again", ANSWER.as_secs());
+        Unknown::Unavailable(Refusal::unavailable(text))
+    })
+}
+
 fn refused(text: impl Into<String>) -> Unknown {
     Unknown::Refused(Refusal::permission(text))
 }
@@ -102,7 +115,7 @@ fn refused(text: impl Into<String>) -> Unknown {
 async fn open_process(bus: &Bus, name: &str, pid: Option<u32>) -> Result<Option<OwnedFd>, Unknown> {
     let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    match bus.has_owner(name).await {
+    match in_time(bus.has_owner(name)).await? {
         Ok(true) => Ok(pidfd),
         Ok(false) => Err(Unknown::Gone),
         Err(error) => Err(refused(format!("the message bus does not say who is calling: {error}"))),
