@@ -15,6 +15,7 @@ use std::{
 
 use ipc_spawner::protocol::{Refusal as SpawnerRefusal, Reply, Request};
 use ipc_stream::{Reader, Stream, Writer, pair, watched};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 use tokio::{
     io::Interest,
@@ -41,6 +42,10 @@ use crate::{
 
 /// How long a process that was told to end may take; and one that gave no sign of life.
 const BURIAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(100));
+
+/// Pause between attempts to send descriptors while too many of the front's are on their way (unix(7),
+/// ETOOMANYREFS).
+const CROWDED: Duration = Duration::from_millis(10);
 
 /// Pause between attempts to look up a client when there is no spawner.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -189,7 +194,13 @@ impl Worker {
                 self.news.notified().await;
                 continue;
             };
-            if writer.send_message(parcel.message()).await.is_err() {
+            while let Err(error) = writer.send_message(parcel.message()).await {
+                if is_too_many_refs(&error) {
+                    // Its descriptors wait for others that are on their way to be read, and nothing of it was
+                    // sent; the kernel has no event for that.
+                    sleep(CROWDED).await;
+                    continue;
+                }
                 // What it said before it closed its end is still to be read; the reader finds the end.
                 return std::future::pending().await;
             }
@@ -387,6 +398,11 @@ async fn dismiss(told: &mut watch::Receiver<bool>, control: &UnixStream) -> Infa
     // It may have ended already.
     let _told = rustix::net::shutdown(control, Shutdown::Write);
     std::future::pending().await
+}
+
+fn is_too_many_refs(error: &zbus::Error) -> bool {
+    let zbus::Error::InputOutput(error) = error else { return false };
+    Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
 }
 
 /// What the end of the stream means.

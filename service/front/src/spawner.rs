@@ -13,6 +13,7 @@ use ipc_spawner::{
     client,
     protocol::{Reply, Request},
 };
+use rustix::io::Errno;
 use tokio::{
     io::Interest,
     net::UnixStream,
@@ -86,10 +87,19 @@ async fn ask(socket: &mut Option<UnixStream>, job: &Job) -> Answer {
     let answer = timeout(PATIENCE, exchange(open, job)).await;
     answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
         tracing::warn!("the spawner does not answer: {error}");
-        // An answer that comes too late would be taken for that of the next request.
-        *socket = None;
+        if !is_scarcity(&error) {
+            // An answer that comes too late would be taken for that of the next request.
+            *socket = None;
+        }
         NoSpawner
     })
+}
+
+/// Whether a datagram was not sent, or its descriptor not received, for want of something that may be
+/// there again in a moment: the connection is as it was.
+fn is_scarcity(error: &io::Error) -> bool {
+    let scarce = [Errno::TOOMANYREFS, Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| scarce.contains(&errno))
 }
 
 async fn exchange(socket: &UnixStream, job: &Job) -> io::Result<(Reply, Option<OwnedFd>)> {
