@@ -1,7 +1,7 @@
 //! The one file that names errors on the wire.
 //!
 //! `org.example.IPC.Error.<Name>` for each meaning; an errno without a better name is
-//! `org.example.IPC.Error.Errno.<EXXXX>`. The text is the kernel layer's, unchanged.
+//! `org.example.IPC.Error.Errno.<EXXXX>`. The text is the kernel layer's, with control characters escaped.
 
 use ipc_kernel::{Error, Kind, error};
 use zbus::{
