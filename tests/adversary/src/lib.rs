@@ -57,6 +57,18 @@ pub fn assert_error(error: &CallError, name: &str, phrases: &[&str]) {
     }
 }
 
+/// Panics unless this says that a limit is reached, and which.
+#[track_caller]
+pub fn assert_limit(error: &CallError, key: &str, value: u32) {
+    assert_error(error, "LimitExceeded", &[key, &value.to_string()]);
+}
+
+/// Memory of a process, in KiB.
+pub fn resident(pid: i32) -> u64 {
+    let resident = status(pid, "VmRSS").expect("a living process");
+    resident.split_whitespace().next().expect("a number").parse().expect("a number")
+}
+
 /// The error of a call that had to fail.
 #[track_caller]
 pub fn error<T: std::fmt::Debug>(result: Result<T, CallError>) -> CallError {

@@ -1,5 +1,7 @@
 //! What introspection data says, as far as the lints and the generated calls need it.
 
+use ipc_harness::xml::{attribute, tags};
+
 use crate::incoming::split;
 use crate::wire::{Arg, variant};
 
@@ -36,33 +38,6 @@ pub fn members(xml: &str) -> Vec<Member> {
     members
 }
 
-/// The names of the nodes below.
-pub fn children(xml: &str) -> Vec<&str> {
-    let nodes = tags(xml).into_iter().filter(|tag| tag.starts_with("node "));
-    nodes.filter_map(|tag| attribute(tag, "name")).collect()
-}
-
-fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = tag.split_once(&format!(" {name}=\""))?;
-    rest.split_once('"').map(|(value, _)| value)
-}
-
-/// The opening tags, in order, comments left out.
-fn tags(xml: &str) -> Vec<&str> {
-    let mut tags = Vec::new();
-    let mut rest = xml;
-    while let Some(start) = rest.find('<') {
-        rest = &rest[start..];
-        let end = if rest.starts_with("<!--") { rest.find("-->") } else { rest.find('>') };
-        let end = end.expect("every tag ends");
-        if rest.as_bytes().get(1).is_some_and(u8::is_ascii_alphabetic) {
-            tags.push(&rest[1..end]);
-        }
-        rest = &rest[end..];
-    }
-    tags
-}
-
 /// Some value of each type of a signature: enough for a call that is to be refused for another reason.
 pub fn some_values(signature: &str) -> Vec<Arg> {
     split(signature).into_iter().map(some_value).collect()
@@ -90,6 +65,8 @@ fn some_value(signature: &str) -> Arg {
 
 #[cfg(test)]
 mod tests {
+    use ipc_harness::xml::children;
+
     use super::*;
 
     #[test]

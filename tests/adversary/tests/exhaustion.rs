@@ -5,21 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ipc_adversary::wire::{self, Arg, Outgoing, no_options, text};
-use ipc_adversary::{Raw, Stage, assert_error, descriptors, error, number, outcome, pings_during, status};
+use ipc_adversary::{Raw, Stage, assert_limit, descriptors, error, number, outcome, pings_during, resident};
 use ipc_harness::system::{ALICE, BOB, EXTRA, Identity, SHARED};
-use ipc_harness::{CallError, NAME, PATH, or_skip, patience, unique};
+use ipc_harness::{NAME, PATH, or_skip, patience, unique};
 use rustix::fs::MemfdFlags;
-
-#[track_caller]
-fn assert_limit(error: &CallError, key: &str, value: u32) {
-    assert_error(error, "LimitExceeded", &[key, &value.to_string()]);
-}
-
-/// Memory of a process, in KiB.
-fn resident(pid: i32) -> u64 {
-    let resident = status(pid, "VmRSS").expect("a living process");
-    resident.split_whitespace().next().expect("a number").parse().expect("a number")
-}
 
 /// The service is the same connection as before: the bus did not disconnect it.
 #[track_caller]

@@ -4,20 +4,9 @@
 use std::os::fd::AsFd;
 
 use ipc_adversary::wire::{self, Arg, dict, no_options};
-use ipc_adversary::{Raw, Stage, assert_error, descriptors, error, object, status};
+use ipc_adversary::{Raw, Stage, assert_limit, descriptors, error, object, resident};
 use ipc_harness::system::{ALICE, CAROL, ROOT};
 use ipc_harness::{CallError, PATH, or_skip};
-
-#[track_caller]
-fn assert_limit(error: &CallError, key: &str, value: u32) {
-    assert_error(error, "LimitExceeded", &[key, &value.to_string()]);
-}
-
-/// Memory of a process, in KiB.
-fn resident(pid: i32) -> u64 {
-    let resident = status(pid, "VmRSS").expect("a living process");
-    resident.split_whitespace().next().expect("a number").parse().expect("a number")
-}
 
 /// Takes until it is refused; the refusal names the limit. Gives one back, and may take one again.
 fn quota(

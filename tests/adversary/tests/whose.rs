@@ -80,7 +80,7 @@ fn b2_the_tree_is_the_callers_own() {
     let mut open = vec!["/".to_owned()];
     while let Some(path) = open.pop() {
         let document = document(&mut bob, &path).expect("a node of the tree");
-        for child in xml::children(&document) {
+        for child in ipc_harness::xml::children(&document) {
             open.push(format!("{}/{child}", path.trim_end_matches('/')));
         }
         assert!(!made.contains(&path), "bob sees {path}");

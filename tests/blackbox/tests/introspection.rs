@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use ipc_blackbox::{Client, Options, Stage, everywhere};
+use ipc_harness::xml::{attribute, children, tags};
 use ipc_harness::{
     Bus, NAME, PATH, Process, Service, busctl, connect, gdbus, has_tool, need_tool, on_each_bus, or_skip,
     temp_dir, unique,
@@ -34,36 +35,6 @@ async fn one_of_each(client: &Client) -> Vec<String> {
 
 async fn document(client: &Client, path: &str) -> String {
     client.call(path, INTROSPECTABLE, "Introspect", &()).await.expect("Introspect")
-}
-
-/// The value of an attribute of an XML tag.
-fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = tag.split_once(&format!(" {name}=\""))?;
-    rest.split_once('"').map(|(value, _)| value)
-}
-
-/// The opening tags of an XML document, in order, comments left out.
-fn tags(xml: &str) -> Vec<&str> {
-    let mut tags = Vec::new();
-    let mut rest = xml;
-    while let Some(start) = rest.find('<') {
-        rest = &rest[start..];
-        let end = if rest.starts_with("<!--") { rest.find("-->") } else { rest.find('>') };
-        let end = end.expect("every tag ends");
-        if rest.as_bytes().get(1).is_some_and(u8::is_ascii_alphabetic) {
-            tags.push(&rest[1..end]);
-        }
-        rest = &rest[end..];
-    }
-    tags
-}
-
-fn children(xml: &str) -> Vec<&str> {
-    tags(xml)
-        .into_iter()
-        .filter(|tag| tag.starts_with("node "))
-        .filter_map(|tag| attribute(tag, "name"))
-        .collect()
 }
 
 /// From the root to the last leaf by the names that the nodes give, every object is found.

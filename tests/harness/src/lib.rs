@@ -36,6 +36,7 @@ pub mod report;
 mod service;
 pub mod system;
 mod tools;
+pub mod xml;
 
 pub use bus::{Bus, Kind};
 pub use cli::{Busctl, CallError, Gdbus, busctl, gdbus, object_path};
