@@ -16,8 +16,8 @@ pub trait Endpoint {
     /// Live state from the kernel; the keys are those of the mechanism's reference page.
     fn inspect(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
 
-    /// Changes the kernel object's permissions: mode (u), uid (u), gid (u); what is not given
-    /// stays as it is.
+    /// Changes the kernel object's permissions: mode (u), uid (u), gid (u), of a System V queue also
+    /// qbytes (t); what is not given stays as it is.
     fn set_permissions(&self, permissions: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     /// Closes the endpoint. The kernel object stays, unless remove-on-close says otherwise or

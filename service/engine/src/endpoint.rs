@@ -190,12 +190,23 @@ impl Endpoint {
         self.stream()?.read(max)
     }
 
+    /// The first message that was kept and that the selector asks for.
+    fn take_kept(&self, messages: &dyn Messages, selector: &Dict) -> Result<Option<Message>> {
+        let mut kept = self.kept();
+        for index in 0..kept.len() {
+            if messages.selects(selector, &kept[index])? {
+                return Ok(kept.remove(index));
+            }
+        }
+        Ok(None)
+    }
+
     /// One attempt to receive, what was kept first.
     pub fn attempt_receive(&self, selector: &Dict) -> Result<Attempt<Message>> {
-        let kept = self.kept().pop_front();
-        let attempt = match kept {
+        let messages = self.messages()?;
+        let attempt = match self.take_kept(messages, selector)? {
             Some(kept) => Attempt::Done(kept),
-            None => self.messages()?.receive(selector)?,
+            None => messages.receive(selector)?,
         };
         if matches!(attempt, Attempt::Done(_)) {
             self.delivered.fetch_add(1, Ordering::AcqRel);
@@ -382,12 +393,11 @@ impl Engine {
     ) -> Result<Message> {
         let messages = endpoint.messages()?;
         let attempt = || {
-            if let Some(kept) = endpoint.kept().front() {
-                return Ok(Attempt::Done(Message {
-                    data: kept.data.clone(),
-                    attributes: kept.attributes.clone(),
-                    fds: Vec::new(),
-                }));
+            for kept in &*endpoint.kept() {
+                if messages.selects(selector, kept)? {
+                    let (data, attributes) = (kept.data.clone(), kept.attributes.clone());
+                    return Ok(Attempt::Done(Message { data, attributes, fds: Vec::new() }));
+                }
             }
             messages.peek(selector)
         };

@@ -17,7 +17,9 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use ipc_kernel::{
-    Attempt, Error, Fd, Kind, Readiness, Result, error,
+    Attempt, Error, Fd, Kind, Readiness, Result,
+    blocked::{self, Blocked, Running},
+    error,
     fd::{self, poll_now},
 };
 use rustix::{event::PollFlags, io::Errno};
@@ -135,6 +137,7 @@ pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
         Readiness::Readable(fd) => ready(fd, PollFlags::IN).boxed(),
         Readiness::Writable(fd) => ready(fd, PollFlags::OUT).boxed(),
         Readiness::Word(word) => words::changed(word).boxed(),
+        Readiness::Blocked(call) => blocked(call).boxed(),
         Readiness::Notified(listener) => listener.map(Ok).boxed(),
         Readiness::After(duration) => tokio::time::sleep(duration).map(Ok).boxed(),
         Readiness::Any(any) => {
@@ -144,6 +147,37 @@ pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
             }
             futures_util::future::select_all(waits).map(|(done, _, _)| done).boxed()
         }
+    }
+}
+
+/// Makes a blocking call on a thread; dropped, the call is interrupted.
+async fn blocked(call: Blocked) -> Result<()> {
+    let ended = Arc::new(Flag::new());
+    let end = ended.clone();
+    let _interrupting = Interrupting(blocked::start(call, move || _ = end.set())?);
+    ended.wait().await;
+    Ok(())
+}
+
+struct Interrupting(Running);
+
+impl Drop for Interrupting {
+    fn drop(&mut self) {
+        if self.0.interrupt() {
+            return;
+        }
+        // The signal may have come a moment before the call began.
+        let (running, Ok(runtime)) = (self.0.clone(), tokio::runtime::Handle::try_current()) else { return };
+        runtime.spawn(async move {
+            let mut pause = Duration::from_millis(1);
+            loop {
+                tokio::time::sleep(pause).await;
+                if running.interrupt() {
+                    return;
+                }
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+        });
     }
 }
 

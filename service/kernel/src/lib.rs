@@ -10,6 +10,7 @@
 //! is no D-Bus, no async runtime and no logging in this crate.
 
 pub mod address;
+pub mod blocked;
 pub mod error;
 pub mod fd;
 pub mod fifo_ends;

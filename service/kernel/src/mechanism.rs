@@ -13,6 +13,7 @@ use event_listener::EventListener;
 
 use crate::{
     Address, Dict, Error, Fd, Parameter, Parameters, Result,
+    blocked::Blocked,
     shape::{Events, Listener, Memory, Messages, Semaphore, Shape, Stream},
     word::WordWait,
 };
@@ -43,6 +44,8 @@ pub enum Readiness {
     Writable(Fd),
     /// A 32-bit word in shared memory no longer has the expected value.
     Word(WordWait),
+    /// A blocking system call has ended.
+    Blocked(Blocked),
     /// Another part of this process says so.
     Notified(EventListener),
     /// The kernel has no event for it: look again after this long.
@@ -131,6 +134,8 @@ pub struct Permissions {
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
+    /// Bytes that a System V queue may hold.
+    pub qbytes: Option<u64>,
 }
 
 /// An object that was created, attached or adopted. Dropping it closes it.

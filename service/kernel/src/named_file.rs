@@ -131,7 +131,10 @@ pub fn remove_same(path: &Path, identity: Identity) -> Result<()> {
 
 /// fchown(2), then fchmod(2): a change of owner clears set-id bits.
 pub fn set_permissions(file: impl AsFd, permissions: Permissions) -> Result<()> {
-    let Permissions { mode, uid, gid } = permissions;
+    let Permissions { mode, uid, gid, qbytes } = permissions;
+    if qbytes.is_some() {
+        return Err(Error::invalid("only System V message queues have qbytes"));
+    }
     if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
         return Err(Error::invalid(
             "4294967295 is no user or group: chown(2) takes it as \"leave as it is\"",

@@ -110,6 +110,11 @@ pub trait Messages: Send + Sync {
     /// mechanism's (`type` for System V queues).
     fn receive(&self, selector: &Dict) -> Result<Attempt<Message>>;
 
+    /// Whether a message that was taken earlier and kept is one that the selector asks for.
+    fn selects(&self, _selector: &Dict, _message: &Message) -> Result<bool> {
+        Ok(true)
+    }
+
     /// The next message, which stays where it is. Fds are not passed.
     fn peek(&self, _selector: &Dict) -> Result<Attempt<Message>> {
         Err(Error::not_supported("the kernel cannot peek at this queue"))

@@ -16,6 +16,11 @@ static PERMISSIONS: &[Parameter] = &[
     Parameter::new("mode", Type::Mode, "Permission bits"),
     Parameter::new("uid", Type::U32 { min: 0, max: u32::MAX - 1 }, "User id of the owner"),
     Parameter::new("gid", Type::U32 { min: 0, max: u32::MAX - 1 }, "Group id"),
+    Parameter::new(
+        "qbytes",
+        Type::Size { min: 0, max: u64::MAX },
+        "Bytes that a System V message queue may hold",
+    ),
 ];
 
 #[interface(name = "org.example.IPC.Endpoint")]
@@ -39,8 +44,8 @@ impl Endpoint {
         vardict(self.endpoint.inspect()?)
     }
 
-    /// Changes the kernel object's permissions: mode (u), uid (u), gid (u); what is not given
-    /// stays as it is.
+    /// Changes the kernel object's permissions: mode (u), uid (u), gid (u), of a System V queue also
+    /// qbytes (t); what is not given stays as it is.
     async fn set_permissions(
         &self,
         permissions: Given<'_>,
@@ -49,10 +54,17 @@ impl Endpoint {
         let _call = self.face.call(&header)?;
         let given =
             Parameters::check(PERMISSIONS, &[], &Address::new("SetPermissions"), &dict(permissions)?)?;
-        let permissions =
-            Permissions { mode: given.u32("mode"), uid: given.u32("uid"), gid: given.u32("gid") };
+        let permissions = Permissions {
+            mode: given.u32("mode"),
+            uid: given.u32("uid"),
+            gid: given.u32("gid"),
+            qbytes: given.size("qbytes"),
+        };
         if permissions == Permissions::default() {
-            return Err(Error::invalid("nothing to change: give mode, uid or gid").into());
+            return Err(Error::invalid(
+                "nothing to change: give mode, uid or gid (or qbytes of a System V queue)",
+            )
+            .into());
         }
         let engine = &self.face.engine;
         Ok(engine.on_kernel(&self.endpoint, move |kernel| kernel.set_permissions(permissions)).await?)

@@ -13,7 +13,15 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms! { pipe, fifo, unix, inet, posixsem, mmap, inotify }
+mechanisms! {
+    pipe,
+    fifo,
+    posixsem,
+    mmap,
+    unix,
+    inet,
+    inotify,
+}
 
 /// The mechanism of this name.
 pub fn by_name(name: &str) -> Result<&'static Descriptor> {

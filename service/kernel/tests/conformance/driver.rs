@@ -16,6 +16,7 @@ use std::{
 use event_listener::EventListener;
 use ipc_kernel::{
     Attempt, Fd, Readiness, Result,
+    blocked::{self, Blocked, Running},
     word::{self, Watched, WordWait},
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -52,7 +53,13 @@ pub fn must_wait<T>(what: &str, attempt: Result<Attempt<T>>) -> Readiness {
 
 /// Waits for a readiness; says whether it came in time.
 pub fn wait(readiness: Readiness, timeout: Duration) -> bool {
-    let mut wanted = Wanted { after: None, fds: Vec::new(), words: Vec::new(), listeners: Vec::new() };
+    let mut wanted = Wanted {
+        after: None,
+        fds: Vec::new(),
+        words: Vec::new(),
+        listeners: Vec::new(),
+        blocked: Vec::new(),
+    };
     wanted.add(readiness);
     let doorbell = Doorbell::new();
     let waker = Waker::from(doorbell.clone());
@@ -63,9 +70,11 @@ pub fn wait(readiness: Readiness, timeout: Duration) -> bool {
         }
     }
     let helper = (!wanted.words.is_empty()).then(|| Helper::start(&wanted.words, doorbell.clone()));
+    let blocked: Vec<_> =
+        wanted.blocked.into_iter().map(|call| Interrupting::start(call, doorbell.clone())).collect();
     let timeout_or_after = wanted.after.map_or(timeout, |after| after.min(timeout));
     let came = poll(&wanted.fds, &doorbell.0, timeout_or_after);
-    drop(helper);
+    drop((helper, blocked));
     came || wanted.after.is_some_and(|after| after <= timeout)
 }
 
@@ -74,6 +83,7 @@ struct Wanted {
     fds: Vec<(Fd, PollFlags)>,
     words: Vec<WordWait>,
     listeners: Vec<EventListener>,
+    blocked: Vec<Blocked>,
 }
 
 impl Wanted {
@@ -82,6 +92,7 @@ impl Wanted {
             Readiness::Readable(fd) => self.fds.push((fd, PollFlags::IN)),
             Readiness::Writable(fd) => self.fds.push((fd, PollFlags::OUT)),
             Readiness::Word(word) => self.words.push(word),
+            Readiness::Blocked(call) => self.blocked.push(call),
             Readiness::Notified(listener) => self.listeners.push(listener),
             Readiness::After(time) => {
                 self.after = Some(self.after.map_or(time, |earlier| earlier.min(time)));
@@ -155,6 +166,23 @@ impl Drop for Helper {
         word::interrupt(&self.stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// A blocking call on its thread, given up when this goes.
+struct Interrupting(Running);
+
+impl Interrupting {
+    fn start(call: Blocked, doorbell: Arc<Doorbell>) -> Self {
+        Self(blocked::start(call, move || doorbell.wake()).expect("a thread"))
+    }
+}
+
+impl Drop for Interrupting {
+    fn drop(&mut self) {
+        while !self.0.interrupt() {
+            std::thread::yield_now();
         }
     }
 }

@@ -334,7 +334,11 @@ fn foreign_fds_are_given_back_untouched() {
 
 fn names(mechanism: &str) -> &'static Names {
     let found = NAMES.iter().find(|(name, _)| *name == mechanism);
-    &found.unwrap_or_else(|| panic!("add a row for {mechanism} to NAMES in tests/conformance/fixtures.rs")).1
+    &found
+        .unwrap_or_else(|| {
+            panic!("add a row for {mechanism} to NAMES in tests/conformance/fixtures/names.rs")
+        })
+        .1
 }
 
 #[test]
