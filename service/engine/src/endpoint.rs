@@ -218,7 +218,7 @@ impl Endpoint {
 
 /// The calls on endpoints. Each takes the [`Call`] that was admitted, and ends.
 impl Engine {
-    async fn wait_on<T>(
+    pub(crate) async fn wait_on<T>(
         &self,
         call: &Call,
         endpoint: &Endpoint,

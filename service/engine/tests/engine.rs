@@ -130,7 +130,7 @@ async fn a_lease_gives_back_when_its_last_copy_is_closed() {
     let holder = call(&engine, ":1.1");
     let address = format!("posixsem:name=/{},value=1,remove-on-close=true", unique("ipc-lease"));
     let semaphore = engine.create(&holder, &address, Dict::new()).await.unwrap();
-    let lease = engine.acquire(&holder, &semaphore, 1000).await.unwrap();
+    let lease = engine.acquire(&holder, &semaphore, 1000, &Dict::new()).await.unwrap();
     assert_eq!(semaphore.semaphore().unwrap().value().unwrap(), 0);
     let copy = lease.try_clone().unwrap();
     drop(lease);

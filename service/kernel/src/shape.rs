@@ -258,8 +258,16 @@ pub trait Memory: Send + Sync {
 /// An operation of a System V set: semaphore number, operation, flags.
 pub type SemaphoreOperation = (u16, i16, u16);
 
-/// A counter to wait on.
+/// What was taken on a lease; it goes back when this is dropped.
+pub type Held = Box<dyn Send>;
+
+/// A counter to wait on, or a set of them.
 pub trait Semaphore: Send + Sync {
+    /// The semaphore of a set that is meant where no number is given.
+    fn number(&self) -> u16 {
+        0
+    }
+
     /// Adds to the value and wakes waiters.
     fn post(&self, count: u32) -> Result<()>;
 
@@ -267,6 +275,10 @@ pub trait Semaphore: Send + Sync {
     fn wait(&self) -> Result<Attempt<()>>;
 
     fn value(&self) -> Result<i32>;
+
+    /// Does the operations, all or nothing, and undoes them when what is returned is dropped, or
+    /// this process ends in any way that the kernel undoes them after.
+    fn acquire(&self, operations: &[SemaphoreOperation]) -> Result<Attempt<Held>>;
 
     /// All or nothing over a set.
     fn operate(&self, _operations: &[SemaphoreOperation]) -> Result<Attempt<()>> {
@@ -277,11 +289,19 @@ pub trait Semaphore: Send + Sync {
         Ok(vec![self.value()?])
     }
 
-    fn set_values(&self, _values: &[i32]) -> Result<()> {
-        Err(Error::not_supported(
-            "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
-        ))
+    fn set_value(&self, _value: i32) -> Result<()> {
+        Err(no_setting())
     }
+
+    fn set_values(&self, _values: &[i32]) -> Result<()> {
+        Err(no_setting())
+    }
+}
+
+fn no_setting() -> Error {
+    Error::not_supported(
+        "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
+    )
 }
 
 /// Something that happened.

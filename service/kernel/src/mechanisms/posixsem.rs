@@ -22,11 +22,12 @@ use crate::{
     dict,
     error::Attempted,
     fd::{self, retry},
+    leases::{self, Lent},
     mechanism::{Adoption, Column, Permissions},
     named_file::{self, Identity},
     proc,
     semaphore_word::{self, SemaphoreWord, State},
-    shape::{Semaphore, Shape},
+    shape::{Held, Semaphore, SemaphoreOperation, Shape},
 };
 
 use super::MODE;
@@ -55,6 +56,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Column { key: "modified", kind: "t", summary: "Time of creation or of the last write(2); Post and Wait do not change it" },
         Column { key: "changed", kind: "t", summary: "Time of the last change of mode, owner or links" },
         Column { key: "holders", kind: "aa{sv}", summary: "Processes that have it open: pid, command, mapped or fd, access" },
+        Column { key: "stale", kind: "b", summary: "The value is 0 and nobody is known who could have it; see below" },
     ],
     open_parameters: &[],
     create,
@@ -89,7 +91,11 @@ the file for mmap(2) (32 bytes, a `sem_t`). `Remove` unlinks the name; those who
 keep it (sem_unlink(3)).
 
 A semaphore has no owner: a process that dies while it holds one leaves the value low for ever. `Acquire`
-gives a lease that does not; `Post` repairs. `waiters` in `Inspect()` counts what the word says; a waiter
+gives a lease that does not. `stale` in `Inspect()` and `List()` says that this has come about, as far as can be
+seen: the value is 0, no other living process that the caller may look into has the semaphore open or mapped, and
+this user's service holds no lease of it. Who took it through `Wait` is not known, only who has a lease. `Post`
+repairs a stale semaphore: it puts back what the dead process took. `detached` in `Inspect()` says that the name
+means another semaphore by now, or none. `waiters` in `Inspect()` counts what the word says; a waiter
 that was killed stays counted, which costs a wasted wake-up for each post and nothing else.
 
 systemd-logind with `RemoveIPC=yes` removes a user's semaphores at the end of his last session.
@@ -197,7 +203,6 @@ fn list() -> Result<Vec<Dict>> {
             "address" => address(name).to_string(),
             "owner" => stat.st_uid,
             "group" => stat.st_gid,
-            "holders" => holders,
         };
         row.insert("name".into(), Value::text_or_bytes(&[b"/", name].concat()));
         row.extend(named_file::inspect(&stat).into_iter().filter(|(key, _)| {
@@ -207,10 +212,21 @@ fn list() -> Result<Vec<Dict>> {
             // Not everything of 32 bytes is a semaphore.
             let Ok((_, Some(state))) = examine(&file) else { continue };
             row.extend(state_dict(state));
+            let stale = is_stale(state, &holders, Lent::Word(Identity::from(&stat), 0));
+            row.insert("stale".into(), stale.into());
         }
+        row.insert("holders".into(), holders.into());
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// Whether it is taken, and nobody is known who could give it back. This service has it open for
+/// others; of what it took for them, leases are known to be held.
+fn is_stale(state: State, holders: &[Dict], lent: Lent) -> bool {
+    let own = i128::from(std::process::id());
+    let another = holders.iter().any(|row| row.get("pid").and_then(Value::integer) != Some(own));
+    state.value == 0 && !another && leases::count(lent) == 0
 }
 
 /// The value is a C int for every caller; a larger one can only come from a program that broke it.
@@ -252,6 +268,10 @@ impl PosixSemaphore {
         let identity = Identity::from(&fd::stat(&file)?);
         Ok(Self { word: SemaphoreWord::map(file.as_fd())?, file: file.into(), name, identity })
     }
+
+    fn lent(&self) -> Lent {
+        Lent::Word(self.identity, 0)
+    }
 }
 
 impl Endpoint for PosixSemaphore {
@@ -264,16 +284,20 @@ impl Endpoint for PosixSemaphore {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        let mut state = named_file::inspect(&fd::stat(&self.file)?);
-        state.extend(state_dict(self.word.state()?));
+        let mut inspected = named_file::inspect(&fd::stat(&self.file)?);
+        let state = self.word.state()?;
+        inspected.extend(state_dict(state));
         let named = rustix::fs::lstat(path(&self.name)).map(|stat| Identity::from(&stat));
-        state.extend(dict! {
+        let holders = proc::file_holders(&self.file)?;
+        inspected.extend(dict! {
             "path" => Value::text_or_bytes(path(&self.name).as_os_str().as_bytes()),
             // Whether sem_open(3) of the name would find another semaphore, or none.
-            "stale" => named != Ok(self.identity),
-            "holders" => proc::file_holders(&self.file)?,
+            "detached" => named != Ok(self.identity),
+            "leases" => leases::count(self.lent()),
+            "stale" => is_stale(state, &holders, self.lent()),
+            "holders" => holders,
         });
-        Ok(state)
+        Ok(inspected)
     }
 
     fn open(&self, _options: &Parameters) -> Result<OwnedFd> {
@@ -307,5 +331,39 @@ impl Semaphore for PosixSemaphore {
 
     fn value(&self) -> Result<i32> {
         Ok(as_int(self.word.state()?.value))
+    }
+
+    fn acquire(&self, operations: &[SemaphoreOperation]) -> Result<Attempt<Held>> {
+        let may_wait = match operations {
+            [(0, -1, 0)] => true,
+            [(0, -1, flags)] if i32::from(*flags) == libc::IPC_NOWAIT => false,
+            _ => {
+                return Err(Error::not_supported(
+                    "a POSIX semaphore is one semaphore, number 0, and one unit is taken at a time (sem_wait(3)); \
+                     hold several leases, or use a set (sysvsem)",
+                ));
+            }
+        };
+        match self.word.wait()? {
+            Attempt::Done(()) => Ok(Attempt::Done(Box::new(Lease {
+                word: self.word.clone(),
+                _counted: leases::Counted::new(self.lent()),
+            }))),
+            Attempt::Wait(readiness) if may_wait => Ok(Attempt::Wait(readiness)),
+            Attempt::Wait(_) => Err(Error::new(Kind::Busy, "the semaphore's value is 0 (IPC_NOWAIT)")),
+        }
+    }
+}
+
+/// One unit on a lease.
+struct Lease {
+    word: SemaphoreWord,
+    _counted: leases::Counted,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A semaphore that is at its maximum or gone needs no post.
+        let _ = self.word.post(1);
     }
 }
