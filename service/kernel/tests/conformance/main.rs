@@ -18,6 +18,7 @@ mod memory;
 mod messages;
 mod register;
 mod semaphore;
+mod sets;
 mod stream;
 mod suite;
 mod watch;
