@@ -17,7 +17,10 @@ use std::{
     },
 };
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+};
 
 use crate::{
     Error, Kind, Result,
@@ -66,7 +69,13 @@ impl Mapping {
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
         let start = unsafe { libc::shmat(shmid, std::ptr::null(), flags) };
         if start as isize == -1 {
-            return Err(Error::from_errno(error::last_errno(), attempt()));
+            return Err(match error::last_errno() {
+                // Without an address of ours, it can only be the id (shmat(2)).
+                Errno::INVAL => {
+                    Error::new(Kind::NotFound, format!("cannot {}: no segment has this id", attempt()))
+                }
+                errno => Error::from_errno(errno, attempt()),
+            });
         }
         // The id stays that of this segment: it is attached.
         // SAFETY: a zeroed shmid_ds is a valid one to be filled in.
@@ -86,7 +95,7 @@ impl Mapping {
     /// Puts a fresh mapping under guard.
     fn guarded(start: *mut libc::c_void, length: usize, writable: bool, segment: bool) -> Result<Self> {
         let start = NonNull::new(start.cast::<u8>())
-            .ok_or_else(|| Error::new(Kind::Errno(rustix::io::Errno::NOMEM), "mapped at null"))?;
+            .ok_or_else(|| Error::new(Kind::Errno(Errno::NOMEM), "mapped at null"))?;
         let Some(slot) = claim(start.as_ptr(), length) else {
             // SAFETY: mapped by the caller, and nothing refers to it.
             unsafe { unmap(start.as_ptr().cast(), length, segment) };
@@ -424,6 +433,6 @@ mod tests {
         assert_eq!(one.load(100, 4).unwrap_err().kind, Kind::InvalidArgument);
         drop((one, two));
         assert_eq!(segment.attached(), 0);
-        assert_eq!(Mapping::attach(-1, true).unwrap_err().kind, Kind::InvalidArgument);
+        assert_eq!(Mapping::attach(-1, true).unwrap_err().kind, Kind::NotFound);
     }
 }

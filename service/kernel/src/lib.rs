@@ -23,6 +23,7 @@ pub mod mechanisms;
 pub mod memory_io;
 pub mod memory_list;
 pub mod named_file;
+pub mod nameless;
 pub mod parameters;
 pub mod peer;
 pub mod pipe_io;
@@ -37,6 +38,7 @@ pub mod socket_options;
 pub mod unix;
 pub mod value;
 pub mod word;
+pub mod word_place;
 
 pub use address::Address;
 pub use error::{Error, Kind, Result};
