@@ -15,6 +15,7 @@ pub mod dev_shm;
 pub mod error;
 pub mod fd;
 pub mod fifo_ends;
+pub mod futex_word;
 pub mod guard;
 pub mod inet;
 pub mod inotify;
