@@ -11,6 +11,7 @@
 
 pub mod address;
 pub mod blocked;
+pub mod dev_shm;
 pub mod error;
 pub mod fd;
 pub mod fifo_ends;

@@ -6,20 +6,20 @@
 //! semaphores together.
 
 use std::{
-    ffi::OsStr,
-    fs,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use rustix::fs::{FileType, OFlags};
 
 use crate::{
     Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Kind, Opening, Parameter, Parameters, Result,
-    Type, Value, dict,
+    Type, Value,
+    dev_shm::{self, Entry},
+    dict,
     error::Attempted,
     fd::{self, retry},
     mechanism::{Adoption, Column, Permissions},
@@ -75,7 +75,6 @@ const NAME: Parameter =
 /// NAME_MAX without the "sem." that glibc puts before the name.
 const NAME_MAX: usize = 251;
 
-const DIRECTORY: &str = "/dev/shm";
 const PREFIX: &[u8] = b"/dev/shm/sem.";
 
 const REFERENCE: &str = "\
@@ -175,25 +174,12 @@ fn examine(file: impl AsFd) -> Result<(u64, Option<State>)> {
 
 /// The name without its slash, and the file's path.
 fn name_and_path(parameters: &Parameters) -> Result<(Vec<u8>, PathBuf)> {
-    let given = parameters.bytes("name").unwrap_or_default();
-    let invalid = |why: &str| {
-        Err(Error::invalid(format!(
-            "the semaphore name {:?} {why}; it must be a slash and 1 to {NAME_MAX} bytes without further \
-             slashes (sem_overview(7))",
-            String::from_utf8_lossy(given)
-        )))
-    };
-    match given.strip_prefix(b"/") {
-        None => invalid("does not begin with '/'"),
-        Some(b"") => invalid("is empty after the '/'"),
-        Some(name) if name.contains(&b'/') => invalid("has a second '/'"),
-        Some(name) if name.len() > NAME_MAX => invalid("is too long"),
-        Some(name) => Ok((name.to_owned(), path(name))),
-    }
+    let name = dev_shm::name(parameters.bytes("name").unwrap_or_default(), "semaphore", NAME_MAX)?;
+    Ok((name.to_owned(), path(name)))
 }
 
 fn path(name: &[u8]) -> PathBuf {
-    Path::new(DIRECTORY).join(OsStr::from_bytes(&[b"sem.", name].concat()))
+    dev_shm::path(&[dev_shm::SEMAPHORE, name].concat())
 }
 
 fn address(name: &[u8]) -> Address {
@@ -201,38 +187,27 @@ fn address(name: &[u8]) -> Address {
 }
 
 fn list() -> Result<Vec<Dict>> {
-    let entries = fs::read_dir(DIRECTORY).attempted(|| format!("list {DIRECTORY}"))?;
-    // sem_open(3) maps what it creates under a temporary name.
-    let mapped = proc::mapped(|mapped| mapped.path.starts_with(DIRECTORY.as_bytes()));
-    let held = proc::held(|link| link.starts_with(PREFIX));
     let mut rows = Vec::new();
-    for entry in entries.flatten() {
-        let file_name = entry.file_name();
-        let Some(name) = file_name.as_bytes().strip_prefix(b"sem.") else { continue };
-        let path = path(name);
-        let Ok(stat) = rustix::fs::lstat(&path) else { continue };
-        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if !regular || stat.st_size != semaphore_word::SIZE as i64 {
+    for Entry { file_name, stat, holders } in dev_shm::entries(|name| name.starts_with(dev_shm::SEMAPHORE))? {
+        let name = &file_name[dev_shm::SEMAPHORE.len()..];
+        if stat.st_size != semaphore_word::SIZE as i64 {
             continue;
         }
         let mut row = dict! {
             "address" => address(name).to_string(),
             "owner" => stat.st_uid,
             "group" => stat.st_gid,
+            "holders" => holders,
         };
         row.insert("name".into(), Value::text_or_bytes(&[b"/", name].concat()));
         row.extend(named_file::inspect(&stat).into_iter().filter(|(key, _)| {
             matches!(key.as_str(), "mode" | "inode" | "accessed" | "modified" | "changed")
         }));
-        if let Ok((file, _)) = named_file::open_regular(&path, OFlags::RDONLY, OFlags::NOFOLLOW) {
+        if let Ok((file, _)) = named_file::open_regular(&path(name), OFlags::RDONLY, OFlags::NOFOLLOW) {
             // Not everything of 32 bytes is a semaphore.
             let Ok((_, Some(state))) = examine(&file) else { continue };
             row.extend(state_dict(state));
         }
-        let link = path.as_os_str().as_bytes();
-        let mut holders = proc::holders(&held.iter().filter(|held| held.link == link).collect::<Vec<_>>());
-        holders.extend(proc::mapped_holders(mapped.iter().filter(|mapped| mapped.is(&stat))));
-        row.insert("holders".into(), holders.into());
         rows.push(row);
     }
     Ok(rows)
@@ -248,15 +223,8 @@ fn as_int(value: u32) -> i32 {
 }
 
 fn limits() -> Dict {
-    let mut limits = dict! { "SEM_VALUE_MAX" => semaphore_word::VALUE_MAX, "NAME_MAX" => NAME_MAX as u64 };
-    if let Ok(shm) = rustix::fs::statvfs(DIRECTORY) {
-        limits.extend(dict! {
-            "shm-size" => shm.f_blocks.saturating_mul(shm.f_frsize),
-            "shm-free" => shm.f_bavail.saturating_mul(shm.f_frsize),
-            "shm-files" => shm.f_files,
-            "shm-files-free" => shm.f_favail,
-        });
-    }
+    let mut limits = dev_shm::limits();
+    limits.extend(dict! { "SEM_VALUE_MAX" => semaphore_word::VALUE_MAX, "NAME_MAX" => NAME_MAX as u64 });
     limits
 }
 
@@ -267,19 +235,7 @@ fn available() -> Result<()> {
             "this program is a 32-bit one; the semaphores of 32-bit programs have another layout",
         ));
     }
-    let unavailable = |why: String| {
-        Err(Error::new(
-            Kind::Unavailable,
-            format!("{why}; mount it with: mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs {DIRECTORY}"),
-        ))
-    };
-    match rustix::fs::statfs(DIRECTORY) {
-        Err(errno) => unavailable(format!("there is no {DIRECTORY}: {}", crate::error::describe(errno))),
-        Ok(system) if system.f_type as u64 != libc::TMPFS_MAGIC as u64 => {
-            unavailable(format!("{DIRECTORY} is not a tmpfs (shm_overview(7))"))
-        }
-        Ok(_) => Ok(()),
-    }
+    dev_shm::available()
 }
 
 struct PosixSemaphore {
