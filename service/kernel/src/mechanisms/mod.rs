@@ -17,6 +17,7 @@ mechanisms! {
     pipe,
     fifo,
     posixsem,
+    futex,
     mmap,
     unix,
     inet,
