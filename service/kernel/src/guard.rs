@@ -17,20 +17,28 @@ use std::{
     },
 };
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+};
 
-use crate::{Error, Kind, Result, error::Attempted};
+use crate::{
+    Error, Kind, Result,
+    error::{self, Attempted},
+};
 
 /// How many mappings can be guarded at once.
 pub const MAX_MAPPINGS: usize = 4096;
 
-/// A shared, writable or read-only mapping of a part of a file.
+/// A shared, writable or read-only mapping of a part of a file, or of a System V segment.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
     length: usize,
     slot: usize,
     writable: bool,
+    /// Made by shmat(2), to be undone by shmdt(2).
+    segment: bool,
 }
 
 // SAFETY: the mapping is plain shared memory that is only touched with atomic operations.
@@ -49,11 +57,48 @@ impl Mapping {
             rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, fd, offset)
         }
         .attempted(|| format!("map {length} bytes of shared memory"))?;
+        Self::guarded(start, length, writable, false)
+    }
+
+    /// Attaches the whole System V segment with this id, shmat(2). It counts as attached
+    /// (`shm_nattch`) for as long as this lives.
+    pub fn attach(shmid: i32, writable: bool) -> Result<Self> {
+        install();
+        let attempt = || format!("attach the System V segment with shmid {shmid}");
+        let flags = if writable { 0 } else { libc::SHM_RDONLY };
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
+        let start = unsafe { libc::shmat(shmid, std::ptr::null(), flags) };
+        if start as isize == -1 {
+            return Err(match error::last_errno() {
+                // Without an address of ours, it can only be the id (shmat(2)).
+                Errno::INVAL => {
+                    Error::new(Kind::NotFound, format!("cannot {}: no segment has this id", attempt()))
+                }
+                errno => Error::from_errno(errno, attempt()),
+            });
+        }
+        // The id stays that of this segment: it is attached.
+        // SAFETY: a zeroed shmid_ds is a valid one to be filled in.
+        let (asked, about) = unsafe {
+            let mut about: libc::shmid_ds = std::mem::zeroed();
+            (libc::shmctl(shmid, libc::IPC_STAT, &mut about), about)
+        };
+        if asked != 0 {
+            let errno = error::last_errno();
+            // SAFETY: attached just above, and nothing refers to it.
+            unsafe { libc::shmdt(start) };
+            return Err(Error::from_errno(errno, attempt()));
+        }
+        Self::guarded(start, about.shm_segsz, writable, true)
+    }
+
+    /// Puts a fresh mapping under guard.
+    fn guarded(start: *mut libc::c_void, length: usize, writable: bool, segment: bool) -> Result<Self> {
         let start = NonNull::new(start.cast::<u8>())
-            .ok_or_else(|| Error::new(Kind::Errno(rustix::io::Errno::NOMEM), "mapped at null"))?;
+            .ok_or_else(|| Error::new(Kind::Errno(Errno::NOMEM), "mapped at null"))?;
         let Some(slot) = claim(start.as_ptr(), length) else {
-            // SAFETY: mapped just above, and nothing refers to it.
-            let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), length) };
+            // SAFETY: mapped by the caller, and nothing refers to it.
+            unsafe { unmap(start.as_ptr().cast(), length, segment) };
             return Err(Error::new(
                 Kind::LimitExceeded,
                 format!(
@@ -61,7 +106,7 @@ impl Mapping {
                 ),
             ));
         };
-        Ok(Self { start, length, slot, writable })
+        Ok(Self { start, length, slot, writable, segment })
     }
 
     pub fn len(&self) -> usize {
@@ -225,10 +270,27 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let slot = &SLOTS[self.slot];
         slot.length.store(0, Ordering::Release);
+        // What took the place of a lost segment is no longer the segment's, and shmdt(2) would leave it.
+        let segment = self.segment && !slot.lost.load(Ordering::Acquire);
         // SAFETY: this mapping's own range; nothing refers to it any more.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
+        unsafe { unmap(self.start.as_ptr().cast(), self.length, segment) };
         slot.lost.store(false, Ordering::Release);
         slot.start.store(std::ptr::null_mut(), Ordering::Release);
+    }
+}
+
+/// Undoes mmap(2), or shmat(2) where it is a segment; neither can fail for a whole mapping.
+///
+/// # Safety
+/// The range must be one mapping that nothing refers to any more.
+unsafe fn unmap(start: *mut libc::c_void, length: usize, segment: bool) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if segment {
+            libc::shmdt(start);
+        } else {
+            let _ = rustix::mm::munmap(start, length);
+        }
     }
 }
 
@@ -325,4 +387,52 @@ fn zeros(start: usize, length: usize) -> bool {
         )
     };
     mapped != libc::MAP_FAILED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A private segment, removed at the end.
+    struct Segment(i32);
+
+    impl Segment {
+        fn new(size: usize) -> Self {
+            // SAFETY: a system call without pointers.
+            let id = unsafe { libc::shmget(libc::IPC_PRIVATE, size, 0o600) };
+            assert!(id >= 0, "shmget: {}", std::io::Error::last_os_error());
+            Self(id)
+        }
+
+        fn attached(&self) -> libc::shmatt_t {
+            // SAFETY: a zeroed shmid_ds is a valid one to be filled in.
+            unsafe {
+                let mut about: libc::shmid_ds = std::mem::zeroed();
+                assert_eq!(libc::shmctl(self.0, libc::IPC_STAT, &mut about), 0);
+                about.shm_nattch
+            }
+        }
+    }
+
+    impl Drop for Segment {
+        fn drop(&mut self) {
+            // SAFETY: a system call that reads no memory for this command.
+            unsafe { libc::shmctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+        }
+    }
+
+    #[test]
+    fn a_segment_is_attached_for_as_long_as_its_mapping_lives() {
+        let segment = Segment::new(100);
+        let (one, two) =
+            (Mapping::attach(segment.0, true).unwrap(), Mapping::attach(segment.0, false).unwrap());
+        assert_eq!((one.len(), segment.attached()), (100, 2));
+        one.swap(96, 4, 7).unwrap();
+        assert_eq!(two.load(96, 4).unwrap(), 7);
+        assert_eq!(two.swap(96, 4, 8).unwrap_err().kind, Kind::PermissionDenied);
+        assert_eq!(one.load(100, 4).unwrap_err().kind, Kind::InvalidArgument);
+        drop((one, two));
+        assert_eq!(segment.attached(), 0);
+        assert_eq!(Mapping::attach(-1, true).unwrap_err().kind, Kind::NotFound);
+    }
 }

@@ -142,9 +142,7 @@ pub fn mapped(mut wanted: impl FnMut(&Mapped) -> bool) -> Vec<Mapped> {
     let mut found: Vec<Mapped> = Vec::new();
     for pid in pids() {
         let first = found.len();
-        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-        for line in maps.split(|byte| *byte == b'\n') {
-            let Some(mapping) = maps_line(pid, line) else { continue };
+        for Range { file: mapping, .. } in ranges(pid).unwrap_or_default() {
             if !wanted(&mapping) {
                 continue;
             }
@@ -158,19 +156,47 @@ pub fn mapped(mut wanted: impl FnMut(&Mapped) -> bool) -> Vec<Mapped> {
     found
 }
 
+/// One mapping of a file.
+#[derive(Debug, Clone)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// MAP_SHARED.
+    pub shared: bool,
+    pub file: Mapped,
+}
+
+/// The mappings of files that a process has; an error where the caller may not look.
+pub fn ranges(pid: u32) -> std::io::Result<Vec<Range>> {
+    let maps = fs::read(format!("/proc/{pid}/maps"))?;
+    Ok(maps.split(|byte| *byte == b'\n').filter_map(|line| maps_line(pid, line)).collect())
+}
+
 /// `start-end perms offset major:minor inode path` (proc_pid_maps(5)); `None` for anonymous memory.
-fn maps_line(pid: u32, line: &[u8]) -> Option<Mapped> {
+fn maps_line(pid: u32, line: &[u8]) -> Option<Range> {
     let mut fields = line.splitn(6, |byte| *byte == b' ');
-    let (_range, permissions, _offset) = (fields.next()?, fields.next()?, fields.next()?);
-    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
-    let inode = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let path = fields.next()?.trim_ascii_start();
-    (inode != 0).then_some(Mapped {
-        pid,
-        device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
-        inode,
-        path: path.to_owned(),
-        writable: permissions.get(1) == Some(&b'w'),
+    let mut next = || fields.next();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = std::str::from_utf8(next()?).ok()?.split_once('-')?;
+    let permissions = next()?;
+    let offset = std::str::from_utf8(next()?).ok()?;
+    let (major, minor) = std::str::from_utf8(next()?).ok()?.split_once(':')?;
+    let inode = std::str::from_utf8(next()?).ok()?.parse().ok()?;
+    let path = next()?.trim_ascii_start();
+    (inode != 0).then_some(Range {
+        start: hex(start)?,
+        end: hex(end)?,
+        offset: hex(offset)?,
+        shared: permissions.get(3) == Some(&b's'),
+        file: Mapped {
+            pid,
+            device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+            inode,
+            path: path.to_owned(),
+            writable: permissions.get(1) == Some(&b'w'),
+        },
     })
 }
 

@@ -114,6 +114,7 @@ impl SemaphoreWord {
             offset: VALUE,
             expected: 0,
             token: Some(Box::new(waiter)),
+            exact: None,
         })))
     }
 

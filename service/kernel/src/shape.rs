@@ -5,7 +5,7 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
-use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, mechanism::End};
+use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, futex_word::FutexWord, mechanism::End};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,12 +15,20 @@ pub enum Shape {
     Messages,
     Memory,
     Semaphore,
+    Futex,
     Watch,
 }
 
 impl Shape {
-    pub const ALL: &[Shape] =
-        &[Self::Stream, Self::Listener, Self::Messages, Self::Memory, Self::Semaphore, Self::Watch];
+    pub const ALL: &[Shape] = &[
+        Self::Stream,
+        Self::Listener,
+        Self::Messages,
+        Self::Memory,
+        Self::Semaphore,
+        Self::Futex,
+        Self::Watch,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -29,6 +37,7 @@ impl Shape {
             Self::Messages => "messages",
             Self::Memory => "memory",
             Self::Semaphore => "semaphore",
+            Self::Futex => "futex",
             Self::Watch => "watch",
         }
     }
@@ -302,6 +311,19 @@ fn no_setting() -> Error {
     Error::not_supported(
         "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
     )
+}
+
+/// A word of 32 bits to wait on, futex(2).
+pub trait Futex: Send + Sync {
+    /// The word as it is mapped at this moment; `Gone` while its memory is too short.
+    fn word(&self) -> Result<FutexWord>;
+
+    /// Whether touching it may wait for a disk or a file system of somebody's making.
+    fn may_block(&self) -> bool;
+
+    /// Does for the word of a robust mutex whose owner is dead what the kernel would have done at
+    /// his end; says how many waiters were woken.
+    fn repair(&self) -> Result<u32>;
 }
 
 /// Something that happened.

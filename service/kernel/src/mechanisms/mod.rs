@@ -18,6 +18,7 @@ mechanisms! {
     fifo,
     sysvsem,
     posixsem,
+    futex,
     mmap,
     unix,
     inet,
