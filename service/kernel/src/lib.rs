@@ -36,6 +36,7 @@ pub mod sock_diag;
 pub mod socket_io;
 pub mod socket_messages;
 pub mod socket_options;
+pub mod sysv;
 pub mod unix;
 pub mod value;
 pub mod word;

@@ -30,6 +30,9 @@ pub enum Type {
     Word(&'static [&'static str]),
     /// Words of a set, joined with `+` in an address; D-Bus `as`.
     Words(&'static [&'static str]),
+    /// A System V key: 32 bits, decimal or `0x…`, or one of the words; D-Bus `u`, or `s` as in an
+    /// address.
+    Key { words: &'static [&'static str] },
     /// A file name or other bytes; D-Bus `s`, or `ay` where it is not UTF-8.
     Path,
 }
@@ -39,7 +42,7 @@ impl Type {
     pub fn signature(self) -> &'static str {
         match self {
             Self::Bool => "b",
-            Self::U32 { .. } | Self::Mode => "u",
+            Self::U32 { .. } | Self::Mode | Self::Key { .. } => "u",
             Self::I32 { .. } => "i",
             Self::U64 { .. } | Self::Size { .. } => "t",
             Self::Text | Self::Word(_) | Self::Path => "s",
@@ -63,6 +66,11 @@ impl Type {
             Self::Words(words) => {
                 format!("words out of {}, joined with '+' (D-Bus type as)", words.join(", "))
             }
+            Self::Key { words } => format!(
+                "a key of 32 bits, decimal or 0x…{}{} (D-Bus type u, or s)",
+                if words.is_empty() { "" } else { ", or one of " },
+                words.join(", ")
+            ),
             Self::Path => "a path or name without NUL bytes (D-Bus type s, or ay)".into(),
         }
     }
@@ -79,7 +87,7 @@ impl Type {
             Self::U64 { .. } => self.check(Value::U64(whole(text)?.try_into().ok()?)),
             Self::Size { .. } => self.check(Value::U64(size(text)?)),
             Self::Mode => self.check(Value::U32(u32::from_str_radix(text, 8).ok()?)),
-            Self::Text | Self::Word(_) => self.check(Value::Text(text.to_owned())),
+            Self::Text | Self::Word(_) | Self::Key { .. } => self.check(Value::Text(text.to_owned())),
             Self::Words(_) => self.check(Value::Texts(text.split('+').map(str::to_owned).collect())),
             Self::Path => None,
         }
@@ -120,6 +128,11 @@ impl Type {
                 }
                 _ => None,
             },
+            Self::Key { words } => match value {
+                Value::Text(text) if words.contains(&text.as_str()) => Some(Value::Text(text)),
+                Value::Text(text) => key(whole(&text)?),
+                number => key(number.integer()?),
+            },
             Self::Path => match value {
                 Value::Text(text) => self.parse(text.as_bytes()),
                 Value::Bytes(bytes) => self.parse(&bytes),
@@ -139,6 +152,12 @@ fn whole(text: &str) -> Option<i128> {
         None => digits.parse().ok()?,
     };
     Some(if negative { -number } else { number })
+}
+
+/// C programs write keys as signed numbers and as unsigned ones.
+fn key(number: i128) -> Option<Value> {
+    let bits = u32::try_from(number).or_else(|_| i32::try_from(number).map(i32::cast_unsigned));
+    bits.ok().map(Value::U32)
 }
 
 fn size(text: &str) -> Option<u64> {

@@ -253,6 +253,7 @@ fn wrong_parameters_are_named() {
                 let beyond = match parameter.kind {
                     Type::U32 { max, .. } => Some(i128::from(max) + 1),
                     Type::I32 { max, .. } => Some(i128::from(max) + 1),
+                    Type::Key { .. } => Some(i128::from(u32::MAX) + 1),
                     Type::U64 { max, .. } | Type::Size { max, .. } => Some(i128::from(max) + 1),
                     _ => None,
                 };
@@ -280,6 +281,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Text => "x".into(),
         Type::Word(words) => words[0].into(),
         Type::Words(words) => vec![words[0].to_owned()].into(),
+        Type::Key { .. } => 1u32.into(),
         Type::Path => "/x".into(),
     }
 }
