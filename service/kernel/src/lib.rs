@@ -21,6 +21,7 @@ pub mod mechanism;
 pub mod mechanisms;
 pub mod memory_io;
 pub mod memory_list;
+pub mod mqueue;
 pub mod named_file;
 pub mod parameters;
 pub mod peer;
