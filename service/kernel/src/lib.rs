@@ -28,6 +28,7 @@ pub mod mechanisms;
 pub mod memory_file;
 pub mod memory_io;
 pub mod memory_list;
+pub mod mqueue;
 pub mod named_file;
 pub mod nameless;
 pub mod parameters;
