@@ -14,7 +14,7 @@ use std::{
 use event_listener::Event;
 use ipc_kernel::{
     Attempt, Descriptor, Dict, Error, Kind, Result, Value, mechanism,
-    shape::{Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
+    shape::{Futex, Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
 };
 
 use crate::{
@@ -124,6 +124,10 @@ impl Endpoint {
         self.kernel.semaphore().ok_or_else(|| self.lacks(Shape::Semaphore))
     }
 
+    pub fn futex(&self) -> Result<&dyn Futex> {
+        self.kernel.futex().ok_or_else(|| self.lacks(Shape::Futex))
+    }
+
     fn lacks(&self, shape: Shape) -> Error {
         let shapes: Vec<_> = self.shapes.iter().map(|shape| shape.name()).collect();
         Error::not_supported(format!(
@@ -218,7 +222,7 @@ impl Endpoint {
 
 /// The calls on endpoints. Each takes the [`Call`] that was admitted, and ends.
 impl Engine {
-    async fn wait_on<T>(
+    pub(crate) async fn wait_on<T>(
         &self,
         call: &Call,
         endpoint: &Endpoint,
