@@ -53,13 +53,18 @@ impl Scratch {
         self.directory.path().join(name())
     }
 
+    /// Does something when the check ends.
+    pub fn finally(&mut self, cleanup: impl FnOnce() + 'static) {
+        self.cleanups.push(Box::new(cleanup));
+    }
+
     /// Removes what has this address for Attach, if it is still there.
     pub fn remove_later(&mut self, address: String) {
-        self.cleanups.push(Box::new(move || {
+        self.finally(move || {
             if let Ok(endpoint) = suite::attach(&address) {
                 let _ = endpoint.remove();
             }
-        }));
+        });
     }
 }
 
