@@ -15,6 +15,7 @@ use zbus::{Message, ObjectPath, Variant, fdo, object_server::Interface};
 use crate::{
     interfaces::{
         self,
+        futex::Futex,
         listener::Listener,
         messages::Messages,
         object_manager, relay,
@@ -139,6 +140,7 @@ impl Announcer {
                     ObjectPath::try_from(format!("{}/{id}", paths::node(endpoint.mechanism.name)))?;
                 signal::<Listener, _>(to, path, "Accepted", &(seq, accepted))
             }
+            Happening::Woken(value) => signal::<Futex, _>(to, path, "Woken", &(seq, value)),
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
         }
     }

@@ -14,7 +14,7 @@ use std::{
 use event_listener::Event;
 use ipc_kernel::{
     Attempt, Descriptor, Dict, Error, Kind, Result, Value, mechanism,
-    shape::{Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
+    shape::{Futex, Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
 };
 
 use crate::{
@@ -122,6 +122,10 @@ impl Endpoint {
 
     pub fn semaphore(&self) -> Result<&dyn Semaphore> {
         self.kernel.semaphore().ok_or_else(|| self.lacks(Shape::Semaphore))
+    }
+
+    pub fn futex(&self) -> Result<&dyn Futex> {
+        self.kernel.futex().ok_or_else(|| self.lacks(Shape::Futex))
     }
 
     fn lacks(&self, shape: Shape) -> Error {

@@ -24,6 +24,8 @@ pub enum Happening {
     Accepted(u64),
     /// Something is waiting to be received (option `notify`).
     Ready,
+    /// A futex was woken (option `notify`): its value then.
+    Woken(u32),
 }
 
 impl Happening {
@@ -31,7 +33,7 @@ impl Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len(),
             Self::Received { data, .. } => data.len(),
-            Self::Overflow | Self::Accepted(_) | Self::Ready => 0,
+            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::Woken(_) => 0,
         }
     }
 }

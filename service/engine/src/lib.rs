@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod engine;
 pub mod events;
 pub mod flag;
+pub mod futex;
 pub mod lease;
 pub mod lifetime;
 pub mod limits;

@@ -6,11 +6,11 @@ use ipc_limits::{any, limits, positive};
 
 limits! {
     /// Calls in flight of one connection.
-    calls_per_connection("calls-per-connection") = 16, "positive" at most 64;
+    calls_per_connection("calls-per-connection") = 16, "positive" at most 16384;
     /// Calls in flight in all.
-    calls("calls") = 64, "positive" at most 256;
+    calls("calls") = 64, "positive" at most 16384;
     /// Waits at once: calls that did not complete at once, and leases being waited for.
-    waits("waits") = 32, "positive" at most 128;
+    waits("waits") = 32, "positive" at most 16384;
     /// Endpoints, without watches.
     endpoints("endpoints") = 256, "any" at most 4096;
     /// Relays.

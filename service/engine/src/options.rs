@@ -10,7 +10,7 @@ pub static OPTIONS: &[Parameter] = &[
     Parameter::new("lifetime", Type::Text, "service: until Close or the service's stop; client: until the creating connection ends; pid:N: until that process ends")
         .default("service"),
     Parameter::new("deliver", Type::Bool, "Take bytes or messages as they come and send them as signals Received").default("false"),
-    Parameter::new("notify", Type::Bool, "Send a signal Ready when a message waits; nothing is taken").default("false"),
+    Parameter::new("notify", Type::Bool, "Messages: send a signal Ready when one waits; nothing is taken. Futexes: send a signal Woken for each wake-up, and take it").default("false"),
     Parameter::new("accept", Type::Bool, "Accept connections as they come and send signals Accepted").default("false"),
 ];
 
