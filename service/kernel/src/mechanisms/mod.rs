@@ -16,6 +16,8 @@ macro_rules! mechanisms {
 mechanisms! {
     pipe,
     fifo,
+    posixmq,
+    posixshm,
     sysvsem,
     posixsem,
     futex,

@@ -196,7 +196,13 @@ fn lists_have_the_declared_columns() {
         if (descriptor.available)().is_err() {
             return;
         }
-        for row in (descriptor.list)().expect("list") {
+        let rows = (descriptor.list)().unwrap_or_else(|error| {
+            // What lists the objects may be missing where what makes them is not.
+            assert_eq!(error.kind, Kind::Unavailable, "{error}");
+            eprintln!("SKIPPED: {}: {error}", descriptor.name);
+            Vec::new()
+        });
+        for row in rows {
             for (key, value) in &row {
                 let column = descriptor.columns.iter().find(|column| column.key == key);
                 let column = column.unwrap_or_else(|| panic!("the column {key:?} is not declared: {row:?}"));
