@@ -13,6 +13,8 @@ use crate::named_file::Identity;
 pub enum Lent {
     /// A word in memory: the file, and the offset in it.
     Word(Identity, u64),
+    /// A word in a System V segment: its id, and the offset in it.
+    Segment(i32, u64),
     /// A System V set: its id.
     Set(i32),
 }

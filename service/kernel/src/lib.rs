@@ -36,6 +36,8 @@ pub mod peer;
 pub mod pipe_io;
 pub mod proc;
 pub mod relay_io;
+pub mod semaphore_lease;
+pub mod semaphore_place;
 pub mod semaphore_word;
 pub mod shape;
 pub mod sock_diag;

@@ -1,9 +1,9 @@
-//! Named POSIX semaphores, sem_overview(7), as glibc makes them.
+//! POSIX semaphores, sem_overview(7), as glibc makes them.
 //!
 //! A named semaphore is a file `/dev/shm/sem.NAME` with a `sem_t` in it. The kernel knows nothing
 //! of it: programs that map the file change the word in it and sleep on it as a futex, and so do
 //! we ([`SemaphoreWord`]). The service never sleeps in sem_wait(3); it waits for the words of all
-//! semaphores together.
+//! semaphores together. Unnamed ones are in `semaphore_place.rs`.
 
 use std::{
     os::{
@@ -26,8 +26,11 @@ use crate::{
     mechanism::{Adoption, Column, Permissions},
     named_file::{self, Identity},
     proc,
+    semaphore_lease::{self, as_int, state_dict},
+    semaphore_place::{PlacedSemaphore, SHM},
     semaphore_word::{self, SemaphoreWord, State},
     shape::{Held, Semaphore, SemaphoreOperation, Shape},
+    word_place,
 };
 
 use super::MODE;
@@ -35,14 +38,30 @@ use super::MODE;
 pub static DESCRIPTOR: Descriptor = Descriptor {
     name: "posixsem",
     schemes: &["posixsem"],
-    summary: "Named POSIX semaphores, shared with programs that call sem_open(3)",
+    summary: "POSIX semaphores, shared with programs that call sem_open(3) or sem_init(3)",
     shapes: &[Shape::Semaphore],
     create_parameters: &[
         NAME,
+        word_place::shm(SHM),
+        word_place::PATH,
+        word_place::INODE,
+        word_place::PID,
+        word_place::FD,
+        word_place::SHMID,
+        word_place::OFFSET,
         Parameter::new("value", Type::U32 { min: 0, max: semaphore_word::VALUE_MAX }, "Initial value").default("1"),
         MODE,
     ],
-    attach_parameters: &[NAME],
+    attach_parameters: &[
+        NAME,
+        word_place::shm(SHM),
+        word_place::PATH,
+        word_place::INODE,
+        word_place::PID,
+        word_place::FD,
+        word_place::SHMID,
+        word_place::OFFSET,
+    ],
     columns: &[
         Column { key: "name", kind: "s", summary: "Name for sem_open(3) (ay where it is not UTF-8)" },
         Column { key: "address", kind: "s", summary: "Address for Attach" },
@@ -67,57 +86,21 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available,
     driver: None,
-    reference: REFERENCE,
+    reference: include_str!("posixsem.md"),
 };
 
 const NAME: Parameter =
-    Parameter::new("name", Type::Path, "A slash and 1 to 251 bytes without further slashes, as for sem_open(3)")
-        .required();
+    Parameter::new("name", Type::Path, "A slash and 1 to 251 bytes without further slashes, as for sem_open(3)");
 
 /// NAME_MAX without the "sem." that glibc puts before the name.
 const NAME_MAX: usize = 251;
 
 const PREFIX: &[u8] = b"/dev/shm/sem.";
 
-const REFERENCE: &str = "\
-A named semaphore is a counter that processes share by its name: `posixsem:name=/jobs` is what C
-programs call `sem_open(\"/jobs\")`. The service follows glibc's protocol on 64-bit machines exactly: a
-`Post` wakes a program in sem_wait(3), and sem_post(3) wakes a `Wait`. Programs with another layout (32-bit
-ones, and those of other C libraries) do not share semaphores with glibc, nor with this service.
-
-`Create` appears under its name only when it is complete, as in sem_open(3); `mode` is exact whatever the
-umask. `Attach` needs read and write permission. `Post` adds all of its count or nothing. `Open` hands out
-the file for mmap(2) (32 bytes, a `sem_t`). `Remove` unlinks the name; those who have the semaphore open
-keep it (sem_unlink(3)).
-
-A semaphore has no owner: a process that dies while it holds one leaves the value low for ever. `Acquire`
-gives a lease that does not. `stale` in `Inspect()` and `List()` says that this has come about, as far as can be
-seen: the value is 0, no other living process that the caller may look into has the semaphore open or mapped, and
-this user's service holds no lease of it. Who took it through `Wait` is not known, only who has a lease. `Post`
-repairs a stale semaphore: it puts back what the dead process took. `detached` in `Inspect()` says that the name
-means another semaphore by now, or none. `waiters` in `Inspect()` counts what the word says; a waiter
-that was killed stays counted, which costs a wasted wake-up for each post and nothing else.
-
-systemd-logind with `RemoveIPC=yes` removes a user's semaphores at the end of his last session.
-
-| error | when |
-| --- | --- |
-| `InvalidArgument` | the name breaks the rules; the file of that name is no semaphore of 32 bytes; `Post` with count 0 |
-| `Exists` | `Create` finds the name taken |
-| `NotFound` | `Attach` finds no semaphore of that name |
-| `PermissionDenied` | the mode lets the caller not read and write it |
-| `LimitExceeded` | the value would exceed 2147483647 (SEM_VALUE_MAX); /dev/shm is full |
-| `Gone` | another process truncated the file; `Remove`: the name was removed or taken by another object |
-| `Busy` | `Wait` that may not wait, while the value is 0 |
-| `Unavailable` | /dev/shm is not mounted |
-
-Sources: sem_overview(7), sem_open(3), sem_post(3), sem_wait(3), futex(2), shm_overview(7).
-
-Not offered: unnamed semaphores at an offset in shared memory, because the memory mechanisms' words and
-`CompareExchange` serve them, and a `sem_t` cannot be told from other bytes there; setting the value,
-because POSIX has no such operation.";
-
 fn create(parameters: &Parameters) -> Result<Opening> {
+    if in_memory(parameters)? {
+        return Ok(PlacedSemaphore::create(parameters)?.into());
+    }
     let (name, path) = name_and_path(parameters)?;
     // The table has a default.
     let bytes = semaphore_word::initial(parameters.u32("value").unwrap_or(1));
@@ -132,6 +115,9 @@ fn create(parameters: &Parameters) -> Result<Opening> {
 }
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
+    if in_memory(parameters)? {
+        return Ok(PlacedSemaphore::attach(parameters)?.into());
+    }
     let (name, path) = name_and_path(parameters)?;
     let (file, _) = named_file::open_regular(&path, OFlags::RDWR, OFlags::NOFOLLOW).map_err(|error| {
         if error.kind == Kind::PermissionDenied {
@@ -178,6 +164,19 @@ fn examine(file: impl AsFd) -> Result<(u64, Option<State>)> {
     Ok((size, whole.then_some(bytes).and_then(|bytes| semaphore_word::parse(&bytes))))
 }
 
+/// Whether it is an unnamed one, at a place in shared memory.
+fn in_memory(parameters: &Parameters) -> Result<bool> {
+    match (parameters.has(NAME.key), word_place::is_given(parameters, SHM)) {
+        (true, false) => Ok(false),
+        (false, true) => Ok(true),
+        (true, true) => Err(Error::invalid("give either the name of a semaphore, or the memory that one is in")),
+        (false, false) => Err(Error::invalid(
+            "the key \"name\" is missing: the name of a semaphore; or say which memory it is in, by shm, path, inode, \
+             pid and fd, or shmid, and at which offset",
+        )),
+    }
+}
+
 /// The name without its slash, and the file's path.
 fn name_and_path(parameters: &Parameters) -> Result<(Vec<u8>, PathBuf)> {
     let name = dev_shm::name(parameters.bytes("name").unwrap_or_default(), "semaphore", NAME_MAX)?;
@@ -212,30 +211,13 @@ fn list() -> Result<Vec<Dict>> {
             // Not everything of 32 bytes is a semaphore.
             let Ok((_, Some(state))) = examine(&file) else { continue };
             row.extend(state_dict(state));
-            let stale = is_stale(state, &holders, Lent::Word(Identity::from(&stat), 0));
+            let stale = semaphore_lease::is_stale(state, &holders, Lent::Word(Identity::from(&stat), 0));
             row.insert("stale".into(), stale.into());
         }
         row.insert("holders".into(), holders.into());
         rows.push(row);
     }
     Ok(rows)
-}
-
-/// Whether it is taken, and nobody is known who could give it back. This service has it open for
-/// others; of what it took for them, leases are known to be held.
-fn is_stale(state: State, holders: &[Dict], lent: Lent) -> bool {
-    let own = i128::from(std::process::id());
-    let another = holders.iter().any(|row| row.get("pid").and_then(Value::integer) != Some(own));
-    state.value == 0 && !another && leases::count(lent) == 0
-}
-
-/// The value is a C int for every caller; a larger one can only come from a program that broke it.
-fn state_dict(state: State) -> Dict {
-    dict! { "value" => as_int(state.value), "waiters" => state.waiters }
-}
-
-fn as_int(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
 }
 
 fn limits() -> Dict {
@@ -294,7 +276,7 @@ impl Endpoint for PosixSemaphore {
             // Whether sem_open(3) of the name would find another semaphore, or none.
             "detached" => named != Ok(self.identity),
             "leases" => leases::count(self.lent()),
-            "stale" => is_stale(state, &holders, self.lent()),
+            "stale" => semaphore_lease::is_stale(state, &holders, self.lent()),
             "holders" => holders,
         });
         Ok(inspected)
@@ -319,10 +301,7 @@ impl Endpoint for PosixSemaphore {
 
 impl Semaphore for PosixSemaphore {
     fn post(&self, count: u32) -> Result<()> {
-        if count == 0 {
-            return Err(Error::invalid("the count of a post must be at least 1"));
-        }
-        self.word.post(count)
+        semaphore_lease::post(&self.word, count)
     }
 
     fn wait(&self) -> Result<Attempt<()>> {
@@ -334,36 +313,6 @@ impl Semaphore for PosixSemaphore {
     }
 
     fn acquire(&self, operations: &[SemaphoreOperation]) -> Result<Attempt<Held>> {
-        let may_wait = match operations {
-            [(0, -1, 0)] => true,
-            [(0, -1, flags)] if i32::from(*flags) == libc::IPC_NOWAIT => false,
-            _ => {
-                return Err(Error::not_supported(
-                    "a POSIX semaphore is one semaphore, number 0, and one unit is taken at a time (sem_wait(3)); \
-                     hold several leases, or use a set (sysvsem)",
-                ));
-            }
-        };
-        match self.word.wait()? {
-            Attempt::Done(()) => Ok(Attempt::Done(Box::new(Lease {
-                word: self.word.clone(),
-                _counted: leases::Counted::new(self.lent()),
-            }))),
-            Attempt::Wait(readiness) if may_wait => Ok(Attempt::Wait(readiness)),
-            Attempt::Wait(_) => Err(Error::new(Kind::Busy, "the semaphore's value is 0 (IPC_NOWAIT)")),
-        }
-    }
-}
-
-/// One unit on a lease.
-struct Lease {
-    word: SemaphoreWord,
-    _counted: leases::Counted,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // A semaphore that is at its maximum or gone needs no post.
-        let _ = self.word.post(1);
+        semaphore_lease::acquire(&self.word, self.lent(), operations)
     }
 }
