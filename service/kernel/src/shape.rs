@@ -131,6 +131,12 @@ pub trait Messages: Send + Sync {
         Err(Error::not_supported("the kernel cannot peek at this queue"))
     }
 
+    /// Gives back a message that was taken and that nobody will be given here any more, for whoever
+    /// else receives from the queue. False where the kernel cannot have it back.
+    fn put_back(&self, _message: &Message) -> bool {
+        false
+    }
+
     /// What to wait for before a message can be received, without receiving it.
     fn arrival(&self) -> Result<Attempt<()>>;
 
