@@ -14,6 +14,7 @@ pub mod flag;
 pub mod lease;
 pub mod lifetime;
 pub mod limits;
+pub mod messages;
 mod news;
 pub mod options;
 pub mod pump;

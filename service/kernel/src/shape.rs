@@ -5,7 +5,7 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
-use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, mechanism::End};
+use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, blocked::Sent, mechanism::End};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,11 +99,14 @@ pub struct Outgoing<'a> {
     pub data: &'a [u8],
     pub attributes: &'a Dict,
     pub fds: &'a [Fd],
+    /// Of this message alone: the same at each attempt to send it.
+    pub sent: &'a Sent,
 }
 
 /// Bytes with borders.
 pub trait Messages: Send + Sync {
-    /// Sends the whole message or nothing.
+    /// Sends the whole message or nothing. Where the wait itself sends it ([`Sent`]), the attempt
+    /// after it says so.
     fn send(&self, message: Outgoing<'_>) -> Result<Attempt<()>>;
 
     /// Takes a message. An empty `selector` takes the next one; what else it may hold is the
@@ -119,6 +122,9 @@ pub trait Messages: Send + Sync {
     fn peek(&self, _selector: &Dict) -> Result<Attempt<Message>> {
         Err(Error::not_supported("the kernel cannot peek at this queue"))
     }
+
+    /// Returns a message that was taken and that nobody will fetch any more, where that is possible.
+    fn give_back(&self, _message: Message) {}
 
     /// What to wait for before a message can be received, without receiving it.
     fn arrival(&self) -> Result<Attempt<()>>;
