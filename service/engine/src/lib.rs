@@ -15,6 +15,7 @@ pub mod futex;
 pub mod lease;
 pub mod lifetime;
 pub mod limits;
+pub mod messages;
 mod news;
 pub mod options;
 pub mod pump;

@@ -247,7 +247,8 @@ async fn queue(world: &World, attributes: &str) -> Arc<Endpoint> {
 
 async fn send(world: &World, queue: &Arc<Endpoint>, data: &[u8], priority: u32) {
     let attributes = dict! { "priority" => priority };
-    let message = ipc_kernel::shape::Outgoing { data, attributes: &attributes, fds: &[] };
+    let message =
+        ipc_kernel::shape::Outgoing { data, attributes: &attributes, fds: &[], sent: &Default::default() };
     world.engine.send(&world.call, queue, message, 10_000).await.unwrap();
 }
 

@@ -9,7 +9,10 @@
 //! table that is part of each id: like /proc/sysvipc, they need no read permission.
 
 mod key;
+pub mod message_queue;
+pub mod queue;
 mod row;
+pub mod selector;
 pub mod set;
 pub mod set_waits;
 pub mod undo;
@@ -54,10 +57,9 @@ pub trait Family: Send + Sync + 'static {
 
     /// The meaning of an errno of msgget(2), shmget(2) or semget(2).
     fn get_error(errno: Errno, attempt: String) -> Error {
-        let error = Error::from_errno(errno, attempt);
         match errno {
-            Errno::EXIST => error.help("Attach opens it; or let Create choose with key=random"),
-            _ => error,
+            Errno::EXIST => exists(attempt),
+            _ => Error::from_errno(errno, attempt),
         }
     }
 
@@ -65,6 +67,11 @@ pub trait Family: Send + Sync + 'static {
     fn set_qbytes(_state: &mut Self::State, _qbytes: u64) -> Result<()> {
         Err(Error::invalid("only System V message queues have qbytes"))
     }
+}
+
+/// Create found the key taken.
+fn exists(attempt: String) -> Error {
+    Error::from_errno(Errno::EXIST, attempt).help("Attach opens it; or let Create choose with key=random")
 }
 
 /// The result of a call of the C library that returns -1 and sets errno.

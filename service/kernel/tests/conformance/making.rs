@@ -80,6 +80,13 @@ pub fn name() -> String {
     format!("ipc-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A System V key that no other test has: random, so that no other program has it either.
+pub fn key() -> u32 {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("random bytes");
+    u32::from_ne_bytes(bytes).max(1)
+}
+
 pub fn created(address: &str) -> Box<dyn Endpoint> {
     suite::create(address).unwrap_or_else(|error| panic!("cannot create {address}: {error}"))
 }
