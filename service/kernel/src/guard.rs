@@ -4,7 +4,8 @@
 //! through a handler that marks the mapping as lost and puts zeros in its place, so that the access
 //! returns and the caller gets `Gone`. (libwayland guards its shared buffers in the same way.) A
 //! lost mapping stays lost: whoever owns it drops it and makes another. Accesses are single machine
-//! words: whole ranges are read and written with pread(2) and pwrite(2), which need no mapping.
+//! words: whole ranges of files are read and written with pread(2) and pwrite(2), which need no
+//! mapping; `mapped.rs` copies them word by word where there is no file.
 
 use std::{
     os::fd::BorrowedFd,
@@ -12,7 +13,8 @@ use std::{
     sync::{
         Once,
         atomic::{
-            AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+            AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+            compiler_fence, fence,
         },
     },
 };
@@ -24,7 +26,7 @@ use crate::{Error, Kind, Result, error::Attempted};
 /// How many mappings can be guarded at once.
 pub const MAX_MAPPINGS: usize = 4096;
 
-/// A shared, writable or read-only mapping of a part of a file.
+/// A shared, writable or read-only mapping of a part of a file, or of a System V segment.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -42,7 +44,6 @@ impl Mapping {
     /// Maps `length` bytes from `offset`, which must be a multiple of the page size. Of a file of
     /// huge pages (hugetlbfs), `length` must be one as well, or it cannot be unmapped.
     pub fn new(fd: BorrowedFd<'_>, offset: u64, length: usize, writable: bool) -> Result<Self> {
-        install();
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
         let start = unsafe {
@@ -51,9 +52,22 @@ impl Mapping {
         .attempted(|| format!("map {length} bytes of shared memory"))?;
         let start = NonNull::new(start.cast::<u8>())
             .ok_or_else(|| Error::new(Kind::Errno(rustix::io::Errno::NOMEM), "mapped at null"))?;
-        let Some(slot) = claim(start.as_ptr(), length) else {
-            // SAFETY: mapped just above, and nothing refers to it.
+        // SAFETY: mapped just above, and nothing else refers to it.
+        unsafe { Self::guard(start, length, writable) }.inspect_err(|_| {
+            // SAFETY: as above.
             let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), length) };
+        })
+    }
+
+    /// Guards what was mapped in another way. Refused, it stays mapped.
+    ///
+    /// # Safety
+    ///
+    /// The range is a shared mapping from its first to its last page that nothing else refers to;
+    /// it is unmapped when the `Mapping` is dropped.
+    pub(crate) unsafe fn guard(start: NonNull<u8>, length: usize, writable: bool) -> Result<Self> {
+        install();
+        let Some(slot) = claim(start.as_ptr(), length) else {
             return Err(Error::new(
                 Kind::LimitExceeded,
                 format!(
@@ -110,6 +124,8 @@ impl Mapping {
 
     /// After an access: whether it found its pages.
     pub(crate) fn must_be_whole(&self) -> Result<()> {
+        // The handler runs within the access, which relaxed operations would not be bound to precede.
+        compiler_fence(Ordering::SeqCst);
         if self.lost() {
             return Err(Error::new(
                 Kind::Gone,

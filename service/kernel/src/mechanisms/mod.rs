@@ -16,6 +16,7 @@ macro_rules! mechanisms {
 mechanisms! {
     pipe,
     fifo,
+    sysvshm,
     posixshm,
     posixsem,
     mmap,

@@ -10,6 +10,7 @@
 
 mod key;
 mod row;
+pub mod segment;
 
 use std::{io, marker::PhantomData};
 

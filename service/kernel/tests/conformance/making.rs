@@ -75,6 +75,13 @@ pub fn name() -> String {
     format!("ipc-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A key of System V that no other test and no other run has.
+pub fn key() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let own = std::process::id() << 8 | NEXT.fetch_add(1, Ordering::Relaxed) & 0xff;
+    0x4000_0000 | own & 0x3fff_ffff
+}
+
 pub fn created(address: &str) -> Box<dyn Endpoint> {
     suite::create(address).unwrap_or_else(|error| panic!("cannot create {address}: {error}"))
 }
