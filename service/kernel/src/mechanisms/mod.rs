@@ -18,6 +18,7 @@ mechanisms! {
     fifo,
     sysvmq,
     posixmq,
+    sysvshm,
     posixshm,
     sysvsem,
     posixsem,

@@ -12,6 +12,7 @@ mod key;
 pub mod message_queue;
 pub mod queue;
 mod row;
+pub mod segment;
 pub mod selector;
 pub mod set;
 pub mod set_waits;
@@ -144,10 +145,7 @@ impl<F: Family> Object<F> {
     ) -> Result<Self> {
         if let Some(id) = parameters.i32(ID.key) {
             key::alone(parameters)?;
-            return Self::known(id).map_err(|error| match error.kind {
-                Kind::Gone => Error::new(Kind::NotFound, format!("there is no {} with id {id}", F::OBJECT)),
-                _ => error,
-            });
+            return Self::with_id(id);
         }
         let Key::Number(key) = Key::of(parameters)? else {
             return Err(Error::invalid(
@@ -156,6 +154,13 @@ impl<F: Family> Object<F> {
         };
         let attempt = || format!("find the {} with {}", F::OBJECT, key::describe(key));
         Self::known(get(key, 0).map_err(|errno| F::get_error(errno, attempt()))?)
+    }
+
+    pub fn with_id(id: c_int) -> Result<Self> {
+        Self::known(id).map_err(|error| match error.kind {
+            Kind::Gone => Error::new(Kind::NotFound, format!("there is no {} with id {id}", F::OBJECT)),
+            _ => error,
+        })
     }
 
     fn known(id: c_int) -> Result<Self> {
