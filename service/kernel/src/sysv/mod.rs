@@ -142,7 +142,9 @@ impl<F: Family> Object<F> {
         if let Some(id) = parameters.i32(ID.key) {
             key::alone(parameters)?;
             return Self::known(id).map_err(|error| match error.kind {
-                Kind::Gone => Error::new(Kind::NotFound, format!("there is no {} with id {id}", F::OBJECT)),
+                Kind::Gone => {
+                    Error::new(Kind::NotFound, format!("there is no {} with id {id} (EINVAL)", F::OBJECT))
+                }
                 _ => error,
             });
         }
