@@ -166,10 +166,13 @@ fn until_noting(readiness: Readiness, calls: &Calls) -> BoxFuture<'static, Resul
 
 /// The blocking calls that waits have made and that have not been seen to end.
 #[derive(Debug, Default, Clone)]
-pub struct Calls(Arc<Mutex<Vec<(Running, Arc<Flag>)>>>);
+pub struct Calls(Arc<Mutex<Vec<UnderWay>>>);
+
+/// A call, and the flag that is set when it has ended.
+type UnderWay = (Running, Arc<Flag>);
 
 impl Calls {
-    fn under_way(&self) -> MutexGuard<'_, Vec<(Running, Arc<Flag>)>> {
+    fn under_way(&self) -> MutexGuard<'_, Vec<UnderWay>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

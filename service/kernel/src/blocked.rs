@@ -194,7 +194,7 @@ impl std::fmt::Debug for Progress {
 
 impl Progress {
     /// What is to be done now, if the wait is over on both sides and nobody has claimed the outcome.
-    fn to_give_back(&mut self) -> Option<Then> {
+    fn take_give_back(&mut self) -> Option<Then> {
         if self.given_up && self.ended.is_some() { self.give_back.take() } else { None }
     }
 }
@@ -220,7 +220,7 @@ impl Running {
             // here, behind the same lock, before it ends.
             unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
         }
-        let (ended, give_back) = (progress.ended.is_some(), progress.to_give_back());
+        let (ended, give_back) = (progress.ended.is_some(), progress.take_give_back());
         drop(progress);
         if let Some(give_back) = give_back {
             give_back();
@@ -256,7 +256,7 @@ impl Running {
         let mut progress = self.progress();
         progress.thread = None;
         progress.ended.get_or_insert(ended);
-        let give_back = progress.to_give_back();
+        let give_back = progress.take_give_back();
         drop(progress);
         if let Some(give_back) = give_back {
             give_back();

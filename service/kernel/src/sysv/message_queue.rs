@@ -244,7 +244,7 @@ impl Messages for MessageQueue {
         let length = outgoing.data.len();
         let too_large = |most: u64, limit: &str| {
             let text = format!(
-                "the message has {length} bytes; {} takes at most {most} ({limit})",
+                "the message has {length} bytes; {} takes at most {most} ({limit}; EINVAL)",
                 self.0.object.name()
             );
             Err(Error::new(Kind::TooLarge, text))
@@ -401,7 +401,7 @@ impl MessageQueue {
         Error::new(
             Kind::TooLarge,
             format!(
-                "the next message in {} has more than {most} bytes (max-size); it stays: raise max-size, or cut it \
+                "the next message in {} has more than {most} bytes (max-size; E2BIG); it stays: raise max-size, or cut it \
                  with truncate",
                 self.0.object.name()
             ),

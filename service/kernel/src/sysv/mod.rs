@@ -158,7 +158,9 @@ impl<F: Family> Object<F> {
 
     pub fn with_id(id: c_int) -> Result<Self> {
         Self::known(id).map_err(|error| match error.kind {
-            Kind::Gone => Error::new(Kind::NotFound, format!("there is no {} with id {id}", F::OBJECT)),
+            Kind::Gone => {
+                Error::new(Kind::NotFound, format!("there is no {} with id {id} (EINVAL)", F::OBJECT))
+            }
             _ => error,
         })
     }

@@ -47,8 +47,9 @@ impl Family for Queue {
             Errno::NOSPC => Error::new(
                 Kind::LimitExceeded,
                 format!(
-                    "cannot {attempt}: the machine has as many queues as it may (kernel.msgmni, now {}); remove \
+                    "cannot {attempt}: {}: there are as many queues as there may be (kernel.msgmni, now {}); remove \
                      some (ipcs -q, ipcrm -q) or raise it",
+                    error::describe(errno),
                     info(libc::IPC_INFO).map_or(0, |info| info.msgmni)
                 ),
             ),
