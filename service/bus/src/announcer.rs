@@ -16,6 +16,7 @@ use crate::{
     interfaces::{
         self,
         listener::Listener,
+        memory::Memory,
         messages::Messages,
         object_manager, relay,
         stream::Stream,
@@ -138,6 +139,9 @@ impl Announcer {
                 let accepted =
                     ObjectPath::try_from(format!("{}/{id}", paths::node(endpoint.mechanism.name)))?;
                 signal::<Listener, _>(to, path, "Accepted", &(seq, accepted))
+            }
+            Happening::RangeChanged { watch, offset, length } => {
+                signal::<Memory, _>(to, path, "Changed", &(seq, watch, offset, length))
             }
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
         }

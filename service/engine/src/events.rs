@@ -24,6 +24,8 @@ pub enum Happening {
     Accepted(u64),
     /// Something is waiting to be received (option `notify`).
     Ready,
+    /// Memory under a watch has changed; where nothing has (length 0), the watch has ended.
+    RangeChanged { watch: u32, offset: u64, length: u64 },
 }
 
 impl Happening {
@@ -31,7 +33,7 @@ impl Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len(),
             Self::Received { data, .. } => data.len(),
-            Self::Overflow | Self::Accepted(_) | Self::Ready => 0,
+            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::RangeChanged { .. } => 0,
         }
     }
 }
