@@ -261,6 +261,7 @@ impl Engine {
         Patience::from_ms(timeout_ms, default_wait_ms.min(max_wait_ms), max_wait_ms)
     }
 
+    /// Whether one call may carry so much.
     pub(crate) fn payload(&self, length: usize) -> Result<()> {
         let limit = self.limits.payload;
         if length > limit as usize {
@@ -361,34 +362,6 @@ impl Engine {
         let place = self.place_for_endpoint()?;
         let kernel = self.wait_on(call, endpoint, "accept on", timeout_ms, || listener.accept()).await?;
         Ok(self.accepted(endpoint, kernel, place))
-    }
-
-    /// Runs an operation on memory: at once, or where it may block on the blocking pool.
-    pub async fn on_memory<T: Send + 'static>(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        operation: impl FnOnce(&dyn Memory) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        if !endpoint.memory()?.may_block() {
-            return operation(endpoint.memory()?);
-        }
-        let endpoint = endpoint.clone();
-        blocking(move || operation(endpoint.memory()?)).await
-    }
-
-    pub async fn memory_read(&self, endpoint: &Arc<Endpoint>, offset: u64, length: u64) -> Result<Vec<u8>> {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        self.payload(length)?;
-        self.on_memory(endpoint, move |memory| memory.read(offset, length)).await
-    }
-
-    pub async fn memory_write(&self, endpoint: &Arc<Endpoint>, offset: u64, data: &[u8]) -> Result<()> {
-        self.payload(data.len())?;
-        if !endpoint.memory()?.may_block() {
-            return endpoint.memory()?.write(offset, data);
-        }
-        let data = data.to_owned();
-        self.on_memory(endpoint, move |memory| memory.write(offset, &data)).await
     }
 
     /// Opens, removes or changes permissions: file systems may be slow.
