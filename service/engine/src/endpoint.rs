@@ -392,6 +392,9 @@ impl Engine {
         timeout_ms: u32,
     ) -> Result<()> {
         let semaphore = endpoint.semaphore()?;
+        if call.client.gone.is_set() {
+            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
+        }
         self.wait_on(call, endpoint, "operate on", timeout_ms, || semaphore.operate(operations)).await
     }
 }
