@@ -35,6 +35,7 @@ fn variant(value: Value) -> Result<Variant<'static>> {
         Value::Bytes(value) => value.into(),
         Value::Texts(value) => value.iter().map(|text| text.replace('\0', "\\0")).collect::<Vec<_>>().into(),
         Value::U32s(value) => value.into(),
+        Value::I32s(value) => value.into(),
         Value::Dict(value) => Variant::Dict(inner_dict(value)?),
         Value::Dicts(value) => {
             let mut array = Array::new(&Signature::dict(Signature::Str, Signature::Variant));
@@ -118,6 +119,12 @@ fn value(variant: &Variant<'_>) -> Result<Option<Value>> {
                     .map(|item| if let Variant::U32(number) = item { Some(*number) } else { None });
                 return Ok(numbers.collect::<Option<_>>().map(Value::U32s));
             }
+            Signature::I32 => {
+                let numbers = array
+                    .iter()
+                    .map(|item| if let Variant::I32(number) = item { Some(*number) } else { None });
+                return Ok(numbers.collect::<Option<_>>().map(Value::I32s));
+            }
             Signature::Fd => {
                 let fds = array.iter().filter_map(|item| match item {
                     Variant::Fd(fd) => Some(duplicate(fd).map(Arc::new)),
@@ -132,22 +139,25 @@ fn value(variant: &Variant<'_>) -> Result<Option<Value>> {
     }))
 }
 
-/// A word of memory as a variant.
+/// A word of memory as a variant; i8 and f32, which D-Bus lacks, as the next larger type.
 pub fn word_variant(word: Word) -> Result<OwnedVariant> {
     let variant: Variant<'static> = match word {
         Word::U8(n) => n.into(),
         Word::U16(n) => n.into(),
         Word::U32(n) => n.into(),
         Word::U64(n) => n.into(),
+        Word::I8(n) => i16::from(n).into(),
         Word::I16(n) => n.into(),
         Word::I32(n) => n.into(),
         Word::I64(n) => n.into(),
+        Word::F32(n) => f64::from(n).into(),
         Word::F64(n) => n.into(),
     };
     Ok(OwnedVariant::try_from(variant)?)
 }
 
-/// A variant as a word of memory: its D-Bus type says the width.
+/// A variant as a word of memory: its D-Bus type says the width, or a structure of the type's name
+/// and the value.
 pub fn word(variant: &Variant<'_>) -> Result<Word> {
     Ok(match variant {
         Variant::U8(n) => Word::U8(*n),
@@ -159,12 +169,33 @@ pub fn word(variant: &Variant<'_>) -> Result<Word> {
         Variant::I64(n) => Word::I64(*n),
         Variant::F64(n) => Word::F64(*n),
         Variant::Variant(inner) => return word(inner),
+        Variant::Structure(named) => return named_word(named),
         other => {
             return Err(Error::invalid(format!(
-                "a word must have one of the D-Bus types y q u t n i x d, not {}",
+                "a word must have one of the D-Bus types y q u t n i x d, or be a structure (sv) of a type's name \
+                 and the value, not {}",
                 other.value_signature()
             ))
             .into());
         }
     })
+}
+
+/// `("f32", <1.5>)`: a number of any D-Bus type that the named type can hold.
+fn named_word(named: &wire::Structure<'_>) -> Result<Word> {
+    let [Variant::Str(name), number] = named.fields() else {
+        return Err(Error::invalid(format!(
+            "a word in a structure must be (sv), a type's name and the value, not {}",
+            named.signature()
+        ))
+        .into());
+    };
+    let kind = Word::zero(name)?;
+    let number = match number {
+        Variant::Variant(inner) => inner,
+        other => other,
+    };
+    let refused = || Error::invalid(format!("the value does not fit into a word of the type {name}"));
+    let number = value(number)?.ok_or_else(refused)?;
+    Ok(kind.with_value(&number).ok_or_else(refused)?)
 }

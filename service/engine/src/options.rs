@@ -69,12 +69,17 @@ impl Options {
     }
 }
 
+/// The number of the process that a lifetime `pid:N` names.
+pub(crate) fn process(lifetime: &str) -> Option<u32> {
+    let pid: u32 = lifetime.strip_prefix("pid:")?.parse().ok()?;
+    (pid > 0 && i32::try_from(pid).is_ok()).then_some(pid)
+}
+
 fn lifetime(text: &str) -> Result<Lifetime> {
-    let pid = text.strip_prefix("pid:").map(str::parse::<u32>);
-    match (text, pid) {
+    match (text, process(text)) {
         ("service", _) => Ok(Lifetime::Service),
         ("client", _) => Ok(Lifetime::Client),
-        (_, Some(Ok(pid))) if pid > 0 && i32::try_from(pid).is_ok() => Ok(Lifetime::Process(pid)),
+        (_, Some(pid)) => Ok(Lifetime::Process(pid)),
         _ => Err(Error::new(
             Kind::InvalidArgument,
             format!(

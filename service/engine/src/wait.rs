@@ -154,8 +154,9 @@ pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
 async fn blocked(call: Blocked) -> Result<()> {
     let ended = Arc::new(Flag::new());
     let end = ended.clone();
-    let _interrupting = Interrupting(blocked::start(call, move || _ = end.set())?);
+    let interrupting = Interrupting(blocked::start(call, move || _ = end.set())?);
     ended.wait().await;
+    interrupting.0.claim();
     Ok(())
 }
 

@@ -4,7 +4,8 @@
 //! A [`Blocked`] is such a call, not yet made. [`start`] makes it on a thread with a small stack;
 //! there are at most [`MAX_THREADS`], and one that is done waits a moment for the next call. What
 //! the call takes, it puts where the mechanism's next attempt finds it: a wait that is given up
-//! ([`Running::interrupt`]) loses nothing.
+//! ([`Running::interrupt`]) loses nothing, and what may not be kept for others goes back at once
+//! ([`Blocked::or_give_back`]).
 
 use std::{
     collections::VecDeque,
@@ -30,12 +31,30 @@ pub enum Ended {
 }
 
 /// A blocking system call.
-pub struct Blocked(Box<dyn FnMut() -> Ended + Send>);
+pub struct Blocked {
+    call: Box<dyn FnMut() -> Ended + Send>,
+    give_back: Option<Then>,
+    stay: Option<Then>,
+}
+
+type Then = Box<dyn FnOnce() + Send>;
 
 impl Blocked {
     /// `call` makes one system call that a signal interrupts, and keeps what it takes.
     pub fn new(call: impl FnMut() -> Ended + Send + 'static) -> Self {
-        Self(Box::new(call))
+        Self { call: Box::new(call), give_back: None, stay: None }
+    }
+
+    /// What to do when the call is done and nobody waits for it any more.
+    pub fn or_give_back(mut self, with: impl FnOnce() + Send + 'static) -> Self {
+        self.give_back = Some(Box::new(with));
+        self
+    }
+
+    /// What the thread does after the call, before it ends: for what the kernel keeps for a thread.
+    pub fn then_stay(mut self, with: impl FnOnce() + Send + 'static) -> Self {
+        self.stay = Some(Box::new(with));
+        self
     }
 }
 
@@ -49,12 +68,22 @@ impl std::fmt::Debug for Blocked {
 #[derive(Debug, Clone)]
 pub struct Running(Arc<Mutex<Progress>>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Progress {
     /// The thread that may be in the call at this moment.
     thread: Option<libc::pid_t>,
     given_up: bool,
     ended: bool,
+    give_back: Option<Then>,
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress")
+            .field("given_up", &self.given_up)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Running {
@@ -72,10 +101,24 @@ impl Running {
             // here, behind the same lock, before it ends.
             unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
         }
-        progress.ended
+        let ended = progress.ended;
+        let give_back = if ended { progress.give_back.take() } else { None };
+        drop(progress);
+        if let Some(give_back) = give_back {
+            give_back();
+        }
+        ended
     }
 
-    fn run(&self, mut call: Blocked) {
+    /// The call has ended and its waiter attempts again: whatever it took is the waiter's.
+    pub fn claim(&self) {
+        let mut progress = self.progress();
+        if progress.ended {
+            progress.give_back = None;
+        }
+    }
+
+    fn run(&self, mut call: impl FnMut() -> Ended) {
         loop {
             let mut progress = self.progress();
             progress.thread = None;
@@ -85,17 +128,22 @@ impl Running {
             // SAFETY: a system call without pointers.
             progress.thread = Some(unsafe { libc::gettid() });
             drop(progress);
-            if call.0() == Ended::Done {
+            if call() == Ended::Done {
                 break;
             }
         }
         let mut progress = self.progress();
         progress.thread = None;
         progress.ended = true;
+        let give_back = if progress.given_up { progress.give_back.take() } else { None };
+        drop(progress);
+        if let Some(give_back) = give_back {
+            give_back();
+        }
     }
 }
 
-type Task = (Running, Blocked, Box<dyn FnOnce() + Send>);
+type Task = (Running, Blocked, Then);
 
 struct Pool {
     threads: usize,
@@ -111,9 +159,10 @@ fn pool() -> MutexGuard<'static, Pool> {
 }
 
 /// Makes the call on a thread; `then` runs there when it has ended.
-pub fn start(call: Blocked, then: impl FnOnce() + Send + 'static) -> Result<Running> {
+pub fn start(mut call: Blocked, then: impl FnOnce() + Send + 'static) -> Result<Running> {
     prepare_signal();
     let running = Running(Arc::default());
+    running.progress().give_back = call.give_back.take();
     let task: Task = (running.clone(), call, Box::new(then));
     let mut pool = pool();
     if pool.idle > pool.tasks.len() {
@@ -145,8 +194,13 @@ pub fn start(call: Blocked, then: impl FnOnce() + Send + 'static) -> Result<Runn
 fn work(first: Task) {
     let mut next = Some(first);
     while let Some((running, call, then)) = next {
-        running.run(call);
+        running.run(call.call);
         then();
+        if let Some(stay) = call.stay {
+            // What it waits for now is not counted here.
+            pool().threads -= 1;
+            return stay();
+        }
         next = another();
     }
 }
@@ -212,5 +266,21 @@ mod tests {
         let (ended, end) = mpsc::channel();
         let _running = start(Blocked::new(|| Ended::Done), move || _ = ended.send(())).expect("a thread");
         end.recv_timeout(Duration::from_secs(15)).expect("the end");
+    }
+
+    #[test]
+    fn what_a_call_took_goes_back_unless_it_is_claimed() {
+        let run = |end: fn(&Running)| {
+            let (given, back) = mpsc::channel();
+            let (ended, end_of_call) = mpsc::channel();
+            let call = Blocked::new(|| Ended::Done).or_give_back(move || _ = given.send(()));
+            let running = start(call, move || _ = ended.send(())).expect("a thread");
+            end_of_call.recv_timeout(Duration::from_secs(15)).expect("the end");
+            end(&running);
+            assert!(running.interrupt(), "it has ended");
+            back.try_recv().is_ok()
+        };
+        assert!(run(|_| {}), "nobody waited for it");
+        assert!(!run(Running::claim), "its waiter has it");
     }
 }

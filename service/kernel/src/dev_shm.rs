@@ -101,6 +101,17 @@ pub fn limits() -> Dict {
     }
 }
 
+/// When the kernel takes huge pages for what is here: the mount option `huge=` (tmpfs(5)).
+pub fn huge() -> String {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let option = mounts.lines().rev().find_map(|line| {
+        let (mount, options) = line.split_once(" - ")?;
+        let of_shm = mount.split(' ').nth(4) == Some(DIRECTORY);
+        of_shm.then(|| options.rsplit(' ').next()?.split(',').find_map(|option| option.strip_prefix("huge=")))
+    });
+    option.flatten().unwrap_or("never").to_owned()
+}
+
 pub fn available() -> Result<()> {
     let unavailable = |why: String| {
         Err(Error::new(

@@ -124,32 +124,44 @@ impl Mapping {
 
     /// The address of a word, for futex(2); valid as long as the mapping is.
     pub fn address(&self, offset: usize, width: usize) -> Result<*mut u8> {
-        let end = offset.checked_add(width);
-        if end.is_none_or(|end| end > self.length) {
-            return Err(Error::invalid(format!(
-                "offset {offset} with {width} bytes lies outside the memory of {} bytes",
-                self.length
-            )));
-        }
+        let address = self.range(offset, width)?;
         if !offset.is_multiple_of(width) {
             return Err(Error::invalid(format!(
                 "offset {offset} is not aligned: a word of {width} bytes needs a multiple of {width}"
             )));
         }
-        // SAFETY: the offset lies within the mapping.
+        Ok(address)
+    }
+
+    /// The address of a range of bytes; valid as long as the mapping is.
+    pub(crate) fn range(&self, offset: usize, length: usize) -> Result<*mut u8> {
+        let end = offset.checked_add(length);
+        if end.is_none_or(|end| end > self.length) {
+            return Err(Error::invalid(format!(
+                "offset {offset} with {length} bytes lies outside the memory of {} bytes",
+                self.length
+            )));
+        }
+        // SAFETY: the offset lies within the mapping, or at its end.
         Ok(unsafe { self.start.as_ptr().add(offset) })
     }
 
     /// Runs one access to an aligned word and turns a page that is missing into `Gone`.
     pub fn access<T>(&self, offset: usize, width: usize, with: impl FnOnce(*mut u8) -> T) -> Result<T> {
         let value = with(self.address(offset, width)?);
+        self.must_be_whole()?;
+        Ok(value)
+    }
+
+    /// After an access: whether it found its pages.
+    pub(crate) fn must_be_whole(&self) -> Result<()> {
         if self.lost() {
             return Err(Error::new(
                 Kind::Gone,
                 "the memory was truncated by another process while it was in use",
             ));
         }
-        Ok(value)
+        Ok(())
     }
 
     pub fn writable(&self) -> bool {
@@ -205,14 +217,6 @@ impl Mapping {
         })
     }
 
-    /// Stores bytes one after the other, for memory that has no write(2) (huge pages).
-    pub fn write_bytes(&self, offset: usize, data: &[u8]) -> Result<()> {
-        data.iter().enumerate().try_for_each(|(n, byte)| {
-            // A sum beyond usize is far outside the mapping, which the access refuses.
-            self.swap(offset.saturating_add(n), 1, u64::from(*byte)).map(drop)
-        })
-    }
-
     /// Stores and returns what was there.
     pub fn swap(&self, offset: usize, width: usize, bits: u64) -> Result<u64> {
         self.must_be_writable()?;
@@ -258,7 +262,7 @@ impl Mapping {
         })
     }
 
-    fn must_be_writable(&self) -> Result<()> {
+    pub(crate) fn must_be_writable(&self) -> Result<()> {
         if self.writable {
             return Ok(());
         }

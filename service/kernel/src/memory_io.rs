@@ -37,9 +37,6 @@ const SEALS: [(&str, SealFlags); 6] = [
 /// The words of [`SEALS`], for tables of parameters.
 pub const SEAL_NAMES: &[&str] = &["shrink", "grow", "write", "future-write", "exec", "seal"];
 
-/// How often an addition of floating-point numbers is tried against other writers.
-const MAX_TRIES: usize = 100_000;
-
 /// The part of a file that an endpoint shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Window {
@@ -261,44 +258,19 @@ impl Memory for SharedFile {
     }
 
     fn load(&self, offset: u64, kind: Word) -> Result<Word> {
-        self.word(offset, kind, false, |map, at| Ok(kind.with_bits(map.load(at, kind.width())?)))
+        self.word(offset, kind, false, |map, at| map.load_word(at, kind))
     }
 
     fn store(&self, offset: u64, value: Word) -> Result<()> {
-        self.word(offset, value, true, |map, at| map.swap(at, value.width(), value.bits()).map(drop))
+        self.word(offset, value, true, |map, at| map.store_word(at, value))
     }
 
     fn compare_exchange(&self, offset: u64, expected: Word, desired: Word) -> Result<(bool, Word)> {
-        if std::mem::discriminant(&expected) != std::mem::discriminant(&desired) {
-            return Err(Error::invalid("the expected and the desired value must be of the same type"));
-        }
-        self.word(offset, expected, true, |map, at| {
-            let (done, found) =
-                map.compare_exchange(at, expected.width(), expected.bits(), desired.bits())?;
-            Ok((done, expected.with_bits(found)))
-        })
+        self.word(offset, expected, true, |map, at| map.compare_exchange_word(at, expected, desired))
     }
 
     fn fetch_add(&self, offset: u64, value: Word) -> Result<Word> {
-        let width = value.width();
-        self.word(offset, value, true, |map, at| {
-            let Word::F64(_) = value else {
-                return Ok(value.with_bits(map.fetch_add(at, width, value.bits())?));
-            };
-            let mut found = map.load(at, width)?;
-            for _ in 0..MAX_TRIES {
-                let sum = value.with_bits(found).wrapping_add(value);
-                let (done, now) = map.compare_exchange(at, width, found, sum.bits())?;
-                if done {
-                    return Ok(value.with_bits(found));
-                }
-                found = now;
-            }
-            Err(Error::new(
-                Kind::Busy,
-                format!("another process changed the word {MAX_TRIES} times between reading and writing it"),
-            ))
-        })
+        self.word(offset, value, true, |map, at| map.fetch_add_word(at, value))
     }
 
     fn resize(&self, size: u64) -> Result<()> {

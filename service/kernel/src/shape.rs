@@ -5,7 +5,9 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
-use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, futex_word::FutexWord, mechanism::End};
+use crate::{
+    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, futex_word::FutexWord, mechanism::End,
+};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,6 +131,12 @@ pub trait Messages: Send + Sync {
         Err(Error::not_supported("the kernel cannot peek at this queue"))
     }
 
+    /// Gives back a message that was taken and that nobody will be given here any more, for whoever
+    /// else receives from the queue. False where the kernel cannot have it back.
+    fn put_back(&self, _message: &Message) -> bool {
+        false
+    }
+
     /// What to wait for before a message can be received, without receiving it.
     fn arrival(&self) -> Result<Attempt<()>>;
 
@@ -148,27 +156,31 @@ pub enum Word {
     U16(u16),
     U32(u32),
     U64(u64),
+    I8(i8),
     I16(i16),
     I32(i32),
     I64(i64),
+    F32(f32),
     F64(f64),
 }
 
 impl Word {
-    /// A zero of the type with this D-Bus signature or name (`u32`).
+    /// A zero of the type with this name (`u32`) or D-Bus signature (`u`), where D-Bus has the type.
     pub fn zero(name: &str) -> Result<Self> {
         Ok(match name {
             "y" | "u8" => Self::U8(0),
             "q" | "u16" => Self::U16(0),
             "u" | "u32" => Self::U32(0),
             "t" | "u64" => Self::U64(0),
+            "i8" => Self::I8(0),
             "n" | "i16" => Self::I16(0),
             "i" | "i32" => Self::I32(0),
             "x" | "i64" => Self::I64(0),
+            "f32" => Self::F32(0.0),
             "d" | "f64" => Self::F64(0.0),
             other => {
                 return Err(Error::invalid(format!(
-                    "the type must be one of u8 u16 u32 u64 i16 i32 i64 f64 (or the D-Bus type \
+                    "the type must be one of u8 u16 u32 u64 i8 i16 i32 i64 f32 f64 (or the D-Bus type \
                      y q u t n i x d), not {other:?}"
                 )));
             }
@@ -178,9 +190,9 @@ impl Word {
     /// The width in bytes: 1, 2, 4 or 8.
     pub fn width(self) -> usize {
         match self {
-            Self::U8(_) => 1,
+            Self::U8(_) | Self::I8(_) => 1,
             Self::U16(_) | Self::I16(_) => 2,
-            Self::U32(_) | Self::I32(_) => 4,
+            Self::U32(_) | Self::I32(_) | Self::F32(_) => 4,
             Self::U64(_) | Self::I64(_) | Self::F64(_) => 8,
         }
     }
@@ -192,9 +204,11 @@ impl Word {
             Self::U16(n) => n.into(),
             Self::U32(n) => n.into(),
             Self::U64(n) => n,
+            Self::I8(n) => (n as u8).into(),
             Self::I16(n) => (n as u16).into(),
             Self::I32(n) => (n as u32).into(),
             Self::I64(n) => n as u64,
+            Self::F32(n) => n.to_bits().into(),
             Self::F64(n) => n.to_bits(),
         }
     }
@@ -206,16 +220,50 @@ impl Word {
             Self::U16(_) => Self::U16(bits as u16),
             Self::U32(_) => Self::U32(bits as u32),
             Self::U64(_) => Self::U64(bits),
+            Self::I8(_) => Self::I8(bits as i8),
             Self::I16(_) => Self::I16(bits as i16),
             Self::I32(_) => Self::I32(bits as i32),
             Self::I64(_) => Self::I64(bits as i64),
+            Self::F32(_) => Self::F32(f32::from_bits(bits as u32)),
             Self::F64(_) => Self::F64(f64::from_bits(bits)),
         }
+    }
+
+    /// A word of the same type with this number, if the type can hold it.
+    pub fn with_value(self, value: &Value) -> Option<Self> {
+        if self.is_float() {
+            let number = match value {
+                Value::F64(number) => *number,
+                other => other.integer()? as f64,
+            };
+            let Self::F32(_) = self else { return Some(Self::F64(number)) };
+            // The nearest one; too large a number has none.
+            let single = number as f32;
+            return (single.is_finite() || !number.is_finite()).then_some(Self::F32(single));
+        }
+        let number = value.integer()?;
+        Some(match self {
+            Self::U8(_) => Self::U8(number.try_into().ok()?),
+            Self::U16(_) => Self::U16(number.try_into().ok()?),
+            Self::U32(_) => Self::U32(number.try_into().ok()?),
+            Self::U64(_) => Self::U64(number.try_into().ok()?),
+            Self::I8(_) => Self::I8(number.try_into().ok()?),
+            Self::I16(_) => Self::I16(number.try_into().ok()?),
+            Self::I32(_) => Self::I32(number.try_into().ok()?),
+            Self::I64(_) => Self::I64(number.try_into().ok()?),
+            Self::F32(_) | Self::F64(_) => return None,
+        })
+    }
+
+    /// Floating-point numbers, which no instruction adds in memory.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32(_) | Self::F64(_))
     }
 
     /// The sum, wrapping around for integers.
     pub fn wrapping_add(self, other: Self) -> Self {
         match (self, other) {
+            (Self::F32(a), Self::F32(b)) => Self::F32(a + b),
             (Self::F64(a), Self::F64(b)) => Self::F64(a + b),
             (a, b) => a.with_bits(a.bits().wrapping_add(b.bits())),
         }
@@ -267,8 +315,16 @@ pub trait Memory: Send + Sync {
 /// An operation of a System V set: semaphore number, operation, flags.
 pub type SemaphoreOperation = (u16, i16, u16);
 
-/// A counter to wait on.
+/// What was taken on a lease; it goes back when this is dropped.
+pub type Held = Box<dyn Send>;
+
+/// A counter to wait on, or a set of them.
 pub trait Semaphore: Send + Sync {
+    /// The semaphore of a set that is meant where no number is given.
+    fn number(&self) -> u16 {
+        0
+    }
+
     /// Adds to the value and wakes waiters.
     fn post(&self, count: u32) -> Result<()>;
 
@@ -276,6 +332,10 @@ pub trait Semaphore: Send + Sync {
     fn wait(&self) -> Result<Attempt<()>>;
 
     fn value(&self) -> Result<i32>;
+
+    /// Does the operations, all or nothing, and undoes them when what is returned is dropped, or
+    /// this process ends in any way that the kernel undoes them after.
+    fn acquire(&self, operations: &[SemaphoreOperation]) -> Result<Attempt<Held>>;
 
     /// All or nothing over a set.
     fn operate(&self, _operations: &[SemaphoreOperation]) -> Result<Attempt<()>> {
@@ -286,11 +346,19 @@ pub trait Semaphore: Send + Sync {
         Ok(vec![self.value()?])
     }
 
-    fn set_values(&self, _values: &[i32]) -> Result<()> {
-        Err(Error::not_supported(
-            "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
-        ))
+    fn set_value(&self, _value: i32) -> Result<()> {
+        Err(no_setting())
     }
+
+    fn set_values(&self, _values: &[i32]) -> Result<()> {
+        Err(no_setting())
+    }
+}
+
+fn no_setting() -> Error {
+    Error::not_supported(
+        "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
+    )
 }
 
 /// A word of 32 bits to wait on, futex(2).

@@ -25,6 +25,7 @@ use crate::{
     error::Attempted,
     fd::{self, retry},
     guard::Mapping,
+    leases::Lent,
     named_file::{self, Identity},
     nameless, proc,
 };
@@ -309,6 +310,14 @@ impl WordPlace {
             Memory::File { file, identity, .. } => {
                 mapped.inode == identity.inode && fd::stat(file).is_ok_and(|stat| mapped.is(&stat))
             }
+        }
+    }
+
+    /// The same place has the same name among the leases, however it was found.
+    pub fn lent(&self) -> Lent {
+        match &self.memory {
+            Memory::Segment { id } => Lent::Segment(*id, self.offset),
+            Memory::File { identity, .. } => Lent::Word(*identity, self.offset),
         }
     }
 

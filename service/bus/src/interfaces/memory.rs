@@ -67,7 +67,8 @@ impl Memory {
         Ok(self.face.engine.memory_write(&self.endpoint, offset, text.as_bytes()).await?)
     }
 
-    /// Reads a word: u8, u16, u32, u64, i16, i32, i64 or f64.
+    /// Reads a word: u8, u16, u32, u64, i8, i16, i32, i64, f32 or f64. D-Bus has no types for i8
+    /// and f32: they come as n and d.
     #[zbus(out_args("value"))]
     async fn load(
         &self,
@@ -80,7 +81,8 @@ impl Memory {
         word_variant(self.on_memory(move |memory| memory.load(offset, kind)).await?)
     }
 
-    /// Writes a word of the value's own D-Bus type (y q u t n i x d).
+    /// Writes a word of the value's own D-Bus type (y q u t n i x d), or of a type that is named: a
+    /// structure (sv) of the name and the value, such as ("f32", 1.5).
     async fn store(&self, offset: u64, value: Variant<'_>, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
         let value = word(&value)?;
@@ -88,7 +90,7 @@ impl Memory {
     }
 
     /// Writes desired if the word is expected; says whether it did, and what was there. Both must
-    /// have the same D-Bus type.
+    /// be words of the same type, given as in Store.
     #[zbus(out_args("exchanged", "found"))]
     async fn compare_exchange(
         &self,
@@ -100,14 +102,14 @@ impl Memory {
         let _call = self.face.call(&header)?;
         let (expected, desired) = (word(&expected)?, word(&desired)?);
         if std::mem::discriminant(&expected) != std::mem::discriminant(&desired) {
-            return Err(Error::invalid("expected and desired must have the same D-Bus type").into());
+            return Err(Error::invalid("expected and desired must be words of the same type").into());
         }
         let exchange = move |memory: &dyn shape::Memory| memory.compare_exchange(offset, expected, desired);
         let (exchanged, found) = self.on_memory(exchange).await?;
         Ok((exchanged, word_variant(found)?))
     }
 
-    /// Adds to a word, wrapping around, and returns what was there before.
+    /// Adds to a word, given as in Store, and returns what was there before. Integers wrap around.
     #[zbus(out_args("before"))]
     async fn fetch_add(
         &self,

@@ -16,6 +16,7 @@ use crate::{
     error::Attempted,
     fd,
     mechanism::{Adoption, Permissions},
+    memory_file,
     memory_io::{self, SEAL_NAMES, SharedFile, Window},
     memory_list,
     named_file::{self, Identity},
@@ -43,14 +44,12 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("inode", Type::U64 { min: 1, max: u64::MAX }, "Inode of a memfd that some process holds"),
         Parameter::new("pid", Type::U32 { min: 1, max: i32::MAX as u32 }, "Process that holds a memfd or file"),
         Parameter::new("fd", Type::U32 { min: 0, max: i32::MAX as u32 }, "Number of the file descriptor in that process"),
-        Parameter::new("offset", Type::Size { min: 0, max: i64::MAX as u64 }, "First byte of the file that is shown").default("0"),
-        Parameter::new("length", Type::Size { min: 0, max: i64::MAX as u64 }, "How many bytes are shown; 0: up to the end of the file, wherever that is").default("0"),
-        Parameter::new("access", ACCESS, "What the memory is opened for").default("read-write"),
+        memory_file::OFFSET,
+        memory_file::LENGTH,
+        memory_file::ACCESS,
     ],
     columns: memory_list::COLUMNS,
-    open_parameters: &[
-        Parameter::new("access", ACCESS, "What the fd is opened for; read-write where the endpoint is"),
-    ],
+    open_parameters: &[memory_file::OPEN_ACCESS],
     create,
     anonymous: |parameters| !parameters.has("path"),
     attach,
@@ -63,7 +62,6 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
 };
 
 const BYTES: Type = Type::Size { min: 1, max: i64::MAX as u64 };
-const ACCESS: Type = Type::Word(&["read-write", "read-only"]);
 const HUGE_NAMES: &[&str] = &["64K", "512K", "1M", "2M", "8M", "16M", "32M", "256M", "512M", "1G", "2G", "16G"];
 
 const REFERENCE: &str = "\
@@ -185,12 +183,7 @@ fn huge_page(name: &str) -> Result<(MemfdFlags, u64)> {
 }
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
-    let window = Window {
-        offset: parameters.size("offset").unwrap_or(0),
-        length: parameters.size("length").filter(|length| *length > 0),
-    };
-    let read_only = parameters.text("access") == Some("read-only");
-    let flags = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let flags = memory_file::flags(parameters);
     let by = (parameters.path("path")?, parameters.size("inode"), parameters.u32("pid"), parameters.u32("fd"));
     let (opened, path) = match by {
         (Some(path), None, None, None) => {
@@ -204,15 +197,12 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
             ));
         }
     };
-    let (file, stat) = opened.map_err(|error| match error.kind {
-        Kind::PermissionDenied if !read_only => error.help("access=read-only may be allowed"),
-        _ => error,
-    })?;
+    let (file, stat) = opened.map_err(|error| memory_file::may_help(error, parameters))?;
     let path = match path {
         Some(path) => Some(path),
         None => nameless::path_of(&file)?,
     };
-    let memory = SharedFile::new(file, window, path.is_some())?;
+    let memory = SharedFile::new(file, memory_file::window(parameters), path.is_some())?;
     Ok(Mmap { memory, identity: Identity::from(&stat), path }.into())
 }
 
@@ -224,22 +214,7 @@ fn adopt(adopted: OwnedFd) -> Result<Adoption> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(Adoption::Refused(adopted));
     }
-    let flags = rustix::fs::fcntl_getfl(&adopted).attempted(|| "read the flags of a file descriptor")?;
-    let (reads, writes) = fd::access(&adopted)?;
-    if !reads {
-        let how = if flags.contains(OFlags::PATH) { "with O_PATH" } else { "for writing only" };
-        return Err(Error::invalid(format!(
-            "cannot adopt this file descriptor: it was opened {how}, and memory must be readable"
-        )));
-    }
-    let again = if writes { OFlags::RDWR } else { OFlags::RDONLY };
-    let own = match fd::reopen(&adopted, again | OFlags::NONBLOCK | OFlags::NOCTTY) {
-        Ok(own) => own,
-        // The giver may open it and we may not: his description then, unless its flags would
-        // change what pread(2) and pwrite(2) do.
-        Err(_) if !flags.intersects(OFlags::APPEND | OFlags::DIRECT) => adopted,
-        Err(errno) => return Err(Error::from_errno(errno, "re-open the file without O_APPEND and O_DIRECT")),
-    };
+    let own = memory_file::own_description(adopted)?;
     let path = nameless::path_of(&own)?;
     let memory = SharedFile::new(own, Window::default(), path.is_some())?;
     Ok(Adoption::Taken(Box::new(Mmap { memory, identity: Identity::from(&stat), path })))
@@ -254,21 +229,11 @@ struct Mmap {
 
 impl Endpoint for Mmap {
     fn address(&self) -> Address {
-        let mut address = match &self.path {
+        let file = match &self.path {
             Some(path) => Address::new("mmap").with("path", path.as_os_str().as_bytes()),
             None => Address::new("mmap").with("inode", self.identity.inode.to_string()),
         };
-        let window = self.memory.window();
-        if window.offset > 0 {
-            address = address.with("offset", window.offset.to_string());
-        }
-        if let Some(length) = window.length {
-            address = address.with("length", length.to_string());
-        }
-        if !self.memory.opened_for_writing() {
-            address = address.with("access", "read-only");
-        }
-        address
+        memory_file::address(file, &self.memory)
     }
 
     fn shapes(&self) -> Vec<Shape> {
@@ -285,11 +250,7 @@ impl Endpoint for Mmap {
     }
 
     fn open(&self, options: &Parameters) -> Result<OwnedFd> {
-        let read_only = match options.text("access") {
-            Some(access) => access == "read-only",
-            None => !self.memory.opened_for_writing(),
-        };
-        self.memory.open(read_only)
+        memory_file::open(&self.memory, options)
     }
 
     fn set_permissions(&self, permissions: Permissions) -> Result<()> {

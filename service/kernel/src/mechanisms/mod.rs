@@ -16,6 +16,9 @@ macro_rules! mechanisms {
 mechanisms! {
     pipe,
     fifo,
+    posixmq,
+    posixshm,
+    sysvsem,
     posixsem,
     futex,
     mmap,

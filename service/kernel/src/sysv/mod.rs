@@ -10,6 +10,9 @@
 
 mod key;
 mod row;
+pub mod set;
+pub mod set_waits;
+pub mod undo;
 
 use std::{io, marker::PhantomData};
 

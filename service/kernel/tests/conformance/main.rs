@@ -19,6 +19,7 @@ mod memory;
 mod messages;
 mod register;
 mod semaphore;
+mod sets;
 mod stream;
 mod suite;
 mod watch;

@@ -23,14 +23,16 @@ fn bytes(length: usize) -> Vec<u8> {
 }
 
 /// One word of every type, not zero.
-const WORDS: [Word; 8] = [
+const WORDS: [Word; 10] = [
     Word::U8(200),
     Word::U16(60_000),
     Word::U32(4_000_000_000),
     Word::U64(1 << 63 | 5),
+    Word::I8(-100),
     Word::I16(-30_000),
     Word::I32(-2_000_000_000),
     Word::I64(i64::MIN + 7),
+    Word::F32(-1.5e30),
     Word::F64(-1.5e300),
 ];
 
@@ -137,26 +139,23 @@ fn additions_from_everywhere_count() {
     each(Shape::Memory, MEMORIES, |row, scratch| {
         let one = (row.make)(scratch);
         let other = (row.rules.other)(&*one);
-        for zero in [Word::U32(0), Word::F64(0.0)] {
-            let unit = match zero {
-                Word::F64(_) => Word::F64(1.0),
-                other => other.with_bits(1),
+        for zero in [Word::I8(0), Word::U32(0), Word::F32(0.0), Word::F64(0.0)] {
+            let number = |n: u16| match zero {
+                Word::F32(_) => Word::F32(n.into()),
+                Word::F64(_) => Word::F64(n.into()),
+                other => other.with_bits(n.into()),
             };
             memory(&*one).store(64, zero).expect("store");
             thread::scope(|scope| {
                 for endpoint in [&one, &other, &one] {
                     scope.spawn(move || {
                         for _ in 0..300 {
-                            memory(&**endpoint).fetch_add(64, unit).expect("fetch_add");
+                            memory(&**endpoint).fetch_add(64, number(1)).expect("fetch_add");
                         }
                     });
                 }
             });
-            let expected = match zero {
-                Word::F64(_) => Word::F64(900.0),
-                other => other.with_bits(900),
-            };
-            assert_eq!(memory(&*one).load(64, zero).expect("load"), expected);
+            assert_eq!(memory(&*one).load(64, zero).expect("load"), number(900));
         }
     });
 }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // Each test file uses some of it.
 
+mod c;
+
 use std::{
     io::{BufRead, BufReader, Write},
     path::PathBuf,
@@ -96,25 +98,25 @@ pub struct Peer {
 impl Peer {
     /// Starts the program; `None`, visibly, where there is no Python.
     pub fn start(program: &str, arguments: &[&str]) -> Option<Self> {
-        let started = Command::new("python3")
-            .args(["-u", "-c", program])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        match started {
-            Ok(mut child) => {
-                let input = child.stdin.take().unwrap();
-                let output = BufReader::new(child.stdout.take().unwrap());
-                let mut peer = Self { child, input, output };
-                assert_eq!(peer.line(), "ready");
-                Some(peer)
-            }
+        let mut python = Command::new("python3");
+        python.args(["-u", "-c", program]).args(arguments);
+        match Self::run(python) {
+            Ok(peer) => Some(peer),
             Err(error) => {
                 eprintln!("SKIPPED: cannot start python3: {error}");
                 None
             }
         }
+    }
+
+    /// Starts a command and waits for its first line.
+    fn run(mut command: Command) -> std::io::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut peer = Self { child, input, output };
+        assert_eq!(peer.line(), "ready");
+        Ok(peer)
     }
 
     pub fn pid(&self) -> u32 {
