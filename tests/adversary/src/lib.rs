@@ -20,7 +20,6 @@
 //! | C6, C14 | not applicable yet: no mechanism serves or mounts FUSE |
 //! | D13 for SysV and mounts | not applicable yet: no mechanism makes them |
 //! | netlink ENOBUFS, signalfd, SysV removal | not applicable yet: no such mechanism |
-//! | POSIX message queue full | not applicable yet; the same rule is tested with a full datagram socket |
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |

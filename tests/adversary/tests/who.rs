@@ -338,6 +338,7 @@ fn a13_other_namespaces_are_confined() {
             ("Create", format!("unix:abstract={}", ipc_harness::unique("confined"))),
             ("Create", format!("mmap:size=1,path={directory}/file")),
             ("Create", format!("posixsem:name=/{}", ipc_harness::unique("confined"))),
+            ("Create", format!("posixmq:name=/{}", ipc_harness::unique("confined"))),
             ("Create", "tcp:host=127.0.0.1,port=0".to_owned()),
             ("Create", format!("inotify:path={directory}")),
             ("Attach", "pipe:pid=1,fd=0".to_owned()),
