@@ -53,7 +53,6 @@ pub struct DeadFile {
 }
 
 /// Held by a test that is going to open such a file, from before it starts anything: others of its process wait.
-#[must_use]
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     // A test that failed has closed its file.
