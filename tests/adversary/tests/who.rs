@@ -77,6 +77,7 @@ fn a2_credentials_that_are_missing() {
         Credentials::Fail("org.freedesktop.DBus.Error.AccessDenied"),
         Credentials::Fail("org.freedesktop.DBus.Error.UnknownMethod"),
         Credentials::Garbage,
+        Credentials::Forged(dict(&[uid.clone(), groups.clone(), pid.clone()])),
         Credentials::Are(dict(&[])),
         Credentials::Are(dict(&[groups.clone(), pid.clone()])),
         Credentials::Are(dict(&[uid.clone(), pid.clone()])),
