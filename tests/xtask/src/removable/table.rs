@@ -125,6 +125,15 @@ pub const CHECKS: &[Check] = &[
         &[edit("service/stream/src/bus.rs", "LONGEST, Unreadable::IsLeftOut,", "LONGEST, Unreadable::Ends,")],
     ),
     check(
+        "a message that cannot be read is left out on a session bus",
+        Adversary("bytes", "what_a_session_bus_lets_through_does_not_end_the_service"),
+        &[edit(
+            "service/bus/src/serve.rs",
+            "socket.map_or_else(|| Builder::address(address), Builder::socket)",
+            "socket.map_or_else(|| Builder::address(address.clone()), |_| Builder::address(address.clone()))",
+        )],
+    ),
+    check(
         "a call has a size",
         Adversary("front", "a_large_call_stops_at_the_front"),
         &[edit(ROUTER, "if parcel.size() > self.limits.payload as usize + HEADER {", "if false {")],
