@@ -5,7 +5,8 @@
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
 //! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
-//! read the same bytes disagree on, `dead_files.rs` row C5. `differential.rs` proves the promise behind all of them: what a caller achieves
+//! read the same bytes disagree on, `dead_files.rs` row C5,
+//! `pids.rs` row A4. `differential.rs` proves the promise behind all of them: what a caller achieves
 //! through the service, he could have done himself, with the same outcome and the same errno. The front's and the
 //! spawner's system calls are looked at in `who.rs`.
 //!
