@@ -15,6 +15,7 @@ use zbus::{Message, ObjectPath, Variant, fdo, object_server::Interface};
 use crate::{
     interfaces::{
         self,
+        futex::Futex,
         listener::Listener,
         memory::Memory,
         messages::Messages,
@@ -143,6 +144,7 @@ impl Announcer {
             Happening::RangeChanged { watch, offset, length } => {
                 signal::<Memory, _>(to, path, "Changed", &(seq, watch, offset, length))
             }
+            Happening::Woken(value) => signal::<Futex, _>(to, path, "Woken", &(seq, value)),
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
         }
     }

@@ -11,9 +11,9 @@ use crate::{
     errors::Result,
     face::Face,
     interfaces::{
-        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
-        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager::ObjectManager,
-        relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+        Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
+        manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
+        object_manager::ObjectManager, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     paths,
     tree::Tree,
@@ -121,6 +121,7 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
         named(doc::MESSAGES, Messages::new(&face, &source)),
         named(doc::MEMORY, Memory::new(&face, &source)),
         named(doc::SEMAPHORE, Semaphore::new(&face, &source)),
+        named(doc::FUTEX, Futex::new(&face, &source)),
         named(doc::WATCH, Watch::new(&face, &source)),
         named(doc::RELAY, Relay::new(&face, &relay)),
     ];
@@ -168,6 +169,9 @@ Shared memory. Offsets and sizes are in bytes. Words are in the byte order of th
 must be aligned to their size; the operations on them are atomic (sequentially consistent).";
     pub const SEMAPHORE: &str = "\
 A semaphore, or a set of them.";
+    pub const FUTEX: &str = "\
+A word of 32 bits in shared memory, on which processes sleep until another one wakes them
+(futex(2)).";
     pub const WATCH: &str = "\
 A watch on a file or directory (inotify(7)).";
     pub const RELAY: &str = "\

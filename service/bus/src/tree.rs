@@ -22,8 +22,8 @@ use crate::{
     errors::Result,
     face::Face,
     interfaces::{
-        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
-        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager,
+        Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
+        manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages, object_manager,
         object_manager::ObjectManager, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     outbox::Outbox,
@@ -204,6 +204,7 @@ impl Tree {
                         Shape::Messages => drop(server.at(path, Messages::new(face, endpoint)).await?),
                         Shape::Memory => drop(server.at(path, Memory::new(face, endpoint)).await?),
                         Shape::Semaphore => drop(server.at(path, Semaphore::new(face, endpoint)).await?),
+                        Shape::Futex => drop(server.at(path, Futex::new(face, endpoint)).await?),
                         Shape::Watch => drop(server.at(path, Watch::new(face, endpoint)).await?),
                     }
                 }

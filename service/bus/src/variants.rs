@@ -35,6 +35,7 @@ fn variant(value: Value) -> Result<Variant<'static>> {
         Value::Bytes(value) => value.into(),
         Value::Texts(value) => value.iter().map(|text| text.replace('\0', "\\0")).collect::<Vec<_>>().into(),
         Value::U32s(value) => value.into(),
+        Value::I32s(value) => value.into(),
         Value::Dict(value) => Variant::Dict(inner_dict(value)?),
         Value::Dicts(value) => {
             let mut array = Array::new(&Signature::dict(Signature::Str, Signature::Variant));
@@ -117,6 +118,12 @@ fn value(variant: &Variant<'_>) -> Result<Option<Value>> {
                     .iter()
                     .map(|item| if let Variant::U32(number) = item { Some(*number) } else { None });
                 return Ok(numbers.collect::<Option<_>>().map(Value::U32s));
+            }
+            Signature::I32 => {
+                let numbers = array
+                    .iter()
+                    .map(|item| if let Variant::I32(number) = item { Some(*number) } else { None });
+                return Ok(numbers.collect::<Option<_>>().map(Value::I32s));
             }
             Signature::Fd => {
                 let fds = array.iter().filter_map(|item| match item {

@@ -13,8 +13,8 @@ use std::{
 
 use event_listener::Event;
 use ipc_kernel::{
-    Attempt, Descriptor, Dict, Error, Kind, Result, Value, mechanism,
-    shape::{Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
+    Attempt, Descriptor, Dict, Error, Kind, Result, mechanism,
+    shape::{Futex, Memory, Message, Messages, Semaphore, SemaphoreOperation, Shape, Stream},
 };
 
 use crate::{
@@ -66,6 +66,19 @@ impl std::fmt::Debug for Endpoint {
             .field("id", &self.id)
             .field("address", &self.address)
             .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Endpoint {
+    /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
+    /// and others receive from it.
+    fn drop(&mut self) {
+        let kept = std::mem::take(&mut *self.kept());
+        if let Some(messages) = self.kernel.messages() {
+            for message in &kept {
+                messages.put_back(message);
+            }
+        }
     }
 }
 
@@ -122,6 +135,10 @@ impl Endpoint {
 
     pub fn semaphore(&self) -> Result<&dyn Semaphore> {
         self.kernel.semaphore().ok_or_else(|| self.lacks(Shape::Semaphore))
+    }
+
+    pub fn futex(&self) -> Result<&dyn Futex> {
+        self.kernel.futex().ok_or_else(|| self.lacks(Shape::Futex))
     }
 
     fn lacks(&self, shape: Shape) -> Error {
@@ -218,7 +235,7 @@ impl Endpoint {
 
 /// The calls on endpoints. Each takes the [`Call`] that was admitted, and ends.
 impl Engine {
-    async fn wait_on<T>(
+    pub(crate) async fn wait_on<T>(
         &self,
         call: &Call,
         endpoint: &Endpoint,
@@ -333,78 +350,6 @@ impl Engine {
         }
     }
 
-    pub async fn send(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        message: Outgoing<'_>,
-        timeout_ms: u32,
-    ) -> Result<()> {
-        self.payload(message.data.len())?;
-        self.may_address(message.attributes)?;
-        let messages = endpoint.messages()?;
-        self.wait_on(call, endpoint, "send to", timeout_ms, || messages.send(message)).await
-    }
-
-    pub async fn receive(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        selector: &Dict,
-        timeout_ms: u32,
-    ) -> Result<Message> {
-        let message = self
-            .wait_on(call, endpoint, "receive from", timeout_ms, || endpoint.attempt_receive(selector))
-            .await?;
-        let refused = if call.client.gone.is_set() {
-            Error::new(Kind::Cancelled, "the caller has left the bus")
-        } else if message.fds.len() > self.limits.fds_per_reply as usize {
-            Error::new(
-                Kind::TooLarge,
-                format!(
-                    "the next message carries {} file descriptors; one reply carries at most {} (fds-per-reply). \
-                     It was kept: raise the limit, or relay it",
-                    message.fds.len(),
-                    self.limits.fds_per_reply
-                ),
-            )
-        } else if message.data.len() > self.limits.payload as usize {
-            Error::new(
-                Kind::TooLarge,
-                format!(
-                    "the next message has {} bytes; one reply carries at most {} (payload). It was kept: raise the \
-                     limit, or relay it",
-                    message.data.len(),
-                    self.limits.payload
-                ),
-            )
-        } else {
-            return Ok(message);
-        };
-        endpoint.keep(message);
-        Err(refused)
-    }
-
-    pub async fn peek(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        selector: &Dict,
-        timeout_ms: u32,
-    ) -> Result<Message> {
-        let messages = endpoint.messages()?;
-        let attempt = || {
-            for kept in &*endpoint.kept() {
-                if messages.selects(selector, kept)? {
-                    let (data, attributes) = (kept.data.clone(), kept.attributes.clone());
-                    return Ok(Attempt::Done(Message { data, attributes, fds: Vec::new() }));
-                }
-            }
-            messages.peek(selector)
-        };
-        self.wait_on(call, endpoint, "peek at", timeout_ms, attempt).await
-    }
-
     pub async fn accept(
         self: &Arc<Self>,
         call: &Call,
@@ -449,16 +394,6 @@ impl Engine {
         let semaphore = endpoint.semaphore()?;
         self.wait_on(call, endpoint, "operate on", timeout_ms, || semaphore.operate(operations)).await
     }
-}
-
-/// The attributes of a message as the bus shows them: with its fds.
-pub fn attributes(message: &mut Message) -> Dict {
-    let mut attributes = std::mem::take(&mut message.attributes);
-    if !message.fds.is_empty() {
-        let fds = std::mem::take(&mut message.fds);
-        attributes.insert("fds".into(), Value::Fds(fds.into_iter().map(Arc::new).collect()));
-    }
-    attributes
 }
 
 impl Endpoint {

@@ -460,7 +460,7 @@ fn fits(kernel: &dyn mechanism::Endpoint, own: &Options) -> Result<Option<OwnedF
     let has = |shape| shapes.contains(&shape);
     let misfit = [
         (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
-        (own.notify && !has(Shape::Messages), "notify", "messages"),
+        (own.notify && !has(Shape::Messages) && !has(Shape::Futex), "notify", "messages or futex"),
         (own.accept && !has(Shape::Listener), "accept", "listener"),
     ]
     .into_iter()

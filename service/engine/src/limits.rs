@@ -2,56 +2,15 @@
 //! the property `Limits` and of the reference page. Every refusal names the key and the value.
 
 use ipc_kernel::{Dict, Error, Kind};
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error as _, Unexpected},
-};
-
-macro_rules! limits {
-    ($($(#[doc = $doc:literal])+ $field:ident ($key:literal) = $default:literal, $least:literal at most $max:literal;)*) => {
-        /// The limits in force.
-        #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub struct Limits {
-            $($(#[doc = $doc])+ #[serde(rename = $key, deserialize_with = $least)] pub $field: u32,)*
-        }
-
-        impl Default for Limits {
-            fn default() -> Self {
-                Self { $($field: $default,)* }
-            }
-        }
-
-        impl Limits {
-            /// Key, meaning, default and hard maximum of each.
-            pub const TABLE: &[(&str, &str, u32, u32)] =
-                &[$(($key, concat!($($doc),+), $default, $max)),*];
-
-            /// The limits as `Limits` shows them.
-            pub fn to_dict(&self) -> Dict {
-                let mut dict = Dict::new();
-                $(dict.insert($key.to_owned(), self.$field.into());)*
-                dict
-            }
-
-            /// The first limit that is set beyond its hard maximum: key, value, maximum.
-            pub fn beyond_maximum(&self) -> Option<(&'static str, u32, u32)> {
-                $(if self.$field > $max {
-                    return Some(($key, self.$field, $max));
-                })*
-                None
-            }
-        }
-    };
-}
+use ipc_limits::{any, limits, positive};
 
 limits! {
     /// Calls in flight of one connection.
-    calls_per_connection("calls-per-connection") = 16, "positive" at most 64;
+    calls_per_connection("calls-per-connection") = 16, "positive" at most 16384;
     /// Calls in flight in all.
-    calls("calls") = 64, "positive" at most 256;
+    calls("calls") = 64, "positive" at most 16384;
     /// Waits at once: calls that did not complete at once, and leases being waited for.
-    waits("waits") = 32, "positive" at most 128;
+    waits("waits") = 32, "positive" at most 16384;
     /// Endpoints, without watches.
     endpoints("endpoints") = 256, "any" at most 4096;
     /// Relays.
@@ -84,16 +43,10 @@ limits! {
     max_wait_ms("max-wait-ms") = 300000, "positive" at most 3600000;
 }
 
-/// How a limit is read of which 0 means that nothing of the kind is allowed.
-fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    u32::deserialize(deserializer)
-}
-
-/// How a limit is read that the service cannot work with at 0.
-fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    match any(deserializer)? {
-        0 => Err(D::Error::invalid_value(Unexpected::Unsigned(0), &"at least 1")),
-        value => Ok(value),
+impl Limits {
+    /// The limits as the property `Limits` shows them.
+    pub fn to_dict(&self) -> Dict {
+        self.values().map(|(key, value)| (key.to_owned(), value.into())).collect()
     }
 }
 
@@ -105,4 +58,15 @@ pub fn exceeded(what: &str, key: &str, value: u32) -> Error {
             "{what}: the limit {key} is {value}; close what is not needed, or raise {key} in the service's configuration file"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_consistent() {
+        ipc_limits::check(Limits::TABLE);
+        assert_eq!(Limits::default().beyond_maximum(), None);
+    }
 }

@@ -10,7 +10,7 @@ pub static OPTIONS: &[Parameter] = &[
     Parameter::new("lifetime", Type::Text, "service: until Close or the service's stop; client: until the creating connection ends; pid:N: until that process ends")
         .default("service"),
     Parameter::new("deliver", Type::Bool, "Take bytes or messages as they come and send them as signals Received").default("false"),
-    Parameter::new("notify", Type::Bool, "Send a signal Ready when a message waits; nothing is taken").default("false"),
+    Parameter::new("notify", Type::Bool, "Messages: send a signal Ready when one waits; nothing is taken. Futexes: send a signal Woken for each wake-up, and take it").default("false"),
     Parameter::new("accept", Type::Bool, "Accept connections as they come and send signals Accepted").default("false"),
 ];
 
@@ -69,12 +69,17 @@ impl Options {
     }
 }
 
+/// The number of the process that a lifetime `pid:N` names.
+pub(crate) fn process(lifetime: &str) -> Option<u32> {
+    let pid: u32 = lifetime.strip_prefix("pid:")?.parse().ok()?;
+    (pid > 0 && i32::try_from(pid).is_ok()).then_some(pid)
+}
+
 fn lifetime(text: &str) -> Result<Lifetime> {
-    let pid = text.strip_prefix("pid:").map(str::parse::<u32>);
-    match (text, pid) {
+    match (text, process(text)) {
         ("service", _) => Ok(Lifetime::Service),
         ("client", _) => Ok(Lifetime::Client),
-        (_, Some(Ok(pid))) if pid > 0 && i32::try_from(pid).is_ok() => Ok(Lifetime::Process(pid)),
+        (_, Some(pid)) => Ok(Lifetime::Process(pid)),
         _ => Err(Error::new(
             Kind::InvalidArgument,
             format!(

@@ -11,7 +11,9 @@ use ipc_kernel::{
     shape::{Message, Notice, Shape},
 };
 
-use crate::{Engine, endpoint::Endpoint, engine::Object, events::Happening, options::Options, wait::until};
+use crate::{
+    Engine, endpoint::Endpoint, engine::Object, events::Happening, futex, options::Options, wait::until,
+};
 
 /// Starts what the endpoint needs.
 pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Options) {
@@ -29,7 +31,11 @@ pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Op
     }
     if options.notify {
         let (engine, endpoint) = (engine.clone(), endpoint.clone());
-        until_closed(engine.clone(), endpoint.clone(), notify(engine, endpoint));
+        if has(Shape::Futex) {
+            until_closed(engine.clone(), endpoint.clone(), futex::notify(engine, endpoint));
+        } else {
+            until_closed(engine.clone(), endpoint.clone(), notify(engine, endpoint));
+        }
     }
 }
 

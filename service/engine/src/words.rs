@@ -2,6 +2,11 @@
 //!
 //! futex_waitv(2) waits for up to 128 words; the first word of each thread is its own, by which
 //! it is told that the list has changed. A thread ends with its last word.
+//!
+//! Where the value tells what happened (semaphores), a thread is filled before the next one starts.
+//! Not so for waits that are *exact* (futexes): of words that are woken at once the call names only
+//! one, and while a thread takes in a longer list, it waits for nothing. So each of these has a
+//! thread of its own as long as there are not many (docs/decisions/0011-exact-waits.md).
 
 use std::{
     collections::HashMap,
@@ -13,10 +18,20 @@ use std::{
 
 use ipc_kernel::{
     Error, Kind, Result,
+    futex_word::{Outcome, Shared},
     word::{self, MAX_WORDS, Watched, WordWait},
 };
 
 use crate::flag::Flag;
+
+/// How many words one thread waits for, beside its own.
+const WORDS: usize = MAX_WORDS - 1;
+
+/// How many threads there may be before exact waits share one.
+const OWN_THREADS: usize = 64;
+
+/// How many threads there may be.
+const MAX_THREADS: usize = 96;
 
 /// Completes when the word was woken or no longer has its expected value.
 pub async fn changed(wait: WordWait) -> Result<()> {
@@ -31,6 +46,8 @@ pub async fn changed(wait: WordWait) -> Result<()> {
 
 struct Entry {
     watched: Watched,
+    /// Who is told whether it was woken.
+    exact: Option<Arc<Shared>>,
     done: Flag,
     /// Set before `done` when the kernel refuses to wait.
     failed: OnceLock<Error>,
@@ -46,6 +63,8 @@ struct Worker {
 #[derive(Default)]
 struct Entries {
     ended: bool,
+    /// Has had an exact wait.
+    exact: bool,
     waiting: HashMap<u64, Arc<Entry>>,
 }
 
@@ -58,7 +77,7 @@ impl Worker {
         loop {
             let (control, waiting): (u32, Vec<_>) = {
                 let mut entries = self.entries();
-                entries.waiting.retain(|_, entry| !entry.done.is_set());
+                entries.waiting.retain(|_, entry| !entry.done.is_set() && !entry.is_lost());
                 if entries.waiting.is_empty() {
                     entries.ended = true;
                     return;
@@ -70,7 +89,7 @@ impl Worker {
             match word::wait_any(&words) {
                 Ok(Some(0)) => {}
                 Ok(Some(index)) => {
-                    waiting[index - 1].done.set();
+                    waiting[index - 1].end(Outcome::Woken);
                 }
                 // Something changed before the wait began, or memory went away: look at each.
                 Ok(None) => {
@@ -89,16 +108,39 @@ impl Worker {
 
 /// Ends the waits for words that have changed; says how many those are.
 fn changed_among(waiting: &[Arc<Entry>]) -> usize {
-    waiting.iter().filter(|entry| has_changed(entry)).inspect(|entry| _ = entry.done.set()).count()
+    waiting.iter().filter(|entry| entry.end_if_changed()).count()
 }
 
-fn has_changed(entry: &Entry) -> bool {
-    match &entry.watched {
-        Watched::Shared { mapping, offset, expected } => {
-            // Memory that is gone counts: the next attempt says so.
-            mapping.load(*offset, 4).map_or(true, |value| value != u64::from(*expected))
+impl Entry {
+    fn end(&self, outcome: Outcome) {
+        if let Some(exact) = &self.exact {
+            exact.settle(outcome);
         }
-        Watched::Private { word, expected } => word.load(Ordering::SeqCst) != *expected,
+        self.done.set();
+    }
+
+    /// Says whether it ended.
+    fn end_if_changed(&self) -> bool {
+        let changed = match &self.watched {
+            Watched::Shared { mapping, offset, expected } => match mapping.load(*offset, 4) {
+                Ok(value) => value != u64::from(*expected),
+                // Memory that is gone: the next attempt says so.
+                Err(_) => return self.is_lost(),
+            },
+            Watched::Private { word, expected } => word.load(Ordering::SeqCst) != *expected,
+        };
+        if changed {
+            self.end(Outcome::Changed);
+        }
+        changed
+    }
+
+    /// Whether its memory was truncated; then what is mapped in its place is not waited for.
+    fn is_lost(&self) -> bool {
+        matches!(&self.watched, Watched::Shared { mapping, .. } if mapping.lost()) && {
+            self.done.set();
+            true
+        }
     }
 }
 
@@ -112,7 +154,10 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.worker.entries().waiting.remove(&self.id);
-        word::interrupt(&self.worker.control);
+        // Where it has ended, the thread knows.
+        if !self.entry.done.is_set() {
+            word::interrupt(&self.worker.control);
+        }
     }
 }
 
@@ -127,22 +172,39 @@ fn register(wait: &WordWait) -> Result<Registered> {
             offset: wait.offset,
             expected: wait.expected,
         },
+        exact: wait.exact.clone(),
         done: Flag::new(),
         failed: OnceLock::new(),
     });
     let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
     workers.retain(|worker| !worker.entries().ended);
-    for worker in &*workers {
+    // A worker may end while one is looked for.
+    while let Some(worker) = choose(&workers, entry.exact.is_some()) {
         let mut entries = worker.entries();
-        if !entries.ended && entries.waiting.len() < MAX_WORDS - 1 {
+        if !entries.ended {
+            entries.exact |= entry.exact.is_some();
             entries.waiting.insert(id, entry.clone());
             drop(entries);
             word::interrupt(&worker.control);
             return Ok(Registered { worker: worker.clone(), id, entry });
         }
     }
+    if workers.len() >= MAX_THREADS {
+        return Err(Error::new(
+            Kind::LimitExceeded,
+            format!(
+                "there are {} waits for words in shared memory ({MAX_THREADS} threads with {WORDS} words each), the \
+                 limit of this process; end some of them",
+                MAX_THREADS * WORDS
+            ),
+        ));
+    }
     let worker = Arc::new(Worker::default());
-    worker.entries().waiting.insert(id, entry.clone());
+    {
+        let mut entries = worker.entries();
+        entries.exact = entry.exact.is_some();
+        entries.waiting.insert(id, entry.clone());
+    }
     let run = worker.clone();
     std::thread::Builder::new()
         .name("futex-waits".into())
@@ -156,4 +218,25 @@ fn register(wait: &WordWait) -> Result<Registered> {
         })?;
     workers.push(worker.clone());
     Ok(Registered { worker, id, entry })
+}
+
+/// The thread that another wait is to go to; none: a new one, if there may be one.
+fn choose(workers: &[Arc<Worker>], exact: bool) -> Option<&Arc<Worker>> {
+    let places = workers.iter().filter_map(|worker| {
+        let entries = worker.entries();
+        let room = !entries.ended && entries.waiting.len() < WORDS;
+        room.then_some((worker, entries.waiting.len(), entries.exact))
+    });
+    if exact {
+        if workers.len() < OWN_THREADS {
+            return None;
+        }
+        return places.min_by_key(|(_, load, _)| *load).map(|(worker, ..)| worker);
+    }
+    // Its coming and going would disturb exact waits.
+    let may_start = workers.len() < MAX_THREADS;
+    places
+        .min_by_key(|(.., exact)| *exact)
+        .filter(|(.., exact)| !exact || !may_start)
+        .map(|(worker, ..)| worker)
 }

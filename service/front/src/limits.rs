@@ -4,72 +4,41 @@
 //! They bound what one user can take from the others before a worker of his own is even asked: what
 //! is in flight, what is queued, what he has been sent and does not read.
 
-use serde::Deserialize;
-
-macro_rules! limits {
-    ($($(#[doc = $doc:literal])+ $field:ident ($key:literal) = $default:literal, at most $max:literal;)*) => {
-        /// The limits in force.
-        #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub struct Limits {
-            $($(#[doc = $doc])+ #[serde(rename = $key)] pub $field: u32,)*
-        }
-
-        impl Default for Limits {
-            fn default() -> Self {
-                Self { $($field: $default,)* }
-            }
-        }
-
-        impl Limits {
-            /// Key, meaning, default and hard maximum of each.
-            pub const TABLE: &[(&str, &str, u32, u32)] =
-                &[$(($key, concat!($($doc),+), $default, $max)),*];
-
-            /// The first limit that is set beyond its hard maximum: key, value, maximum.
-            pub fn beyond_maximum(&self) -> Option<(&'static str, u32, u32)> {
-                $(if self.$field > $max {
-                    return Some(($key, self.$field, $max));
-                })*
-                None
-            }
-        }
-    };
-}
+use ipc_limits::{any, limits, positive};
 
 limits! {
     /// Calls in flight of one connection.
-    calls_per_connection("calls-per-connection") = 16, at most 64;
+    calls_per_connection("calls-per-connection") = 16, "positive" at most 64;
     /// Calls in flight of one user.
-    calls_per_user("calls-per-user") = 64, at most 256;
+    calls_per_user("calls-per-user") = 64, "positive" at most 256;
     /// Calls in flight of all users.
-    calls("calls") = 1024, at most 4096;
+    calls("calls") = 1024, "positive" at most 4096;
     /// Bytes of payload of one call or reply.
-    payload("payload") = 1048576, at most 4194304;
+    payload("payload") = 1048576, "positive" at most 4194304;
     /// Bytes of one user's calls that wait for his worker to read them.
-    queued_bytes_per_user("queued-bytes-per-user") = 16777216, at most 67108864;
+    queued_bytes_per_user("queued-bytes-per-user") = 16777216, "positive" at most 67108864;
     /// Bytes of all calls that wait for a worker to read them.
-    queued_bytes("queued-bytes") = 67108864, at most 268435456;
+    queued_bytes("queued-bytes") = 67108864, "positive" at most 268435456;
     /// File descriptors of one call.
-    fds_per_call("fds-per-call") = 2, at most 4;
+    fds_per_call("fds-per-call") = 2, "any" at most 4;
     /// File descriptors of one reply.
-    fds_per_reply("fds-per-reply") = 8, at most 8;
+    fds_per_reply("fds-per-reply") = 8, "any" at most 8;
     /// File descriptors of one user that are on their way.
-    fds_per_user("fds-per-user") = 64, at most 256;
+    fds_per_user("fds-per-user") = 64, "any" at most 256;
     /// File descriptors of all users that are on their way.
-    fds("fds") = 1024, at most 4096;
+    fds("fds") = 1024, "any" at most 4096;
     /// Workers in all.
-    workers("workers") = 128, at most 512;
+    workers("workers") = 128, "positive" at most 512;
     /// Workers that are started for one user in a second; after a rest, four times as many at once.
-    worker_starts("worker-starts") = 2, at most 16;
+    worker_starts("worker-starts") = 2, "positive" at most 16;
     /// Workers of one user that may end unexpectedly in a minute, before none is started for 60 s.
-    worker_crashes("worker-crashes") = 5, at most 60;
+    worker_crashes("worker-crashes") = 5, "any" at most 60;
     /// Bytes sent to a connection that it has not read, from which on only the latest signal of each object is kept for it.
-    unread_bytes("unread-bytes") = 262144, at most 16777216;
+    unread_bytes("unread-bytes") = 262144, "positive" at most 16777216;
     /// Bytes sent to a connection that it has not read, from which on its calls are refused.
-    unread_bytes_refuse("unread-bytes-refuse") = 4194304, at most 67108864;
+    unread_bytes_refuse("unread-bytes-refuse") = 4194304, "positive" at most 67108864;
     /// Milliseconds without an answer after which a worker is asked whether it still runs, and after which it is ended if it does not say so.
-    stuck_after_ms("stuck-after-ms") = 5000, at most 60000;
+    stuck_after_ms("stuck-after-ms") = 5000, "positive" at most 60000;
 }
 
 #[cfg(test)]
@@ -78,12 +47,7 @@ mod tests {
 
     #[test]
     fn the_table_is_consistent() {
-        for (key, doc, default, maximum) in Limits::TABLE {
-            assert!(default <= maximum, "{key}");
-            assert!(doc.trim().ends_with('.'), "{key}: {doc}");
-        }
+        ipc_limits::check(Limits::TABLE);
         assert_eq!(Limits::default().beyond_maximum(), None);
-        let limits = Limits { workers: 513, ..Limits::default() };
-        assert_eq!(limits.beyond_maximum(), Some(("workers", 513, 512)));
     }
 }

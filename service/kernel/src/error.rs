@@ -128,6 +128,11 @@ pub fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
+/// The errno of the call to the C library that failed just now.
+pub fn last_errno() -> Errno {
+    errno_of(&std::io::Error::last_os_error())
+}
+
 /// `?`-friendly: gives a system call's errno its meaning. `attempt` is only evaluated on failure.
 pub trait Attempted<T> {
     fn attempted<D: fmt::Display>(self, attempt: impl FnOnce() -> D) -> Result<T>;

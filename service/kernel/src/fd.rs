@@ -98,7 +98,7 @@ pub fn unsupported_kind(fd: impl AsFd) -> Error {
         Kind::NotSupported,
         format!(
             "cannot adopt a file descriptor of this kind ({}); pipes, FIFOs, sockets, memfds, \
-             regular files and POSIX semaphores are served",
+             regular files, POSIX semaphores and POSIX message queues are served",
             String::from_utf8_lossy(&what)
         ),
     )

@@ -14,7 +14,7 @@ use event_listener::EventListener;
 use crate::{
     Address, Dict, Error, Fd, Parameter, Parameters, Result,
     blocked::Blocked,
-    shape::{Events, Listener, Memory, Messages, Semaphore, Shape, Stream},
+    shape::{Events, Futex, Listener, Memory, Messages, Semaphore, Shape, Stream},
     word::WordWait,
 };
 
@@ -190,6 +190,10 @@ pub trait Endpoint: Send + Sync {
     }
 
     fn semaphore(&self) -> Option<&dyn Semaphore> {
+        None
+    }
+
+    fn futex(&self) -> Option<&dyn Futex> {
         None
     }
 

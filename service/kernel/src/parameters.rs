@@ -30,6 +30,8 @@ pub enum Type {
     Word(&'static [&'static str]),
     /// Words of a set, joined with `+` in an address; D-Bus `as`.
     Words(&'static [&'static str]),
+    /// Whole numbers within the bounds, joined with `+` in an address; D-Bus `ai`.
+    Numbers { min: i32, max: i32 },
     /// A System V key: 32 bits, decimal or `0x…`, or one of the words; D-Bus `u`, or `s` as in an
     /// address.
     Key { words: &'static [&'static str] },
@@ -47,6 +49,7 @@ impl Type {
             Self::U64 { .. } | Self::Size { .. } => "t",
             Self::Text | Self::Word(_) | Self::Path => "s",
             Self::Words(_) => "as",
+            Self::Numbers { .. } => "ai",
         }
     }
 
@@ -65,6 +68,9 @@ impl Type {
             Self::Word(words) => format!("one of {} (D-Bus type s)", words.join(", ")),
             Self::Words(words) => {
                 format!("words out of {}, joined with '+' (D-Bus type as)", words.join(", "))
+            }
+            Self::Numbers { min, max } => {
+                format!("whole numbers from {min} to {max}, joined with '+' (D-Bus type ai)")
             }
             Self::Key { words } => format!(
                 "a key of 32 bits, decimal or 0x…{}{} (D-Bus type u, or s)",
@@ -89,6 +95,10 @@ impl Type {
             Self::Mode => self.check(Value::U32(u32::from_str_radix(text, 8).ok()?)),
             Self::Text | Self::Word(_) | Self::Key { .. } => self.check(Value::Text(text.to_owned())),
             Self::Words(_) => self.check(Value::Texts(text.split('+').map(str::to_owned).collect())),
+            Self::Numbers { .. } => {
+                let numbers = text.split('+').map(|number| whole(number)?.try_into().ok());
+                self.check(Value::I32s(numbers.collect::<Option<_>>()?))
+            }
             Self::Path => None,
         }
     }
@@ -128,6 +138,16 @@ impl Type {
                 }
                 _ => None,
             },
+            Self::Numbers { min, max } => {
+                let numbers: Vec<i32> = match value {
+                    Value::I32s(numbers) => numbers,
+                    Value::U32s(numbers) => {
+                        numbers.into_iter().map(i32::try_from).collect::<Result<_, _>>().ok()?
+                    }
+                    _ => return None,
+                };
+                numbers.iter().all(|number| (min..=max).contains(number)).then_some(Value::I32s(numbers))
+            }
             Self::Key { words } => match value {
                 Value::Text(text) if words.contains(&text.as_str()) => Some(Value::Text(text)),
                 Value::Text(text) => key(whole(&text)?),
@@ -310,6 +330,13 @@ impl Parameters {
     pub fn texts(&self, key: &str) -> Option<&[String]> {
         match self.values.get(key) {
             Some(Value::Texts(texts)) => Some(texts),
+            _ => None,
+        }
+    }
+
+    pub fn numbers(&self, key: &str) -> Option<&[i32]> {
+        match self.values.get(key) {
+            Some(Value::I32s(numbers)) => Some(numbers),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use std::{
     fs,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::ffi::OsStrExt,
+        unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
 };
@@ -57,6 +57,18 @@ pub fn pids() -> Vec<u32> {
         .unwrap_or_default();
     pids.sort_unstable();
     pids
+}
+
+/// Whether [`held`] has looked into every process that /proc has; an ordinary user never may.
+pub fn sees_everybody() -> bool {
+    let pids = pids();
+    let hidden = |pid: &u32| match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(_) => false,
+        // It has ended meanwhile.
+        Err(error) => crate::error::errno_of(&error) == rustix::io::Errno::ACCESS,
+    };
+    // Without the first one, /proc is mounted so that it hides the others' (hidepid, proc(5)).
+    pids.first() == Some(&1) && !pids.iter().any(hidden)
 }
 
 /// The command name of a process (comm, at most 15 bytes); empty when it has gone.
@@ -142,9 +154,7 @@ pub fn mapped(mut wanted: impl FnMut(&Mapped) -> bool) -> Vec<Mapped> {
     let mut found: Vec<Mapped> = Vec::new();
     for pid in pids() {
         let first = found.len();
-        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-        for line in maps.split(|byte| *byte == b'\n') {
-            let Some(mapping) = maps_line(pid, line) else { continue };
+        for Range { file: mapping, .. } in ranges(pid).unwrap_or_default() {
             if !wanted(&mapping) {
                 continue;
             }
@@ -158,19 +168,47 @@ pub fn mapped(mut wanted: impl FnMut(&Mapped) -> bool) -> Vec<Mapped> {
     found
 }
 
+/// One mapping of a file.
+#[derive(Debug, Clone)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// MAP_SHARED.
+    pub shared: bool,
+    pub file: Mapped,
+}
+
+/// The mappings of files that a process has; an error where the caller may not look.
+pub fn ranges(pid: u32) -> std::io::Result<Vec<Range>> {
+    let maps = fs::read(format!("/proc/{pid}/maps"))?;
+    Ok(maps.split(|byte| *byte == b'\n').filter_map(|line| maps_line(pid, line)).collect())
+}
+
 /// `start-end perms offset major:minor inode path` (proc_pid_maps(5)); `None` for anonymous memory.
-fn maps_line(pid: u32, line: &[u8]) -> Option<Mapped> {
+fn maps_line(pid: u32, line: &[u8]) -> Option<Range> {
     let mut fields = line.splitn(6, |byte| *byte == b' ');
-    let (_range, permissions, _offset) = (fields.next()?, fields.next()?, fields.next()?);
-    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
-    let inode = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let path = fields.next()?.trim_ascii_start();
-    (inode != 0).then_some(Mapped {
-        pid,
-        device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
-        inode,
-        path: path.to_owned(),
-        writable: permissions.get(1) == Some(&b'w'),
+    let mut next = || fields.next();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = std::str::from_utf8(next()?).ok()?.split_once('-')?;
+    let permissions = next()?;
+    let offset = std::str::from_utf8(next()?).ok()?;
+    let (major, minor) = std::str::from_utf8(next()?).ok()?.split_once(':')?;
+    let inode = std::str::from_utf8(next()?).ok()?.parse().ok()?;
+    let path = next()?.trim_ascii_start();
+    (inode != 0).then_some(Range {
+        start: hex(start)?,
+        end: hex(end)?,
+        offset: hex(offset)?,
+        shared: permissions.get(3) == Some(&b's'),
+        file: Mapped {
+            pid,
+            device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+            inode,
+            path: path.to_owned(),
+            writable: permissions.get(1) == Some(&b'w'),
+        },
     })
 }
 
@@ -230,6 +268,42 @@ pub fn sysctl(path: &str) -> Option<u64> {
     fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?.trim().parse().ok()
 }
 
+/// Where a file system of this type is mounted whole, as far as this thread's mount namespace goes
+/// (proc_pid_mountinfo(5)). A later mount may hide one of them.
+pub fn mount_points(kind: &str) -> Vec<PathBuf> {
+    let mounts = fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+    mounts.split(|byte| *byte == b'\n').filter_map(|line| mount_point(line, kind.as_bytes())).collect()
+}
+
+/// `id parent major:minor root point options … - type source options`.
+fn mount_point(line: &[u8], kind: &[u8]) -> Option<PathBuf> {
+    let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+    let dash = fields.iter().position(|field| *field == b"-")?;
+    let whole = *fields.get(3)? == b"/" && *fields.get(dash + 1)? == kind;
+    let point = std::ffi::OsString::from_vec(unescaped(fields.get(4)?));
+    whole.then(|| PathBuf::from(point))
+}
+
+/// A path in which blanks and backslashes are written as `\040`.
+fn unescaped(mut text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    while let [first, rest @ ..] = text {
+        let octal = (*first == b'\\').then(|| rest.get(..3)).flatten();
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                text = &rest[3..];
+            }
+            None => {
+                plain.push(*first);
+                text = rest;
+            }
+        }
+    }
+    plain
+}
+
 /// The type of the file system that an fd is on, as in /proc/self/mountinfo (`ext4`, `fuse.sshfs`);
 /// `unknown` where the mount is not among the caller's.
 pub fn filesystem(fd: impl AsFd) -> String {
@@ -241,4 +315,18 @@ pub fn filesystem(fd: impl AsFd) -> String {
         line.split_once(" - ")?.1.split(' ').next()
     });
     kind.unwrap_or("unknown").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_lines_of_mountinfo() {
+        let line = br"36 35 0:20 / /dev/a\040b\134 rw,nosuid shared:7 master:1 - mqueue none rw";
+        assert_eq!(mount_point(line, b"mqueue"), Some(PathBuf::from(r"/dev/a b\")));
+        assert_eq!(mount_point(line, b"tmpfs"), None);
+        assert_eq!(mount_point(b"36 35 0:20 /x /dev/x rw - mqueue none rw", b"mqueue"), None, "a part");
+        assert_eq!(mount_point(b"", b"mqueue"), None);
+    }
 }

@@ -26,6 +26,9 @@ const DATA: usize = 0;
 /// Where the half with the value is.
 const VALUE: usize = if cfg!(target_endian = "big") { 4 } else { 0 };
 
+/// Where its mark is.
+const MARK: usize = 8;
+
 /// The mark of a semaphore that processes share; waiters of any other are invisible to the kernel
 /// outside their process.
 const SHARED: u32 = 128;
@@ -51,7 +54,7 @@ impl From<u64> for State {
 pub fn initial(value: u32) -> [u8; SIZE] {
     let mut bytes = [0; SIZE];
     bytes[..8].copy_from_slice(&u64::from(value).to_ne_bytes());
-    bytes[8..12].copy_from_slice(&SHARED.to_ne_bytes());
+    bytes[MARK..MARK + 4].copy_from_slice(&SHARED.to_ne_bytes());
     bytes
 }
 
@@ -67,16 +70,40 @@ pub fn parse(bytes: &[u8]) -> Option<State> {
 #[derive(Debug, Clone)]
 pub struct SemaphoreWord {
     mapping: Arc<Mapping>,
+    /// Where it begins in the mapping, a multiple of 8.
+    start: usize,
 }
 
 impl SemaphoreWord {
     /// Maps the semaphore at the start of a file that is open for reading and writing.
     pub fn map(file: BorrowedFd<'_>) -> Result<Self> {
-        Ok(Self { mapping: Arc::new(Mapping::new(file, 0, SIZE, true)?) })
+        Ok(Self { mapping: Arc::new(Mapping::new(file, 0, SIZE, true)?), start: 0 })
+    }
+
+    /// The memory of a semaphore, whether there is one or not.
+    pub fn within(mapping: Arc<Mapping>, start: usize) -> Self {
+        Self { mapping, start }
+    }
+
+    /// Whether there is one: processes share it, and it was not destroyed.
+    pub fn is_marked(&self) -> Result<bool> {
+        Ok(self.mapping.load(self.start + MARK, 4)? == u64::from(SHARED))
+    }
+
+    /// sem_init(3), with pshared.
+    pub fn initialise(&self, value: u32) -> Result<()> {
+        self.mapping.swap(self.start + DATA, 8, value.into())?;
+        self.mapping.swap(self.start + MARK, 4, SHARED.into()).map(drop)
+    }
+
+    /// sem_destroy(3), after which there is none.
+    pub fn destroy(&self) -> Result<()> {
+        self.mapping.swap(self.start + MARK, 4, 0)?;
+        self.mapping.swap(self.start + DATA, 8, 0).map(drop)
     }
 
     pub fn state(&self) -> Result<State> {
-        Ok(self.mapping.load(DATA, 8)?.into())
+        Ok(self.mapping.load(self.start + DATA, 8)?.into())
     }
 
     /// Adds `count`, all or nothing, and wakes as many waiters.
@@ -111,9 +138,10 @@ impl SemaphoreWord {
         }
         Ok(Attempt::Wait(Readiness::Word(WordWait {
             mapping: self.mapping.clone(),
-            offset: VALUE,
+            offset: self.start + VALUE,
             expected: 0,
             token: Some(Box::new(waiter)),
+            exact: None,
         })))
     }
 
@@ -126,17 +154,17 @@ impl SemaphoreWord {
         if count == 0 {
             return Ok(());
         }
-        word::wake(&self.mapping, VALUE, count.min(VALUE_MAX)).map(drop)
+        word::wake(&self.mapping, self.start + VALUE, count.min(VALUE_MAX)).map(drop)
     }
 
     /// Changes the number with what `with` makes of it; `Err` with the state where that is nothing.
     fn change(&self, with: impl Fn(u64) -> Option<u64>) -> Result<Result<State, State>> {
-        let mut found = self.mapping.load(DATA, 8)?;
+        let mut found = self.mapping.load(self.start + DATA, 8)?;
         for _ in 0..MAX_TRIES {
             let Some(desired) = with(found) else {
                 return Ok(Err(found.into()));
             };
-            let (done, now) = self.mapping.compare_exchange(DATA, 8, found, desired)?;
+            let (done, now) = self.mapping.compare_exchange(self.start + DATA, 8, found, desired)?;
             if done {
                 return Ok(Ok(found.into()));
             }

@@ -5,7 +5,10 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
-use crate::{Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, mechanism::End};
+use crate::{
+    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, blocked::Sent, futex_word::FutexWord,
+    mechanism::End,
+};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,12 +18,20 @@ pub enum Shape {
     Messages,
     Memory,
     Semaphore,
+    Futex,
     Watch,
 }
 
 impl Shape {
-    pub const ALL: &[Shape] =
-        &[Self::Stream, Self::Listener, Self::Messages, Self::Memory, Self::Semaphore, Self::Watch];
+    pub const ALL: &[Shape] = &[
+        Self::Stream,
+        Self::Listener,
+        Self::Messages,
+        Self::Memory,
+        Self::Semaphore,
+        Self::Futex,
+        Self::Watch,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -29,6 +40,7 @@ impl Shape {
             Self::Messages => "messages",
             Self::Memory => "memory",
             Self::Semaphore => "semaphore",
+            Self::Futex => "futex",
             Self::Watch => "watch",
         }
     }
@@ -99,11 +111,14 @@ pub struct Outgoing<'a> {
     pub data: &'a [u8],
     pub attributes: &'a Dict,
     pub fds: &'a [Fd],
+    /// Of this message alone: the same at each attempt to send it.
+    pub sent: &'a Sent,
 }
 
 /// Bytes with borders.
 pub trait Messages: Send + Sync {
-    /// Sends the whole message or nothing.
+    /// Sends the whole message or nothing. Where the wait itself sends it ([`Sent`]), the attempt
+    /// after it says so.
     fn send(&self, message: Outgoing<'_>) -> Result<Attempt<()>>;
 
     /// Takes a message. An empty `selector` takes the next one; what else it may hold is the
@@ -118,6 +133,12 @@ pub trait Messages: Send + Sync {
     /// The next message, which stays where it is. Fds are not passed.
     fn peek(&self, _selector: &Dict) -> Result<Attempt<Message>> {
         Err(Error::not_supported("the kernel cannot peek at this queue"))
+    }
+
+    /// Gives back a message that was taken and that nobody will be given here any more, for whoever
+    /// else receives from the queue. False where the kernel cannot have it back.
+    fn put_back(&self, _message: &Message) -> bool {
+        false
     }
 
     /// What to wait for before a message can be received, without receiving it.
@@ -298,8 +319,16 @@ pub trait Memory: Send + Sync {
 /// An operation of a System V set: semaphore number, operation, flags.
 pub type SemaphoreOperation = (u16, i16, u16);
 
-/// A counter to wait on.
+/// What was taken on a lease; it goes back when this is dropped.
+pub type Held = Box<dyn Send>;
+
+/// A counter to wait on, or a set of them.
 pub trait Semaphore: Send + Sync {
+    /// The semaphore of a set that is meant where no number is given.
+    fn number(&self) -> u16 {
+        0
+    }
+
     /// Adds to the value and wakes waiters.
     fn post(&self, count: u32) -> Result<()>;
 
@@ -307,6 +336,10 @@ pub trait Semaphore: Send + Sync {
     fn wait(&self) -> Result<Attempt<()>>;
 
     fn value(&self) -> Result<i32>;
+
+    /// Does the operations, all or nothing, and undoes them when what is returned is dropped, or
+    /// this process ends in any way that the kernel undoes them after.
+    fn acquire(&self, operations: &[SemaphoreOperation]) -> Result<Attempt<Held>>;
 
     /// All or nothing over a set.
     fn operate(&self, _operations: &[SemaphoreOperation]) -> Result<Attempt<()>> {
@@ -317,11 +350,32 @@ pub trait Semaphore: Send + Sync {
         Ok(vec![self.value()?])
     }
 
-    fn set_values(&self, _values: &[i32]) -> Result<()> {
-        Err(Error::not_supported(
-            "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
-        ))
+    fn set_value(&self, _value: i32) -> Result<()> {
+        Err(no_setting())
     }
+
+    fn set_values(&self, _values: &[i32]) -> Result<()> {
+        Err(no_setting())
+    }
+}
+
+fn no_setting() -> Error {
+    Error::not_supported(
+        "POSIX semaphores have no operation that sets the value (sem_overview(7)); use Post and TryWait",
+    )
+}
+
+/// A word of 32 bits to wait on, futex(2).
+pub trait Futex: Send + Sync {
+    /// The word as it is mapped at this moment; `Gone` while its memory is too short.
+    fn word(&self) -> Result<FutexWord>;
+
+    /// Whether touching it may wait for a disk or a file system of somebody's making.
+    fn may_block(&self) -> bool;
+
+    /// Does for the word of a robust mutex whose owner is dead what the kernel would have done at
+    /// his end; says how many waiters were woken.
+    fn repair(&self) -> Result<u32>;
 }
 
 /// Something that happened.

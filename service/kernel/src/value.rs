@@ -29,6 +29,8 @@ pub enum Value {
     Texts(Vec<String>),
     /// `au`
     U32s(Vec<u32>),
+    /// `ai`
+    I32s(Vec<i32>),
     /// `aa{sv}`
     Dicts(Vec<Dict>),
     /// `a{sv}`
@@ -61,6 +63,7 @@ impl Value {
             Self::Bytes(_) => "ay",
             Self::Texts(_) => "as",
             Self::U32s(_) => "au",
+            Self::I32s(_) => "ai",
             Self::Dicts(_) => "aa{sv}",
             Self::Dict(_) => "a{sv}",
             Self::Fd(_) => "h",
@@ -79,6 +82,8 @@ impl Value {
             (Self::Text(a), Self::Text(b)) => a == b,
             (Self::Bytes(a), Self::Bytes(b)) => a == b,
             (Self::Texts(a), Self::Texts(b)) => a == b,
+            (Self::U32s(a), Self::U32s(b)) => a == b,
+            (Self::I32s(a), Self::I32s(b)) => a == b,
             (Self::Text(a), Self::Bytes(b)) | (Self::Bytes(b), Self::Text(a)) => a.as_bytes() == b,
             _ => false,
         }
@@ -108,7 +113,7 @@ macro_rules! from {
 
 from! {
     bool => Bool, i32 => I32, u32 => U32, i64 => I64, u64 => U64, f64 => F64, String => Text,
-    Vec<u8> => Bytes, Vec<String> => Texts, Vec<u32> => U32s, Vec<Dict> => Dicts, Dict => Dict,
+    Vec<u8> => Bytes, Vec<String> => Texts, Vec<u32> => U32s, Vec<i32> => I32s, Vec<Dict> => Dicts, Dict => Dict,
 }
 
 impl From<&str> for Value {

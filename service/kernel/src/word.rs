@@ -10,7 +10,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::{Error, Result, error::Attempted, guard::Mapping};
+use crate::{Error, Result, error::Attempted, futex_word::Shared, guard::Mapping};
 
 /// How many words one thread can wait for (FUTEX_WAITV_MAX).
 pub const MAX_WORDS: usize = 128;
@@ -22,6 +22,8 @@ pub struct WordWait {
     pub expected: u32,
     /// Held for as long as the wait lasts; a semaphore counts its waiters with it.
     pub token: Option<Box<dyn Any + Send + Sync>>,
+    /// Told how it ended, where a wake-up means something without a change of the value.
+    pub exact: Option<Arc<Shared>>,
 }
 
 impl std::fmt::Debug for WordWait {
@@ -43,7 +45,8 @@ pub enum Watched {
 }
 
 /// Blocks until one of the words is woken or does not have its expected value (at most
-/// [`MAX_WORDS`]). `Ok(None)`: interrupted or changed before the wait began; look at all of them.
+/// [`MAX_WORDS`]). Where several are woken at once, only the last one is named (futex_waitv(2)).
+/// `Ok(None)`: interrupted or changed before the wait began; look at all of them.
 pub fn wait_any(words: &[Watched]) -> Result<Option<usize>> {
     let mut waiters = Vec::with_capacity(words.len());
     for word in words {

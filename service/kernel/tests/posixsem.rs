@@ -284,7 +284,7 @@ fn permissions_and_removal() {
     assert_eq!(mode(), 0o622, "exact whatever the umask");
     endpoint.set_permissions(Permissions { mode: Some(0o660), ..Permissions::default() }).unwrap();
     assert_eq!(mode(), 0o660);
-    assert!(endpoint.inspect().unwrap()["stale"].same(&Value::Bool(false)));
+    assert!(endpoint.inspect().unwrap()["detached"].same(&Value::Bool(false)));
 
     let other = attach(&name.address()).unwrap();
     endpoint.remove().unwrap();
@@ -292,7 +292,7 @@ fn permissions_and_removal() {
     refused(other.remove(), Kind::Gone, "removed already");
     other.semaphore().unwrap().post(1).unwrap();
     assert_eq!(value(&*endpoint), 2, "those who have it open keep it");
-    assert!(other.inspect().unwrap()["stale"].same(&Value::Bool(true)));
+    assert!(other.inspect().unwrap()["detached"].same(&Value::Bool(true)));
 
     let successor = made(&name, 9);
     refused(other.remove(), Kind::Gone, "another object has taken this name");

@@ -217,7 +217,7 @@ fn limits() -> String {
     text.push_str(
         "Keys of the table `[front]`: what one user can take from the others before his worker is asked. A user\n\
          is a uid here, whatever the connections and workers. When more than half of what is for all is in use,\n\
-         each user may take only a share of the rest. The errors are the same, and name key and value too.\n\n",
+         each user may take only a share of the rest. The errors and the least values are as above.\n\n",
     );
     limit_rows(&mut text, ipc_front::Limits::TABLE);
     text

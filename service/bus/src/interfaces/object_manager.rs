@@ -17,7 +17,7 @@ use zbus::{
 
 use crate::{
     face::Face,
-    interfaces::{Served, endpoint, listener, memory, messages, relay, semaphore, stream, watch},
+    interfaces::{Served, endpoint, futex, listener, memory, messages, relay, semaphore, stream, watch},
     paths,
     tree::Tree,
     variants::Vardict,
@@ -96,6 +96,7 @@ pub async fn interfaces(
                     Shape::Messages => add!(messages::Messages::new(face, it)),
                     Shape::Memory => add!(memory::Memory::new(face, it)),
                     Shape::Semaphore => add!(semaphore::Semaphore::new(face, it)),
+                    Shape::Futex => add!(futex::Futex::new(face, it)),
                     Shape::Watch => add!(watch::Watch::new(face, it)),
                 }
             }
@@ -116,6 +117,7 @@ pub fn interface_names(object: &Object) -> Vec<String> {
         Shape::Messages => messages::Messages::name(),
         Shape::Memory => memory::Memory::name(),
         Shape::Semaphore => semaphore::Semaphore::name(),
+        Shape::Futex => futex::Futex::name(),
         Shape::Watch => watch::Watch::name(),
     };
     match object {

@@ -1,6 +1,5 @@
 //! `org.example.IPC.Semaphore`: a counter to wait on.
 
-use ipc_kernel::{Address, Parameters};
 use zbus::{OwnedFd, interface, message::Header};
 
 use crate::{
@@ -13,8 +12,9 @@ served!(Semaphore);
 
 #[interface(name = "org.example.IPC.Semaphore")]
 impl Semaphore {
-    /// Adds count to the value and wakes as many waiters. Beyond SEM_VALUE_MAX (2147483647) nothing
-    /// is added: LimitExceeded.
+    /// Adds count to the value and wakes as many waiters. Beyond SEM_VALUE_MAX (2147483647), of a System V set
+    /// SEMVMX (32767), nothing is added: LimitExceeded. It is also the repair of a stale semaphore: it puts back
+    /// what a process took that has died.
     fn post(&self, count: u32, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
         Ok(self.endpoint.semaphore()?.post(count)?)
@@ -34,8 +34,12 @@ impl Semaphore {
         Ok(matches!(self.endpoint.semaphore()?.wait()?, ipc_kernel::Attempt::Done(())))
     }
 
-    /// Takes one on a lease: the semaphore is posted again when the last copy of the returned file
-    /// descriptor is closed, by its holder's close, exit or crash. It takes no options yet.
+    /// Takes on a lease: what was taken goes back when the last copy of the returned file descriptor is closed, by
+    /// its holder's close, exit or crash. Options: `count` (u) units, all or none, default 1 (more than one of
+    /// System V sets only); `number` (u) of the semaphore in a set, default the address's; `lifetime` (s): `fd`, or
+    /// `client` or `pid:N` to give back at the latest when the caller's connection or that process ends; the
+    /// descriptor then polls POLLERR. A lease outlives its endpoint, not the service. Errors: as Wait;
+    /// LimitExceeded (leases).
     #[zbus(out_args("lease"))]
     async fn acquire(
         &self,
@@ -44,12 +48,26 @@ impl Semaphore {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedFd> {
         let call = self.face.call(&header)?;
-        Parameters::check(&[], &[], &Address::new("Acquire"), &dict(options)?)?;
-        Ok(self.face.engine.acquire(&call, &self.endpoint, timeout_ms).await?.into())
+        Ok(self.face.engine.acquire(&call, &self.endpoint, timeout_ms, &dict(options)?).await?.into())
     }
 
-    /// Does several operations on a System V set at once, all or nothing: number of the
-    /// semaphore, operation (negative takes, positive adds, 0 waits for zero), flags of semop(2).
+    /// Does several operations on a System V set at once, as Operate, on a lease: at its end they are undone as the
+    /// kernel undoes those of a process with SEM_UNDO (semop(2)): without waiting, no value below 0 or above
+    /// SEMVMX, and not where SetValue or SetValues has come between.
+    #[zbus(out_args("lease"))]
+    async fn acquire_set(
+        &self,
+        operations: Vec<(u16, i16, u16)>,
+        timeout_ms: u32,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedFd> {
+        let call = self.face.call(&header)?;
+        Ok(self.face.engine.acquire_set(&call, &self.endpoint, &operations, timeout_ms).await?.into())
+    }
+
+    /// Does several operations on a System V set at once, all or nothing: number of the semaphore, operation
+    /// (negative takes, positive adds, 0 waits for zero), flags: 0, or IPC_NOWAIT (2048) for Busy where this
+    /// operation would have to wait. SEM_UNDO (4096) is refused: use AcquireSet. At most SEMOPM operations.
     async fn operate(
         &self,
         operations: Vec<(u16, i16, u16)>,
@@ -60,19 +78,20 @@ impl Semaphore {
         Ok(self.face.engine.operate(&call, &self.endpoint, &operations, timeout_ms).await?)
     }
 
-    /// Sets the value, where the mechanism has such an operation (System V).
+    /// Sets the value of the address's semaphore, where the mechanism has such an operation (System V, SETVAL), and
+    /// takes away what leases and SEM_UNDO would undo of it.
     fn set_value(&self, value: i32, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        Ok(self.endpoint.semaphore()?.set_values(&[value])?)
+        Ok(self.endpoint.semaphore()?.set_value(value)?)
     }
 
-    /// Sets the values of a set.
+    /// Sets all values of a set at once (SETALL), and takes away what leases and SEM_UNDO would undo of them.
     fn set_values(&self, values: Vec<i32>, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
         Ok(self.endpoint.semaphore()?.set_values(&values)?)
     }
 
-    /// The value; of a set, that of its first semaphore.
+    /// The value; of a set, that of the semaphore which the key number of the address names.
     #[zbus(property(emits_changed_signal = "false"))]
     fn value(&self) -> Result<i32> {
         Ok(self.endpoint.semaphore()?.value()?)

@@ -160,6 +160,8 @@ fn data(endpoint: &Endpoint, what: &str) -> Result<Data> {
         "it only listens: relay the endpoints that its Accept returns"
     } else if has(Shape::Semaphore) {
         "a semaphore carries no data: use Wait and Post"
+    } else if has(Shape::Futex) {
+        "a futex carries no data: use Wait and Wake"
     } else if has(Shape::Watch) {
         "its events come as signals: subscribe to it"
     } else {

@@ -2,24 +2,17 @@
 //!
 //! An endpoint is a file and a window into it. What memory can do is done in [`SharedFile`]; this
 //! file makes, finds and describes the objects. A memfd has no name that could be opened: it is
-//! found by its inode, through `/proc/PID/fd` of a process that holds it, with the rights that the
-//! kernel demands for that.
+//! found by its inode ([`nameless`]).
 
 use std::{
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::PathBuf,
 };
 
-use rustix::{
-    fs::{FileType, MemfdFlags, Mode, OFlags},
-    io::Errno,
-};
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 
 use crate::{
-    Address, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Result, Type,
+    Address, Descriptor, Dict, Endpoint, Error, Opening, Parameter, Parameters, Result, Type,
     error::Attempted,
     fd,
     mechanism::{Adoption, Permissions},
@@ -27,7 +20,7 @@ use crate::{
     memory_io::{self, SEAL_NAMES, SharedFile, Window},
     memory_list,
     named_file::{self, Identity},
-    proc,
+    nameless,
     shape::{Memory, Shape},
 };
 
@@ -143,7 +136,7 @@ fn create_memfd(size: u64, parameters: &Parameters) -> Result<Opening> {
             name.len()
         )));
     }
-    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut flags = MemfdFlags::ALLOW_SEALING;
     let mut page = None;
     if let Some(huge) = parameters.text("huge") {
         let bytes = memory_list::huge_page(huge)?;
@@ -154,16 +147,7 @@ fn create_memfd(size: u64, parameters: &Parameters) -> Result<Opening> {
         flags |= MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(bytes.trailing_zeros() << 26);
         page = Some(bytes);
     }
-    let attempt = || "create a memfd";
-    let file = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        // Before Linux 6.3.
-        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
-        other => other,
-    }
-    .map_err(|errno| match errno {
-        Errno::ACCESS => Error::from_errno(errno, attempt()).help("see vm.memfd_noexec"),
-        errno => Error::from_errno(errno, attempt()),
-    })?;
+    let file = nameless::memfd(name, flags)?;
     // Not the execute bits, which are sealed away.
     rustix::fs::fchmod(&file, Mode::from_raw_mode(parameters.mode() & 0o666))
         .attempted(|| "set the mode of the memfd")?;
@@ -183,8 +167,8 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
         (Some(path), None, None, None) => {
             (named_file::open_regular(&path, flags, OFlags::empty()), Some(path))
         }
-        (None, Some(inode), None, None) => (open_held(find_held(inode)?, flags), None),
-        (None, None, Some(pid), Some(fd)) => (open_held((pid, fd), flags), None),
+        (None, Some(inode), None, None) => (nameless::open_held(nameless::find_held(inode)?, flags), None),
+        (None, None, Some(pid), Some(fd)) => (nameless::open_held((pid, fd), flags), None),
         _ => {
             return Err(Error::invalid(
                 "mmap needs one of: the key \"path\", the key \"inode\", or both \"pid\" and \"fd\"",
@@ -194,77 +178,22 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
     let (file, stat) = opened.map_err(|error| memory_file::may_help(error, parameters))?;
     let path = match path {
         Some(path) => Some(path),
-        None => path_of(&file)?,
+        None => nameless::path_of(&file)?,
     };
     let memory = SharedFile::new(file, memory_file::window(parameters), path.is_some())?;
     Ok(Mmap { memory, identity: Identity::from(&stat), path }.into())
-}
-
-/// A process and the number of an fd of this memfd in it; or of a file that was deleted, which has
-/// no other name either.
-fn find_held(inode: u64) -> Result<(u32, u32)> {
-    let of_kind = |wanted: fn(&[u8]) -> bool| {
-        let mut found = proc::held(wanted).into_iter().filter_map(|held| {
-            let stat = rustix::fs::stat(proc::fd_path(held.pid, held.fd)).ok()?;
-            (stat.st_ino == inode).then_some((stat.st_dev, (held.pid, held.fd)))
-        });
-        let (device, first) = found.next()?;
-        Some(match found.find(|(other, _)| *other != device) {
-            None => Ok(first),
-            Some(_) => Err(Error::invalid(format!(
-                "more than one object without a name has inode {inode} (memfds of huge pages are numbered apart); \
-                 use \"pid\" and \"fd\""
-            ))),
-        })
-    };
-    of_kind(|link| link.starts_with(memory_list::MEMFD))
-        .or_else(|| of_kind(|link| link.ends_with(proc::DELETED)))
-        .unwrap_or_else(|| {
-            Err(Error::new(
-                Kind::NotFound,
-                format!(
-                    "cannot attach to the memfd with inode {inode}: no process that you may look into holds \
-                     a file descriptor of it"
-                ),
-            ))
-        })
-}
-
-fn open_held((pid, fd): (u32, u32), flags: OFlags) -> Result<(OwnedFd, rustix::fs::Stat)> {
-    let path = proc::fd_path(pid, fd);
-    if let Ok(link) = rustix::fs::readlink(&path, Vec::new()) {
-        refuse_secret(link.as_bytes())?;
-    }
-    named_file::open_regular(&path, flags, OFlags::empty())
-}
-
-fn refuse_secret(link: &[u8]) -> Result<()> {
-    if link.starts_with(b"/secretmem") {
-        return Err(Error::not_supported(
-            "this is secret memory (memfd_secret(2)): only the processes that map it can see it, not the service",
-        ));
-    }
-    Ok(())
-}
-
-/// The path by which a file can be attached again; none for a memfd or what was deleted.
-fn path_of(file: impl AsFd) -> Result<Option<PathBuf>> {
-    let path = PathBuf::from(std::ffi::OsStr::from_bytes(&fd::link(&file)?));
-    let identity = Identity::from(&fd::stat(&file)?);
-    let same = rustix::fs::stat(&path).is_ok_and(|stat| Identity::from(&stat) == identity);
-    Ok(same.then_some(path))
 }
 
 /// Takes memfds and regular files. Mechanisms for files of a certain kind (POSIX semaphores) stand
 /// before this one in the register and are asked first.
 fn adopt(adopted: OwnedFd) -> Result<Adoption> {
     let stat = fd::stat(&adopted)?;
-    refuse_secret(&fd::link(&adopted)?)?;
+    nameless::refuse_secret(&fd::link(&adopted)?)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(Adoption::Refused(adopted));
     }
     let own = memory_file::own_description(adopted)?;
-    let path = path_of(&own)?;
+    let path = nameless::path_of(&own)?;
     let memory = SharedFile::new(own, Window::default(), path.is_some())?;
     Ok(Adoption::Taken(Box::new(Mmap { memory, identity: Identity::from(&stat), path })))
 }

@@ -16,9 +16,13 @@ macro_rules! mechanisms {
 mechanisms! {
     pipe,
     fifo,
+    sysvmq,
+    posixmq,
     sysvshm,
     posixshm,
+    sysvsem,
     posixsem,
+    futex,
     mmap,
     unix,
     inet,

@@ -1,9 +1,9 @@
-//! Named POSIX semaphores, sem_overview(7), as glibc makes them.
+//! POSIX semaphores, sem_overview(7), as glibc makes them.
 //!
 //! A named semaphore is a file `/dev/shm/sem.NAME` with a `sem_t` in it. The kernel knows nothing
 //! of it: programs that map the file change the word in it and sleep on it as a futex, and so do
 //! we ([`SemaphoreWord`]). The service never sleeps in sem_wait(3); it waits for the words of all
-//! semaphores together.
+//! semaphores together. Unnamed ones are in `semaphore_place.rs`.
 
 use std::{
     os::{
@@ -22,11 +22,15 @@ use crate::{
     dict,
     error::Attempted,
     fd::{self, retry},
+    leases::{self, Lent},
     mechanism::{Adoption, Column, Permissions},
     named_file::{self, Identity},
     proc,
+    semaphore_lease::{self, as_int, state_dict},
+    semaphore_place::{PlacedSemaphore, SHM},
     semaphore_word::{self, SemaphoreWord, State},
-    shape::{Semaphore, Shape},
+    shape::{Held, Semaphore, SemaphoreOperation, Shape},
+    word_place,
 };
 
 use super::MODE;
@@ -34,14 +38,30 @@ use super::MODE;
 pub static DESCRIPTOR: Descriptor = Descriptor {
     name: "posixsem",
     schemes: &["posixsem"],
-    summary: "Named POSIX semaphores, shared with programs that call sem_open(3)",
+    summary: "POSIX semaphores, shared with programs that call sem_open(3) or sem_init(3)",
     shapes: &[Shape::Semaphore],
     create_parameters: &[
         NAME,
+        word_place::shm(SHM),
+        word_place::PATH,
+        word_place::INODE,
+        word_place::PID,
+        word_place::FD,
+        word_place::SHMID,
+        word_place::OFFSET,
         Parameter::new("value", Type::U32 { min: 0, max: semaphore_word::VALUE_MAX }, "Initial value").default("1"),
         MODE,
     ],
-    attach_parameters: &[NAME],
+    attach_parameters: &[
+        NAME,
+        word_place::shm(SHM),
+        word_place::PATH,
+        word_place::INODE,
+        word_place::PID,
+        word_place::FD,
+        word_place::SHMID,
+        word_place::OFFSET,
+    ],
     columns: &[
         Column { key: "name", kind: "s", summary: "Name for sem_open(3) (ay where it is not UTF-8)" },
         Column { key: "address", kind: "s", summary: "Address for Attach" },
@@ -55,6 +75,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Column { key: "modified", kind: "t", summary: "Time of creation or of the last write(2); Post and Wait do not change it" },
         Column { key: "changed", kind: "t", summary: "Time of the last change of mode, owner or links" },
         Column { key: "holders", kind: "aa{sv}", summary: "Processes that have it open: pid, command, mapped or fd, access" },
+        Column { key: "stale", kind: "b", summary: "The value is 0 and nobody is known who could have it; see below" },
     ],
     open_parameters: &[],
     create,
@@ -65,53 +86,21 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available,
     driver: None,
-    reference: REFERENCE,
+    reference: include_str!("posixsem.md"),
 };
 
 const NAME: Parameter =
-    Parameter::new("name", Type::Path, "A slash and 1 to 251 bytes without further slashes, as for sem_open(3)")
-        .required();
+    Parameter::new("name", Type::Path, "A slash and 1 to 251 bytes without further slashes, as for sem_open(3)");
 
 /// NAME_MAX without the "sem." that glibc puts before the name.
 const NAME_MAX: usize = 251;
 
 const PREFIX: &[u8] = b"/dev/shm/sem.";
 
-const REFERENCE: &str = "\
-A named semaphore is a counter that processes share by its name: `posixsem:name=/jobs` is what C
-programs call `sem_open(\"/jobs\")`. The service follows glibc's protocol on 64-bit machines exactly: a
-`Post` wakes a program in sem_wait(3), and sem_post(3) wakes a `Wait`. Programs with another layout (32-bit
-ones, and those of other C libraries) do not share semaphores with glibc, nor with this service.
-
-`Create` appears under its name only when it is complete, as in sem_open(3); `mode` is exact whatever the
-umask. `Attach` needs read and write permission. `Post` adds all of its count or nothing. `Open` hands out
-the file for mmap(2) (32 bytes, a `sem_t`). `Remove` unlinks the name; those who have the semaphore open
-keep it (sem_unlink(3)).
-
-A semaphore has no owner: a process that dies while it holds one leaves the value low for ever. `Acquire`
-gives a lease that does not; `Post` repairs. `waiters` in `Inspect()` counts what the word says; a waiter
-that was killed stays counted, which costs a wasted wake-up for each post and nothing else.
-
-systemd-logind with `RemoveIPC=yes` removes a user's semaphores at the end of his last session.
-
-| error | when |
-| --- | --- |
-| `InvalidArgument` | the name breaks the rules; the file of that name is no semaphore of 32 bytes; `Post` with count 0 |
-| `Exists` | `Create` finds the name taken |
-| `NotFound` | `Attach` finds no semaphore of that name |
-| `PermissionDenied` | the mode lets the caller not read and write it |
-| `LimitExceeded` | the value would exceed 2147483647 (SEM_VALUE_MAX); /dev/shm is full |
-| `Gone` | another process truncated the file; `Remove`: the name was removed or taken by another object |
-| `Busy` | `Wait` that may not wait, while the value is 0 |
-| `Unavailable` | /dev/shm is not mounted |
-
-Sources: sem_overview(7), sem_open(3), sem_post(3), sem_wait(3), futex(2), shm_overview(7).
-
-Not offered: unnamed semaphores at an offset in shared memory, because the memory mechanisms' words and
-`CompareExchange` serve them, and a `sem_t` cannot be told from other bytes there; setting the value,
-because POSIX has no such operation.";
-
 fn create(parameters: &Parameters) -> Result<Opening> {
+    if in_memory(parameters)? {
+        return Ok(PlacedSemaphore::create(parameters)?.into());
+    }
     let (name, path) = name_and_path(parameters)?;
     // The table has a default.
     let bytes = semaphore_word::initial(parameters.u32("value").unwrap_or(1));
@@ -126,6 +115,9 @@ fn create(parameters: &Parameters) -> Result<Opening> {
 }
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
+    if in_memory(parameters)? {
+        return Ok(PlacedSemaphore::attach(parameters)?.into());
+    }
     let (name, path) = name_and_path(parameters)?;
     let (file, _) = named_file::open_regular(&path, OFlags::RDWR, OFlags::NOFOLLOW).map_err(|error| {
         if error.kind == Kind::PermissionDenied {
@@ -172,6 +164,19 @@ fn examine(file: impl AsFd) -> Result<(u64, Option<State>)> {
     Ok((size, whole.then_some(bytes).and_then(|bytes| semaphore_word::parse(&bytes))))
 }
 
+/// Whether it is an unnamed one, at a place in shared memory.
+fn in_memory(parameters: &Parameters) -> Result<bool> {
+    match (parameters.has(NAME.key), word_place::is_given(parameters, SHM)) {
+        (true, false) => Ok(false),
+        (false, true) => Ok(true),
+        (true, true) => Err(Error::invalid("give either the name of a semaphore, or the memory that one is in")),
+        (false, false) => Err(Error::invalid(
+            "the key \"name\" is missing: the name of a semaphore; or say which memory it is in, by shm, path, inode, \
+             pid and fd, or shmid, and at which offset",
+        )),
+    }
+}
+
 /// The name without its slash, and the file's path.
 fn name_and_path(parameters: &Parameters) -> Result<(Vec<u8>, PathBuf)> {
     let name = dev_shm::name(parameters.bytes("name").unwrap_or_default(), "semaphore", NAME_MAX)?;
@@ -197,7 +202,6 @@ fn list() -> Result<Vec<Dict>> {
             "address" => address(name).to_string(),
             "owner" => stat.st_uid,
             "group" => stat.st_gid,
-            "holders" => holders,
         };
         row.insert("name".into(), Value::text_or_bytes(&[b"/", name].concat()));
         row.extend(named_file::inspect(&stat).into_iter().filter(|(key, _)| {
@@ -207,19 +211,13 @@ fn list() -> Result<Vec<Dict>> {
             // Not everything of 32 bytes is a semaphore.
             let Ok((_, Some(state))) = examine(&file) else { continue };
             row.extend(state_dict(state));
+            let stale = semaphore_lease::is_stale(state, &holders, Lent::Word(Identity::from(&stat), 0));
+            row.insert("stale".into(), stale.into());
         }
+        row.insert("holders".into(), holders.into());
         rows.push(row);
     }
     Ok(rows)
-}
-
-/// The value is a C int for every caller; a larger one can only come from a program that broke it.
-fn state_dict(state: State) -> Dict {
-    dict! { "value" => as_int(state.value), "waiters" => state.waiters }
-}
-
-fn as_int(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
 }
 
 fn limits() -> Dict {
@@ -252,6 +250,10 @@ impl PosixSemaphore {
         let identity = Identity::from(&fd::stat(&file)?);
         Ok(Self { word: SemaphoreWord::map(file.as_fd())?, file: file.into(), name, identity })
     }
+
+    fn lent(&self) -> Lent {
+        Lent::Word(self.identity, 0)
+    }
 }
 
 impl Endpoint for PosixSemaphore {
@@ -264,16 +266,20 @@ impl Endpoint for PosixSemaphore {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        let mut state = named_file::inspect(&fd::stat(&self.file)?);
-        state.extend(state_dict(self.word.state()?));
+        let mut inspected = named_file::inspect(&fd::stat(&self.file)?);
+        let state = self.word.state()?;
+        inspected.extend(state_dict(state));
         let named = rustix::fs::lstat(path(&self.name)).map(|stat| Identity::from(&stat));
-        state.extend(dict! {
+        let holders = proc::file_holders(&self.file)?;
+        inspected.extend(dict! {
             "path" => Value::text_or_bytes(path(&self.name).as_os_str().as_bytes()),
             // Whether sem_open(3) of the name would find another semaphore, or none.
-            "stale" => named != Ok(self.identity),
-            "holders" => proc::file_holders(&self.file)?,
+            "detached" => named != Ok(self.identity),
+            "leases" => leases::count(self.lent()),
+            "stale" => semaphore_lease::is_stale(state, &holders, self.lent()),
+            "holders" => holders,
         });
-        Ok(state)
+        Ok(inspected)
     }
 
     fn open(&self, _options: &Parameters) -> Result<OwnedFd> {
@@ -295,10 +301,7 @@ impl Endpoint for PosixSemaphore {
 
 impl Semaphore for PosixSemaphore {
     fn post(&self, count: u32) -> Result<()> {
-        if count == 0 {
-            return Err(Error::invalid("the count of a post must be at least 1"));
-        }
-        self.word.post(count)
+        semaphore_lease::post(&self.word, count)
     }
 
     fn wait(&self) -> Result<Attempt<()>> {
@@ -307,5 +310,9 @@ impl Semaphore for PosixSemaphore {
 
     fn value(&self) -> Result<i32> {
         Ok(as_int(self.word.state()?.value))
+    }
+
+    fn acquire(&self, operations: &[SemaphoreOperation]) -> Result<Attempt<Held>> {
+        semaphore_lease::acquire(&self.word, self.lent(), operations)
     }
 }

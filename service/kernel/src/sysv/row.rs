@@ -64,6 +64,11 @@ impl Commands {
         self.0.entry(pid).or_insert_with(|| look(pid)).as_deref()
     }
 
+    /// The command name; empty where there is no such process.
+    pub fn name(&mut self, pid: libc::pid_t) -> String {
+        self.of(pid).unwrap_or_default().to_owned()
+    }
+
     /// Whether the process lives, or another one that has got its number.
     pub fn lives(&mut self, pid: libc::pid_t) -> bool {
         self.of(pid).is_some()

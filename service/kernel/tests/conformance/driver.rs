@@ -74,6 +74,9 @@ pub fn wait(readiness: Readiness, timeout: Duration) -> bool {
         wanted.blocked.into_iter().map(|call| Interrupting::start(call, doorbell.clone())).collect();
     let timeout_or_after = wanted.after.map_or(timeout, |after| after.min(timeout));
     let came = poll(&wanted.fds, &doorbell.0, timeout_or_after);
+    if came {
+        blocked.iter().for_each(|blocked| blocked.0.claim());
+    }
     drop((helper, blocked));
     came || wanted.after.is_some_and(|after| after <= timeout)
 }

@@ -53,13 +53,18 @@ impl Scratch {
         self.directory.path().join(name())
     }
 
+    /// Does something when the check ends.
+    pub fn finally(&mut self, cleanup: impl FnOnce() + 'static) {
+        self.cleanups.push(Box::new(cleanup));
+    }
+
     /// Removes what has this address for Attach, if it is still there.
     pub fn remove_later(&mut self, address: String) {
-        self.cleanups.push(Box::new(move || {
+        self.finally(move || {
             if let Ok(endpoint) = suite::attach(&address) {
                 let _ = endpoint.remove();
             }
-        }));
+        });
     }
 }
 
@@ -75,11 +80,11 @@ pub fn name() -> String {
     format!("ipc-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A key of System V that no other test and no other run has.
+/// A System V key that no other test has: random, so that no other program has it either.
 pub fn key() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let own = std::process::id() << 8 | NEXT.fetch_add(1, Ordering::Relaxed) & 0xff;
-    0x4000_0000 | own & 0x3fff_ffff
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("random bytes");
+    u32::from_ne_bytes(bytes).max(1)
 }
 
 pub fn created(address: &str) -> Box<dyn Endpoint> {

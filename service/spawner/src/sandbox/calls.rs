@@ -100,6 +100,8 @@ const PR_GET_AUXV: u32 = 0x4155_5856;
 pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
     // Threads only, and no namespaces with them.
     (SYS_clone, &[&[(0, flags(CLONE_THREAD | NAMESPACES), flags(CLONE_THREAD))]]),
+    // An undo list for a thread (leases of semaphore sets), and no namespaces.
+    (SYS_unshare, &[&[(0, ALL, flags(CLONE_SYSVSEM))]]),
     (SYS_prctl, &[
         &[(0, ALL, flags(PR_SET_NAME))],
         &[(0, ALL, flags(PR_GET_NAME))],

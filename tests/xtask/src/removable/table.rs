@@ -108,7 +108,7 @@ pub const CHECKS: &[Check] = &[
     check(
         "a worker's message has a size",
         GARBAGE,
-        &[edit("service/stream/src/lib.rs", "if length > self.limit {", "if false {")],
+        &[edit("service/stream/src/reader.rs", "if length > self.limit {", "if false {")],
     ),
     check(
         "the front's own words are text",
@@ -122,11 +122,7 @@ pub const CHECKS: &[Check] = &[
     check(
         "a message that cannot be read is left out",
         Adversary("bytes", "what_a_bus_lets_through_does_not_end_the_front"),
-        &[edit(
-            "service/front/src/bus.rs",
-            "socket.map_or_else(|| Builder::address(address), Builder::socket)",
-            "socket.map_or_else(|| Builder::address(address.clone()), |_| Builder::address(address.clone()))",
-        )],
+        &[edit("service/stream/src/bus.rs", "LONGEST, Unreadable::IsLeftOut,", "LONGEST, Unreadable::Ends,")],
     ),
     check(
         "a call has a size",
