@@ -11,9 +11,10 @@ use crate::{
     errors::Result,
     face::Face,
     interfaces::{
-        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
-        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager::ObjectManager,
-        relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, mailbox::Mailbox,
+        manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
+        object_manager::ObjectManager, process::Process, relay::Relay, semaphore::Semaphore, stream::Stream,
+        watch::Watch,
     },
     paths,
     tree::Tree,
@@ -122,6 +123,8 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
         named(doc::MEMORY, Memory::new(&face, &source)),
         named(doc::SEMAPHORE, Semaphore::new(&face, &source)),
         named(doc::WATCH, Watch::new(&face, &source)),
+        named(doc::PROCESS, Process::new(&face, &source)),
+        named(doc::MAILBOX, Mailbox::new(&face, &source)),
         named(doc::RELAY, Relay::new(&face, &relay)),
     ];
     let documents = interfaces
@@ -170,6 +173,11 @@ must be aligned to their size; the operations on them are atomic (sequentially c
 A semaphore, or a set of them.";
     pub const WATCH: &str = "\
 A watch on a file or directory (inotify(7)).";
+    pub const PROCESS: &str = "\
+A process (or one of its threads, or the group that it leads), to send signals to and to watch
+until it ends. It is held as a pidfd: its number cannot come to mean another process.";
+    pub const MAILBOX: &str = "\
+A process of the service's own that receives signals for the caller (signal(7)).";
     pub const RELAY: &str = "\
 A relay moves everything that comes out of its source into its sink, with back-pressure: when
 the sink is full, it stops reading.";

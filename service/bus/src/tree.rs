@@ -22,9 +22,10 @@ use crate::{
     errors::Result,
     face::Face,
     interfaces::{
-        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, manager::Manager,
-        mechanism::Mechanism, memory::Memory, messages::Messages, object_manager,
-        object_manager::ObjectManager, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+        Served, endpoint::Endpoint, introspectable::Introspectable, listener::Listener, mailbox::Mailbox,
+        manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages, object_manager,
+        object_manager::ObjectManager, process::Process, relay::Relay, semaphore::Semaphore, stream::Stream,
+        watch::Watch,
     },
     outbox::Outbox,
     paths,
@@ -205,6 +206,8 @@ impl Tree {
                         Shape::Memory => drop(server.at(path, Memory::new(face, endpoint)).await?),
                         Shape::Semaphore => drop(server.at(path, Semaphore::new(face, endpoint)).await?),
                         Shape::Watch => drop(server.at(path, Watch::new(face, endpoint)).await?),
+                        Shape::Process => drop(server.at(path, Process::new(face, endpoint)).await?),
+                        Shape::Mailbox => drop(server.at(path, Mailbox::new(face, endpoint)).await?),
                     }
                 }
             }

@@ -124,7 +124,7 @@ impl Endpoint {
         self.kernel.semaphore().ok_or_else(|| self.lacks(Shape::Semaphore))
     }
 
-    fn lacks(&self, shape: Shape) -> Error {
+    pub(crate) fn lacks(&self, shape: Shape) -> Error {
         let shapes: Vec<_> = self.shapes.iter().map(|shape| shape.name()).collect();
         Error::not_supported(format!(
             "{} has no shape {}; it has {}",
@@ -218,7 +218,7 @@ impl Endpoint {
 
 /// The calls on endpoints. Each takes the [`Call`] that was admitted, and ends.
 impl Engine {
-    async fn wait_on<T>(
+    pub(crate) async fn wait_on<T>(
         &self,
         call: &Call,
         endpoint: &Endpoint,

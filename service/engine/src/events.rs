@@ -9,7 +9,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ipc_kernel::{Dict, shape::Event};
+use ipc_kernel::{
+    Dict,
+    shape::{Event, Exit, Received},
+};
 
 /// One thing that happened.
 #[derive(Debug, Clone)]
@@ -24,6 +27,10 @@ pub enum Happening {
     Accepted(u64),
     /// Something is waiting to be received (option `notify`).
     Ready,
+    /// A process has ended.
+    Exited(Exit),
+    /// A mailbox has received a signal.
+    Signalled(Received),
 }
 
 impl Happening {
@@ -31,7 +38,7 @@ impl Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len(),
             Self::Received { data, .. } => data.len(),
-            Self::Overflow | Self::Accepted(_) | Self::Ready => 0,
+            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::Exited(_) | Self::Signalled(_) => 0,
         }
     }
 }

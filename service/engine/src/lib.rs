@@ -16,6 +16,7 @@ pub mod lifetime;
 pub mod limits;
 mod news;
 pub mod options;
+mod process;
 pub mod pump;
 pub mod relay;
 pub mod wait;

@@ -19,6 +19,7 @@ pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Op
     if has(Shape::Watch) {
         spawn(engine, endpoint, watch);
     }
+    crate::process::start_pumps(engine, endpoint);
     if options.accept {
         spawn(engine, endpoint, accept);
     }
@@ -64,9 +65,9 @@ pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One step of a pump; an error ends it and closes the endpoint.
-type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
+pub(crate) type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
 
-fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
+pub(crate) fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
     let (engine, endpoint) = (engine.clone(), endpoint.clone());
     until_closed(engine.clone(), endpoint.clone(), run(engine, endpoint, step));
 }
@@ -101,7 +102,7 @@ async fn run(engine: Arc<Engine>, endpoint: Arc<Endpoint>, step: Step) -> Error 
     }
 }
 
-fn happened(engine: &Engine, endpoint: &Arc<Endpoint>, happening: Happening) {
+pub(crate) fn happened(engine: &Engine, endpoint: &Arc<Endpoint>, happening: Happening) {
     endpoint.events.push(happening);
     engine.announce(Object::Endpoint(endpoint.clone()));
 }

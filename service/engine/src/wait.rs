@@ -136,6 +136,7 @@ pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
     match readiness {
         Readiness::Readable(fd) => ready(fd, PollFlags::IN).boxed(),
         Readiness::Writable(fd) => ready(fd, PollFlags::OUT).boxed(),
+        Readiness::HungUp(fd) => ready(fd, PollFlags::ERR).boxed(),
         Readiness::Word(word) => words::changed(word).boxed(),
         Readiness::Blocked(call) => blocked(call).boxed(),
         Readiness::Notified(listener) => listener.map(Ok).boxed(),

@@ -30,6 +30,7 @@ pub mod proc;
 pub mod relay_io;
 pub mod semaphore_word;
 pub mod shape;
+pub mod signal;
 pub mod sock_diag;
 pub mod socket_io;
 pub mod socket_messages;

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
 
-use crate::{Address, Dict, Error, Result, Value};
+use crate::{Address, Dict, Error, Result, Value, signal::names};
 
 /// The type of a parameter: how it is written in an address and which D-Bus type it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub enum Type {
     Word(&'static [&'static str]),
     /// Words of a set, joined with `+` in an address; D-Bus `as`.
     Words(&'static [&'static str]),
+    /// Signals by name or number, joined with `/` in an address, as `+` is part of their names;
+    /// or `all`; D-Bus `as`.
+    Signals,
     /// A System V key: 32 bits, decimal or `0x…`, or one of the words; D-Bus `u`, or `s` as in an
     /// address.
     Key { words: &'static [&'static str] },
@@ -46,7 +49,7 @@ impl Type {
             Self::I32 { .. } => "i",
             Self::U64 { .. } | Self::Size { .. } => "t",
             Self::Text | Self::Word(_) | Self::Path => "s",
-            Self::Words(_) => "as",
+            Self::Words(_) | Self::Signals => "as",
         }
     }
 
@@ -66,6 +69,7 @@ impl Type {
             Self::Words(words) => {
                 format!("words out of {}, joined with '+' (D-Bus type as)", words.join(", "))
             }
+            Self::Signals => format!("all, or joined with '/' {} (D-Bus type as)", names::EXPECTED),
             Self::Key { words } => format!(
                 "a key of 32 bits, decimal or 0x…{}{} (D-Bus type u, or s)",
                 if words.is_empty() { "" } else { ", or one of " },
@@ -89,6 +93,7 @@ impl Type {
             Self::Mode => self.check(Value::U32(u32::from_str_radix(text, 8).ok()?)),
             Self::Text | Self::Word(_) | Self::Key { .. } => self.check(Value::Text(text.to_owned())),
             Self::Words(_) => self.check(Value::Texts(text.split('+').map(str::to_owned).collect())),
+            Self::Signals => self.check(Value::Texts(text.split('/').map(str::to_owned).collect())),
             Self::Path => None,
         }
     }
@@ -124,6 +129,12 @@ impl Type {
             },
             Self::Words(words) => match value {
                 Value::Texts(texts) if texts.iter().all(|t| words.contains(&t.as_str())) => {
+                    Some(Value::Texts(texts))
+                }
+                _ => None,
+            },
+            Self::Signals => match value {
+                Value::Texts(texts) if texts.iter().all(|t| t == "all" || names::number(t).is_some()) => {
                     Some(Value::Texts(texts))
                 }
                 _ => None,

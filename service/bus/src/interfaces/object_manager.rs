@@ -17,7 +17,9 @@ use zbus::{
 
 use crate::{
     face::Face,
-    interfaces::{Served, endpoint, listener, memory, messages, relay, semaphore, stream, watch},
+    interfaces::{
+        Served, endpoint, listener, mailbox, memory, messages, process, relay, semaphore, stream, watch,
+    },
     paths,
     tree::Tree,
     variants::Vardict,
@@ -97,6 +99,8 @@ pub async fn interfaces(
                     Shape::Memory => add!(memory::Memory::new(face, it)),
                     Shape::Semaphore => add!(semaphore::Semaphore::new(face, it)),
                     Shape::Watch => add!(watch::Watch::new(face, it)),
+                    Shape::Process => add!(process::Process::new(face, it)),
+                    Shape::Mailbox => add!(mailbox::Mailbox::new(face, it)),
                 }
             }
         }
@@ -117,6 +121,8 @@ pub fn interface_names(object: &Object) -> Vec<String> {
         Shape::Memory => memory::Memory::name(),
         Shape::Semaphore => semaphore::Semaphore::name(),
         Shape::Watch => watch::Watch::name(),
+        Shape::Process => process::Process::name(),
+        Shape::Mailbox => mailbox::Mailbox::name(),
     };
     match object {
         Object::Relay(_) => vec![relay::Relay::name().to_string()],

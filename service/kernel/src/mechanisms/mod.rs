@@ -21,6 +21,7 @@ mechanisms! {
     unix,
     inet,
     inotify,
+    signal,
 }
 
 /// The mechanism of this name.

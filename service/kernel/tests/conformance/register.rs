@@ -165,6 +165,8 @@ fn endpoints_are_what_they_say() {
                 (Shape::Memory, endpoint.memory().is_some()),
                 (Shape::Semaphore, endpoint.semaphore().is_some()),
                 (Shape::Watch, endpoint.events().is_some()),
+                (Shape::Process, endpoint.process().is_some()),
+                (Shape::Mailbox, endpoint.mailbox().is_some()),
             ] {
                 assert_eq!(
                     accessor,
@@ -281,6 +283,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Text => "x".into(),
         Type::Word(words) => words[0].into(),
         Type::Words(words) => vec![words[0].to_owned()].into(),
+        Type::Signals => vec!["SIGRTMIN+3".to_owned()].into(),
         Type::Key { .. } => 1u32.into(),
         Type::Path => "/x".into(),
     }
