@@ -359,7 +359,7 @@ pub trait Process: Send + Sync {
     fn send(&self, signal: i32, value: i32) -> Result<()>;
 
     /// Whether it has a handler for the signal, or blocks it, so that the default action does not
-    /// happen.
+    /// happen. A thread in sigwaitinfo(2) does not block what it waits for, for all that /proc shows.
     fn handles(&self, signal: i32) -> Result<bool>;
 
     /// How it ended, as often as it is asked.

@@ -22,9 +22,9 @@ impl Process {
         Ok(self.endpoint.process()?.send(number(signal)?, value)?)
     }
 
-    /// Sends a signal only if the process has a handler for it or blocks it (as who waits for
-    /// signals does), so that a process that does not expect it is not ended by it; says whether it
-    /// was sent.
+    /// Sends a signal only if the process has a handler for it or blocks it, so that one that does
+    /// not expect it is not ended by it; says whether it was sent. Who waits in sigwaitinfo(2) at that
+    /// moment does not block the signal, for all that the kernel shows, and gets none.
     #[zbus(out_args("sent"))]
     fn send_if_handled(&self, signal: &str, value: i32, #[zbus(header)] header: Header<'_>) -> Result<bool> {
         let _call = self.face.call(&header)?;

@@ -96,10 +96,11 @@ reported when its parent has asked. After the end the endpoint stays, until `Clo
 
 The mailbox's process, `ipcd-mailbox`, is the caller to the kernel: who may send to a process of the caller's may send
 to it, and nobody else. Its number is the property `Pid`, and `Open` gives its pidfd. Each signal that was asked for
-arrives as `Received` with its sender; number, pid and uid of the sender are the kernel's word where code is
+arrives as `Received` with its sender; pid and uid of the sender are the kernel's word where code is
 0 (SI_USER: kill(2)) or -6 (SI_TKILL); with -1 (SI_QUEUE: sigqueue(3)) they are the sender's own. A standard signal that
-is sent again before it was received comes once. Real-time signals come all, in the order of their
-numbers and then of their sending; when RLIMIT_SIGPENDING of them wait for the user's processes, senders get EAGAIN.
+is sent again before it was received comes once, and SIGCONT and the signals that stop a process undo each other while
+they wait. Real-time signals come all, in the order of their numbers and then of their sending; when
+RLIMIT_SIGPENDING of them wait for the user's processes, senders get EAGAIN.
 
 Of signals that were not asked for, SIGTERM ends the mailbox, SIGKILL and SIGSTOP do what they do to every process,
 and all others are ignored. When the process is ended, the endpoint closes and says by which signal. It ends with its
