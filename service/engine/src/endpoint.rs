@@ -141,7 +141,7 @@ impl Endpoint {
         self.kernel.futex().ok_or_else(|| self.lacks(Shape::Futex))
     }
 
-    fn lacks(&self, shape: Shape) -> Error {
+    pub(crate) fn lacks(&self, shape: Shape) -> Error {
         let shapes: Vec<_> = self.shapes.iter().map(|shape| shape.name()).collect();
         Error::not_supported(format!(
             "{} has no shape {}; it has {}",

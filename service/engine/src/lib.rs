@@ -19,6 +19,7 @@ pub mod memory;
 pub mod messages;
 mod news;
 pub mod options;
+mod process;
 pub mod pump;
 pub mod range_watch;
 pub mod relay;
