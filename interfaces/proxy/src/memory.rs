@@ -18,14 +18,16 @@ pub trait Memory {
     /// Writes text at offset, as UTF-8 without a terminating zero.
     fn write_text(&self, offset: u64, text: &str) -> zbus::Result<()>;
 
-    /// Reads a word: u8, u16, u32, u64, i16, i32, i64 or f64.
+    /// Reads a word: u8, u16, u32, u64, i8, i16, i32, i64, f32 or f64. D-Bus has no types for i8
+    /// and f32: they come as n and d.
     fn load(&self, offset: u64, type_: &str) -> zbus::Result<OwnedVariant>;
 
-    /// Writes a word of the value's own D-Bus type (y q u t n i x d).
+    /// Writes a word of the value's own D-Bus type (y q u t n i x d), or of a type that is named: a
+    /// structure (sv) of the name and the value, such as ("f32", 1.5).
     fn store(&self, offset: u64, value: &Variant<'_>) -> zbus::Result<()>;
 
     /// Writes desired if the word is expected; says whether it did, and what was there. Both must
-    /// have the same D-Bus type.
+    /// be words of the same type, given as in Store.
     fn compare_exchange(
         &self,
         offset: u64,
@@ -33,7 +35,7 @@ pub trait Memory {
         desired: &Variant<'_>,
     ) -> zbus::Result<(bool, OwnedVariant)>;
 
-    /// Adds to a word, wrapping around, and returns what was there before.
+    /// Adds to a word, given as in Store, and returns what was there before. Integers wrap around.
     fn fetch_add(&self, offset: u64, value: &Variant<'_>) -> zbus::Result<OwnedVariant>;
 
     /// Changes the size. Other processes that map what is cut off get SIGBUS when they touch it;
