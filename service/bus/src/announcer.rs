@@ -17,6 +17,7 @@ use crate::{
         self,
         futex::Futex,
         listener::Listener,
+        memory::Memory,
         messages::Messages,
         object_manager, relay,
         stream::Stream,
@@ -141,6 +142,9 @@ impl Announcer {
                 signal::<Listener, _>(to, path, "Accepted", &(seq, accepted))
             }
             Happening::Woken(value) => signal::<Futex, _>(to, path, "Woken", &(seq, value)),
+            Happening::RangeChanged { watch, offset, length } => {
+                signal::<Memory, _>(to, path, "Changed", &(seq, watch, offset, length))
+            }
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
         }
     }

@@ -28,6 +28,7 @@ use crate::{
     limits::{Limits, exceeded},
     news::News,
     options::{Lifetime, Options},
+    range_watch::RangeWatches,
     relay::Relay,
     wait::{self, Cancel},
 };
@@ -39,6 +40,7 @@ pub struct Engine {
     pub clients: Clients,
     pub counters: Counters,
     pub(crate) stopping: Flag,
+    pub(crate) range_watches: Arc<RangeWatches>,
     next_id: AtomicU64,
     admitted: AtomicU64,
     table: Mutex<Table>,
@@ -103,6 +105,7 @@ impl Engine {
             clients: Clients::default(),
             counters: Counters::default(),
             stopping: Flag::new(),
+            range_watches: Arc::default(),
             next_id: AtomicU64::new(1),
             admitted: AtomicU64::new(0),
             table: Mutex::default(),

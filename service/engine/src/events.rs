@@ -26,6 +26,8 @@ pub enum Happening {
     Ready,
     /// A futex was woken (option `notify`): its value then.
     Woken(u32),
+    /// Memory under a watch has changed; where nothing has (length 0), the watch has ended.
+    RangeChanged { watch: u32, offset: u64, length: u64 },
 }
 
 impl Happening {
@@ -33,7 +35,9 @@ impl Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len(),
             Self::Received { data, .. } => data.len(),
-            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::Woken(_) => 0,
+            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::Woken(_) | Self::RangeChanged { .. } => {
+                0
+            }
         }
     }
 }

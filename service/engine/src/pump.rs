@@ -107,6 +107,7 @@ async fn run(engine: Arc<Engine>, endpoint: Arc<Endpoint>, step: Step) -> Error 
     }
 }
 
+/// Numbers it, keeps it, and has it announced.
 pub(crate) fn happened(engine: &Engine, endpoint: &Arc<Endpoint>, happening: Happening) {
     endpoint.events.push(happening);
     engine.announce(Object::Endpoint(endpoint.clone()));

@@ -3,17 +3,22 @@
 //! zbus pairs a reply with its call by the serial alone. A bus lets only the callee reply, but the
 //! front does not lean on that: an answer of the bus must come from the bus.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{io, os::fd::OwnedFd, pin::Pin, sync::Arc};
 
+use ipc_stream::{BusSocket, Take};
+use tokio::sync::oneshot;
 use zbus::{
-    Address, Connection, Error, MessageStream, OwnedVariant, Result,
+    Address, Connection, Error, OwnedVariant, Result,
     connection::Builder,
     fdo::{ConnectionCredentials, RequestNameFlags, RequestNameReply},
     message::Message,
     names::UniqueName,
 };
 
-use crate::bus_socket::BusSocket;
+use crate::{
+    closer::Closer,
+    outbox::{Outbox, SharedSocket},
+};
 
 pub const NAME: &str = "org.example.IPC";
 pub const BUS: &str = "org.freedesktop.DBus";
@@ -22,24 +27,44 @@ const BUS_PATH: &str = "/org/freedesktop/DBus";
 /// Connections that leave the bus, and names that are given up.
 const DEPARTURES: &str = "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''";
 
-/// Messages that were read and not routed yet. The router never waits, so there are hardly any; each
-/// may be as large as the bus allows.
-const QUEUED: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
-
 #[derive(Debug, Clone)]
 pub struct Bus {
     pub connection: Connection,
 }
 
+/// The task of the outbox.
+pub type Sending = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection to the bus.
+pub struct Connected {
+    pub bus: Bus,
+    pub outbox: Arc<Outbox>,
+    pub sending: Sending,
+    /// Who is sent here gets the calls and signals that come, all of them.
+    pub messages: oneshot::Sender<Take>,
+}
+
 impl Bus {
-    /// Connects (None: the system bus); with everything that comes from then on.
-    pub async fn connect(address: Option<&str>) -> Result<(Self, MessageStream)> {
+    /// Connects (None: the system bus).
+    pub async fn connect(address: Option<&str>, closer: Arc<Closer>) -> Result<Connected> {
         let address = address.map_or_else(Address::system, str::parse)?;
-        let socket = BusSocket::connect(&address)
+        let doomed = closer.clone();
+        // Whose they are is not known.
+        let discard = Arc::new(move |fds: Vec<OwnedFd>| doomed.close(None, Box::new(fds)));
+        let socket = BusSocket::connect(&address, discard)
             .map_err(|error| Error::Connection(Arc::new(error), Box::new(address.clone())))?;
-        let builder = socket.map_or_else(|| Builder::address(address), Builder::socket);
-        let stream = builder.max_queued(QUEUED).build_message_stream().await?;
-        Ok((Self { connection: Connection::from(&stream) }, stream))
+        let Some(socket) = socket else {
+            return Err(Error::Address(format!("{address}: a system bus has the address of a Unix socket")));
+        };
+        let (mut socket, outbox, sending) = SharedSocket::new(socket, closer);
+        let messages = socket.reader().hand_over();
+        let mut sending: Sending = Box::pin(sending);
+        // The connection asks for its name.
+        let connection = tokio::select! {
+            connection = Builder::socket(socket).build() => connection?,
+            () = &mut sending => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+        };
+        Ok(Connected { bus: Self { connection }, outbox, sending, messages })
     }
 
     pub async fn watch_departures(&self) -> Result<()> {

@@ -11,10 +11,10 @@ use rustix::process::{Resource, getrlimit};
 use tokio::time::timeout;
 
 use crate::{
-    bus::{Bus, NAME},
+    bus::{Bus, Connected, NAME},
+    closer::Closer,
     identity,
     limits::Limits,
-    outbox::Outbox,
     router::Router,
     spawner::{Reconnect, Spawner},
 };
@@ -100,14 +100,21 @@ impl Front {
         // A full table of descriptors would end the connection to the bus.
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         limits.fds = limits.fds.min(u32::try_from(table / 2).unwrap_or(u32::MAX));
-        let (bus, messages) = Bus::connect(address.as_deref()).await?;
+        let closer = Closer::new();
+        let Connected { bus, outbox, sending, messages } =
+            Bus::connect(address.as_deref(), closer.clone()).await?;
         let (spawner, asking) = Spawner::new(spawner, reconnect).map_err(StartError::Spawner)?;
-        let (outbox, sending) = Outbox::new(bus.connection.clone());
-        let router = Router::new(bus, limits, spawner, fd_store, outbox);
+        let router = Router::new(bus, limits, spawner, closer, fd_store, outbox);
         router.spawn(asking);
         router.spawn(sending);
-        // Reads from now on: what the bus answers comes the same way.
-        router.spawn(router.clone().run(messages));
+        let reading = Arc::downgrade(&router);
+        let take = move |message, more| {
+            if let Some(router) = reading.upgrade() {
+                router.take(message, more);
+            }
+        };
+        // Fails only when the bus is gone already.
+        let _reads = messages.send(Box::new(take));
         let front = Self { router };
         match front.open(workers).await {
             Ok(()) => Ok(front),

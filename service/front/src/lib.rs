@@ -4,7 +4,7 @@
 //! that caller; what the worker answers it checks and hands back. It knows no interface of the
 //! mechanisms, opens nothing and maps nothing.
 //!
-//! `bus_socket.rs` and `router.rs` read from the bus, `worker.rs` and `life.rs` are a worker,
+//! `bus.rs` and `router.rs` read from the bus, `worker.rs` and `life.rs` are a worker,
 //! `judge.rs` is what a worker may say. Everything is bounded: `admission.rs` by what is in flight,
 //! `budget.rs` by what is not read, `starts.rs` by what is started, `closer.rs` by what cannot be
 //! closed.
@@ -16,7 +16,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod admission;
 mod budget;
 mod bus;
-mod bus_socket;
 mod closer;
 mod front;
 #[doc(hidden)]

@@ -24,7 +24,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 use zbus::{
-    connection::socket::{Socket, Split, WriteHalf},
+    connection::socket::{Socket, Split},
     message::Message,
 };
 
@@ -85,6 +85,7 @@ impl Worker {
                 }
                 Err(refusal) => (End::NotStarted(refusal), None),
             };
+            self.state().stream = None;
             if let End::NoBus = end {
                 return;
             }
@@ -150,7 +151,7 @@ impl Worker {
     /// Until it ends, one way or another.
     async fn serve(&self, router: &Arc<Router>, control: &UnixStream, fresh: bool) -> End {
         let patience = router.patience();
-        let (mut reader, mut writer) = match timeout(patience, self.connect(router, control)).await {
+        let (mut reader, writer) = match timeout(patience, self.connect(router, control)).await {
             Ok(Ok(stream)) => stream.take(),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return End::Hostile(error.to_string());
@@ -159,10 +160,11 @@ impl Worker {
             Ok(Err(error)) => return End::Died(error.to_string()),
             Err(_) => return End::Stuck,
         };
+        self.state().stream = Some(writer.clone());
         tokio::select! {
             end = self.read(router, &mut reader) => end,
             end = self.watch(router) => end,
-            never = self.write(&mut writer) => match never {},
+            never = self.write(&writer) => match never {},
         }
     }
 
@@ -187,14 +189,15 @@ impl Worker {
         }
     }
 
-    async fn write(&self, writer: &mut Writer) -> Infallible {
+    /// Writes what is queued.
+    async fn write(&self, writer: &Writer) -> Infallible {
         loop {
             let next = self.state().next();
-            let Some(parcel) = next else {
+            let Some(mut parcel) = next else {
                 self.news.notified().await;
                 continue;
             };
-            while let Err(error) = writer.send_message(parcel.message()).await {
+            while let Err(error) = parcel.send_rest(writer).await {
                 if is_too_many_refs(&error) {
                     // Its descriptors wait for others that are on their way to be read, and nothing of it was
                     // sent; the kernel has no event for that.
@@ -210,10 +213,11 @@ impl Worker {
     async fn read(&self, router: &Arc<Router>, reader: &mut Reader) -> End {
         let mut first = true;
         loop {
-            let parcel = match reader.next().await {
+            let mut parcel = match reader.next().await {
                 Ok(message) => Parcel::new(message, Some(self.uid), &router.closer),
                 Err(error) => return ending(&error),
             };
+            parcel.may_wait(reader.has_next());
             if let Err(error) = parcel.message().body().validate() {
                 return ending(&error);
             }
@@ -242,7 +246,10 @@ impl Worker {
                     self.pong.notify_one();
                 }
                 Ok(Said::Idle) => {
-                    if self.state().is_quiet() {
+                    let mut state = self.state();
+                    if state.is_quiet() {
+                        // Nothing is sent any more to one that is let go.
+                        state.stream = None;
                         return End::Idle;
                     }
                 }
@@ -400,8 +407,7 @@ async fn dismiss(told: &mut watch::Receiver<bool>, control: &UnixStream) -> Infa
     std::future::pending().await
 }
 
-fn is_too_many_refs(error: &zbus::Error) -> bool {
-    let zbus::Error::InputOutput(error) = error else { return false };
+fn is_too_many_refs(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
 }
 

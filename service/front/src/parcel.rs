@@ -1,8 +1,9 @@
 //! A message on its way through the front, with what it holds of the pools; however it ends, what it
 //! carries is closed where that can hang without harm.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{io, num::NonZeroU32, sync::Arc};
 
+use ipc_stream::Writer;
 use zbus::message::{Flags, Message, Type};
 
 use crate::{
@@ -10,9 +11,16 @@ use crate::{
     closer::Closer,
 };
 
+/// Why a parcel has a message.
+const THERE: &str = "it is taken out only when the parcel is dropped";
+
 pub struct Parcel {
     /// Taken only when it is dropped.
     message: Option<Message>,
+    /// Bytes of it that have left.
+    sent: usize,
+    /// Another one follows, and both may go in one write.
+    may_wait: bool,
     user: User,
     permit: Option<Permit>,
     closer: Arc<Closer>,
@@ -20,12 +28,40 @@ pub struct Parcel {
 
 impl Parcel {
     pub fn new(message: Message, user: User, closer: &Arc<Closer>) -> Self {
-        Self { message: Some(message), user, permit: None, closer: closer.clone() }
+        Self { message: Some(message), sent: 0, may_wait: false, user, permit: None, closer: closer.clone() }
     }
 
     pub fn message(&self) -> &Message {
-        // It is there until the drop.
-        self.message.as_ref().expect("a parcel has a message until it is dropped")
+        self.message.as_ref().expect(THERE)
+    }
+
+    fn rest(&mut self) -> (&Message, &mut usize) {
+        (self.message.as_ref().expect(THERE), &mut self.sent)
+    }
+
+    /// It is not sent by itself if others follow at once.
+    pub fn may_wait(&mut self, more: bool) {
+        self.may_wait = more;
+    }
+
+    /// Sends what there is room for, unless it may wait. Whether that was the rest of it.
+    pub fn send_now(&mut self, writer: &Writer) -> io::Result<bool> {
+        if self.may_wait {
+            return Ok(false);
+        }
+        let (message, sent) = self.rest();
+        writer.send_now(message, sent)
+    }
+
+    /// Sends the rest of it.
+    pub async fn send_rest(&mut self, writer: &Writer) -> io::Result<()> {
+        let (message, sent) = self.rest();
+        writer.send_rest(message, sent).await
+    }
+
+    /// Whether a part of it has left: the rest has to be next.
+    pub fn is_begun(&self) -> bool {
+        self.sent > 0
     }
 
     pub fn size(&self) -> usize {

@@ -1,8 +1,8 @@
-//! The one reader of everything that comes from the bus.
+//! Takes everything that comes from the bus.
 //!
-//! For each call: admit it, find out whose it is, hand it to the worker that is that caller. The
-//! reader waits for nothing but the next message: a queue that is full is a refusal, and what takes
-//! time is a task. All the rest of the front hangs together here.
+//! For each call: admit it, find out whose it is, hand it to the worker that is that caller. It is the
+//! reader of the bus that calls in here, and nothing here waits: a queue that is full is a refusal, and
+//! what takes time is a task. All the rest of the front hangs together here.
 
 use std::{
     collections::HashMap,
@@ -14,14 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
 use zbus::{
-    MessageStream, fdo,
+    fdo,
     message::{Message, Type},
 };
 
@@ -63,7 +62,7 @@ pub struct Router {
     pub store: Box<dyn FdStore>,
     /// Whether the service ends; every worker's task hears of it.
     pub stopping: watch::Sender<bool>,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
     /// Every connection that has called and has not left.
     callers: Mutex<HashMap<Arc<str>, Entry>>,
     /// Locked before the state of a worker, never after.
@@ -110,15 +109,16 @@ impl Router {
         bus: Bus,
         limits: Limits,
         spawner: Spawner,
+        closer: Arc<Closer>,
         store: Box<dyn FdStore>,
-        outbox: Outbox,
+        outbox: Arc<Outbox>,
     ) -> Arc<Self> {
         Arc::new(Self {
             bus,
             admission: Admission::new(&limits),
             limits,
             spawner,
-            closer: Closer::new(),
+            closer,
             starts: Mutex::default(),
             store,
             stopping: watch::Sender::new(false),
@@ -131,20 +131,19 @@ impl Router {
         })
     }
 
-    /// Until the bus is gone.
-    pub async fn run(self: Arc<Self>, mut messages: MessageStream) {
-        while let Some(Ok(message)) = messages.next().await {
-            let parcel = Parcel::new(message, None, &self.closer);
-            match parcel.message().message_type() {
-                Type::MethodCall => self.call(parcel),
-                Type::Signal => {
-                    if let Some(name) = bus::departed(parcel.message()) {
-                        self.departed(&name, parcel);
-                    }
+    /// The next call or signal from the bus. `more`: another one follows at once.
+    pub fn take(self: &Arc<Self>, message: Message, more: bool) {
+        let mut parcel = Parcel::new(message, None, &self.closer);
+        parcel.may_wait(more);
+        match parcel.message().message_type() {
+            Type::MethodCall => self.call(parcel),
+            Type::Signal => {
+                if let Some(name) = bus::departed(parcel.message()) {
+                    self.departed(&name, parcel);
                 }
-                // zbus has handed it to who asked.
-                Type::MethodReturn | Type::Error => {}
             }
+            // Those go to who asked.
+            Type::MethodReturn | Type::Error => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! One worker: the process that is one identity, as the front sees it.
 //!
-//! Calls wait in a bounded queue; when there is none to take them, a task starts the process, serves
+//! A call is written to it at once, or waits in a bounded queue; when there is none to take it, a task starts the process, serves
 //! it and buries it, over and over as long as something waits. While it lives, one future writes, one
 //! reads and judges, and one watches whether it still runs. `life.rs` has what happens between the
 //! queue and the process.
@@ -14,6 +14,7 @@ use std::{
 };
 
 use ipc_spawner::protocol::Identity;
+use ipc_stream::Writer;
 use tokio::sync::Notify;
 use zbus::message::Message;
 
@@ -52,6 +53,8 @@ pub struct State {
     pub queue: VecDeque<Parcel>,
     /// A task starts, serves or buries the process.
     pub awake: bool,
+    /// The stream to the process, while it serves.
+    pub stream: Option<Writer>,
     /// Since when the process is being sent a message.
     pub writing: Option<Instant>,
     /// The serial of the question whether it runs.
@@ -92,7 +95,7 @@ impl Worker {
         self.identity.get()
     }
 
-    /// Queues a call that was admitted.
+    /// Hands on a call that was admitted: at once if there is room, or it is queued.
     pub fn call(
         self: &Arc<Self>,
         router: &Arc<Router>,
@@ -114,13 +117,14 @@ impl Worker {
                 Expected::SameSerial => return Err(Refusal::serial(serial)),
             }
         }
-        state.queue.push_back(parcel);
-        let wake = !std::mem::replace(&mut state.awake, true);
-        drop(state);
-        if wake {
-            router.spawn(self.clone().run(router.clone(), None));
+        if !state.send_now(&mut parcel) {
+            state.queue.push_back(parcel);
+            if !std::mem::replace(&mut state.awake, true) {
+                router.spawn(self.clone().run(router.clone(), None));
+            }
+            self.news.notify_one();
         }
-        self.news.notify_one();
+        drop(state);
         if quiet {
             self.outstanding.notify_one();
         }
@@ -164,7 +168,9 @@ impl Worker {
     pub fn ask(&self, ping: &Message, parcel: Parcel) {
         let mut state = self.state();
         state.ping = Some(ping.primary_header().serial_num());
-        state.queue.push_front(parcel);
+        // First, but for the rest of what has been begun.
+        let begun = state.queue.front().is_some_and(Parcel::is_begun);
+        state.queue.insert(begun.into(), parcel);
         drop(state);
         self.news.notify_one();
     }
@@ -178,6 +184,15 @@ impl State {
         } else {
             self.overrun = true;
         }
+    }
+
+    /// Writes it to the process, if nothing waits and there is room. Whether all of it has left; if not,
+    /// it has to be queued.
+    fn send_now(&mut self, parcel: &mut Parcel) -> bool {
+        let idle = self.queue.is_empty() && self.writing.is_none();
+        let Some(stream) = self.stream.as_ref().filter(|_| idle) else { return false };
+        // What is wrong with it is for who writes what is queued.
+        matches!(parcel.send_now(stream), Ok(true))
     }
 
     /// The next message to be written.

@@ -268,10 +268,10 @@ pub fn sysctl(path: &str) -> Option<u64> {
     fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?.trim().parse().ok()
 }
 
-/// Where a file system of this type is mounted whole, as far as this process's mount namespace goes
+/// Where a file system of this type is mounted whole, as far as this thread's mount namespace goes
 /// (proc_pid_mountinfo(5)). A later mount may hide one of them.
 pub fn mount_points(kind: &str) -> Vec<PathBuf> {
-    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
     mounts.split(|byte| *byte == b'\n').filter_map(|line| mount_point(line, kind.as_bytes())).collect()
 }
 

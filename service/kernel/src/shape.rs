@@ -6,7 +6,8 @@
 use std::{os::fd::OwnedFd, str::FromStr};
 
 use crate::{
-    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, futex_word::FutexWord, mechanism::End,
+    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, blocked::Sent, futex_word::FutexWord,
+    mechanism::End,
 };
 
 /// The name of a shape, as in the property `Shapes`.
@@ -110,11 +111,14 @@ pub struct Outgoing<'a> {
     pub data: &'a [u8],
     pub attributes: &'a Dict,
     pub fds: &'a [Fd],
+    /// Of this message alone: the same at each attempt to send it.
+    pub sent: &'a Sent,
 }
 
 /// Bytes with borders.
 pub trait Messages: Send + Sync {
-    /// Sends the whole message or nothing.
+    /// Sends the whole message or nothing. Where the wait itself sends it ([`Sent`]), the attempt
+    /// after it says so.
     fn send(&self, message: Outgoing<'_>) -> Result<Attempt<()>>;
 
     /// Takes a message. An empty `selector` takes the next one; what else it may hold is the
@@ -129,6 +133,12 @@ pub trait Messages: Send + Sync {
     /// The next message, which stays where it is. Fds are not passed.
     fn peek(&self, _selector: &Dict) -> Result<Attempt<Message>> {
         Err(Error::not_supported("the kernel cannot peek at this queue"))
+    }
+
+    /// Gives back a message that was taken and that nobody will be given here any more, for whoever
+    /// else receives from the queue. False where the kernel cannot have it back.
+    fn put_back(&self, _message: &Message) -> bool {
+        false
     }
 
     /// What to wait for before a message can be received, without receiving it.

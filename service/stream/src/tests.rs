@@ -1,12 +1,16 @@
 //! Streams as zbus uses them, and what a hostile other end may write.
 
-use std::{sync::Mutex, time::Duration};
+use std::{io::IoSlice, os::fd::AsFd, sync::Mutex, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::time::timeout;
-use zbus::{Connection, Guid, MessageStream, connection::Builder};
+use zbus::{
+    Connection, Guid, Message, MessageStream,
+    connection::{Builder, socket::WriteHalf},
+    message::Type,
+};
 
-use super::*;
+use super::{message::HEADER, wire::send, *};
 
 async fn ends() -> (Connection, MessageStream, Handle) {
     let (one, other) = pair().expect("a pair");
@@ -172,4 +176,89 @@ async fn no_memory_is_taken_for_what_is_too_long() {
     write(&theirs, &header, &with_fds(0));
     let error = messages.next().await.expect("an answer").expect_err("too long");
     assert!(error.to_string().contains("the limit is 100000"), "{error}");
+}
+
+/// A socket to a bus, which is this test: its two halves, the bus's end, and the count of discarded descriptors.
+fn bus_socket() -> (Reader, Writer, OwnedFd, Arc<Mutex<usize>>) {
+    use std::os::{linux::net::SocketAddrExt, unix::net};
+    let name = format!("ipc-stream-{}-{:?}", std::process::id(), std::thread::current().id());
+    let listener = net::UnixListener::bind_addr(&net::SocketAddr::from_abstract_name(&name).expect("a name"))
+        .expect("a socket");
+    let discarded = Arc::new(Mutex::new(0));
+    let count = discarded.clone();
+    let discard = Arc::new(move |fds: Vec<OwnedFd>| *count.lock().expect("not poisoned") += fds.len());
+    let address = format!("unix:abstract={name}").parse().expect("an address");
+    let socket = BusSocket::connect(&address, discard).expect("a listener").expect("a Unix socket");
+    let (theirs, _) = listener.accept().expect("a connection");
+    let (reader, writer) = socket.split().take();
+    (reader, writer, theirs.into(), discarded)
+}
+
+async fn read_next(reader: &mut Reader) -> Message {
+    timeout(Duration::from_secs(20), reader.next()).await.expect("nothing came").expect("a message")
+}
+
+/// All of it is there before the first is read.
+#[tokio::test]
+async fn what_is_left_out_takes_its_descriptors_along_and_no_others() {
+    let (mut reader, _writer, theirs, discarded) = bus_socket();
+    let (two, one, none) = (with_fds(2), with_fds(1), with_fds(0));
+    let unreadable = |message: &Message| {
+        let mut bytes = message.data().to_vec();
+        // The code of the first header field: of a later version of the protocol.
+        bytes[HEADER] = 100;
+        bytes
+    };
+    write(&theirs, none.data(), &none);
+    write(&theirs, &unreadable(&two), &two);
+    write(&theirs, one.data(), &one);
+    write(&theirs, &unreadable(&one), &one);
+    write(&theirs, &unreadable(&none), &none);
+    write(&theirs, none.data(), &none);
+    write(&theirs, two.data(), &two);
+    for count in [0, 1, 0, 2] {
+        assert_eq!(read_next(&mut reader).await.data().fds().len(), count);
+    }
+    assert_eq!(*discarded.lock().expect("not poisoned"), 3);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_sent_later() {
+    let (mut reader, writer, theirs, _) = bus_socket();
+    let large = message(7, 8 << 20);
+    let mut sent = 0;
+    assert!(!writer.send_now(&large, &mut sent).expect("open"));
+    assert!(0 < sent && sent < large.data().len(), "{sent}");
+    let sending = tokio::spawn(async move {
+        writer.send_rest(&large, &mut sent).await.expect("open");
+        assert!(writer.send_now(&message(8, 8), &mut 0).expect("open"));
+    });
+    let stream = Stream::new(theirs, 16 << 20, Arc::new(drop)).expect("a stream");
+    let (mut other_end, mut back) = stream.split().take();
+    assert_eq!(number(&read_next(&mut other_end).await), 7);
+    assert_eq!(number(&read_next(&mut other_end).await), 8);
+    sending.await.expect("no panic");
+    back.send_message(&message(9, 9)).await.expect("open");
+    assert_eq!(number(&read_next(&mut reader).await), 9);
+}
+
+#[tokio::test]
+async fn calls_and_signals_are_handed_over_and_replies_are_not() {
+    let (mut reader, _writer, theirs, _) = bus_socket();
+    let sender = reader.hand_over();
+    let call = Message::method_call("/", "C").serial(3.try_into().expect("not 0")).build(&()).expect("valid");
+    let reply = Message::method_return(&call.header()).build(&()).expect("valid");
+    let all = [&reply, &message(1, 0), &call, &reply].map(|message| message.data().to_vec()).concat();
+    write(&theirs, &all, &reply);
+    assert_eq!(read_next(&mut reader).await.message_type(), Type::MethodReturn);
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let takes = taken.clone();
+    let take = move |message: Message, more| {
+        takes.lock().expect("not poisoned").push((message.message_type(), more));
+    };
+    // Until somebody takes the signal, the reply stays behind it.
+    let comes = async { sender.send(Box::new(take)).unwrap_or_else(|_| panic!("the reader waits")) };
+    let (next, ()) = futures_util::future::join(read_next(&mut reader), comes).await;
+    assert_eq!(next.message_type(), Type::MethodReturn);
+    assert_eq!(*taken.lock().expect("not poisoned"), [(Type::Signal, true), (Type::MethodCall, true)]);
 }

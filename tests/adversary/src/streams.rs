@@ -19,12 +19,14 @@ impl Streams {
     pub fn of(worker: i32) -> Streams {
         let pid = Pid::from_raw(worker).expect("a pid");
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a living worker");
-        let mut streams = Vec::new();
+        let (mut streams, mut seen) = (Vec::new(), Vec::new());
         for fd in 0..64 {
             let Ok(link) = fs::read_link(format!("/proc/{worker}/fd/{fd}")) else { continue };
-            if !link.to_string_lossy().starts_with("socket:") {
+            // Once each, however many descriptors of it there are.
+            if !link.to_string_lossy().starts_with("socket:") || seen.contains(&link) {
                 continue;
             }
+            seen.push(link);
             let fd: OwnedFd = pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).expect("root may");
             let stream = socket_type(&fd).expect("a socket") == SocketType::STREAM;
             if stream && getpeername(&fd).is_ok() {

@@ -236,3 +236,139 @@ async fn framing_is_demanded_where_it_is_needed_and_only_there() {
         assert!(error.text.contains(says), "{error}");
     }
 }
+
+/// A queue that is removed at the end, however that comes.
+struct Queue(Arc<Endpoint>);
+
+impl std::ops::Deref for Queue {
+    type Target = Arc<Endpoint>;
+
+    fn deref(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let _ = self.0.kernel.remove();
+    }
+}
+
+/// As small as it may be: all queues of a user share one limit.
+async fn queue(world: &World, attributes: &str) -> Queue {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = format!("ipc-relay-{}-{number}", std::process::id());
+    Queue(world.create(&format!("posixmq:name=/{name},{attributes}")).await)
+}
+
+async fn send(world: &World, queue: &Arc<Endpoint>, data: &[u8], priority: u32) {
+    let attributes = dict! { "priority" => priority };
+    let message =
+        ipc_kernel::shape::Outgoing { data, attributes: &attributes, fds: &[], sent: &Default::default() };
+    world.engine.send(&world.call, queue, message, 10_000).await.unwrap();
+}
+
+async fn receive(world: &World, queue: &Arc<Endpoint>) -> (Vec<u8>, i128) {
+    let message = world.engine.receive(&world.call, queue, &Dict::new(), 10_000).await.unwrap();
+    (message.data, message.attributes["priority"].integer().unwrap())
+}
+
+/// Between two message queues priorities stay, an empty message is one, and a full sink takes nothing away.
+#[tokio::test]
+async fn queues_keep_their_priorities() {
+    let world = World::new();
+    let (source, sink) = (queue(&world, "depth=9,size=64").await, queue(&world, "depth=3,size=64").await);
+    for (data, priority) in [("low", 0), ("a", 7), ("b", 7), ("top", 32767), ("", 3), ("mid", 100)] {
+        send(&world, &source, data.as_bytes(), priority).await;
+    }
+    let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
+    until("the sink is full", || relay.messages() == 3).await;
+    for expected in [("top", 32767), ("mid", 100), ("a", 7), ("b", 7), ("", 3), ("low", 0)] {
+        assert_eq!(receive(&world, &sink).await, (expected.0.into(), expected.1));
+    }
+    relay.stop("stopped");
+    assert_eq!(ended(&relay).await.messages, 6);
+    // What another mechanism knows nothing of is left out; from there all have the lowest.
+    let (other, far) = seqpacket(&world).await;
+    let (out, back) = (
+        world.relay(&source, &other, Dict::new()).await.unwrap(),
+        world.relay(&other, &sink, Dict::new()).await.unwrap(),
+    );
+    send(&world, &source, b"out", 9).await;
+    let mut buffer = [0; 64];
+    until("it comes", || {
+        ipc_kernel::fd::poll_now(&far, rustix::event::PollFlags::IN).is_ok_and(|now| !now.is_empty())
+    })
+    .await;
+    let length = rustix::io::read(&far, &mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"out");
+    write(&far, b"back");
+    assert_eq!(receive(&world, &sink).await, (b"back".to_vec(), 0));
+    out.stop("stopped");
+    back.stop("stopped");
+}
+
+#[tokio::test]
+async fn queues_and_bytes() {
+    let world = World::new();
+    let (lines, input) = world.pipe_source().await;
+    let (records, output) = world.pipe_sink().await;
+    let middle = queue(&world, "depth=3,size=8").await;
+    let framing = |word: &str| dict! { "framing" => word };
+    let into = world.relay(&lines, &middle, framing("line")).await.unwrap();
+    let out = world.relay(&middle, &records, framing("length")).await.unwrap();
+    write(&input, b"one\ntwo\nthree\n");
+    let read = read_exactly(&output, 23).await.unwrap();
+    assert_eq!(read, b"\0\0\0\x03one\0\0\0\x03two\0\0\0\x05three");
+    write(&input, b"more than 8 bytes\n");
+    let finished = ended(&into).await;
+    assert!(finished.failed && finished.reason.contains("8"), "{}", finished.reason);
+    let mut kept = world.engine.read(&world.call, &lines, 100, 0).await.unwrap();
+    kept.extend(world.engine.read(&world.call, &lines, 100, 0).await.unwrap());
+    assert_eq!(kept, b"more than 8 bytes\n", "what was taken, and what was not");
+    out.stop("stopped");
+}
+
+/// A message that is larger than the sink's stays at the source, and goes back into the queue with it.
+#[tokio::test]
+async fn what_a_queue_cannot_take_goes_back() {
+    let world = World::new();
+    let (source, sink) = (queue(&world, "depth=2,size=64").await, queue(&world, "depth=2,size=8").await);
+    let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
+    send(&world, &source, b"more than 8 bytes", 5).await;
+    let finished = ended(&relay).await;
+    assert!(finished.failed && finished.reason.contains("17") && finished.reason.contains("8"));
+    // For each way in which the endpoint may have been opened.
+    for access in ["read-write", "read"] {
+        let options = dict! { "access" => access };
+        let other = world.engine.attach(&world.call, &source.address, options).await.unwrap();
+        let message = match access {
+            "read-write" => world.engine.receive(&world.call, &source, &Dict::new(), 0).await.unwrap(),
+            _ => world.engine.receive(&world.call, &other, &Dict::new(), 0).await.unwrap(),
+        };
+        other.keep(message);
+        world.engine.close(&other, "test");
+        drop(other);
+        world.take_news().await;
+        assert_eq!(source.messages().unwrap().depth(), Some(1), "{access}");
+    }
+    assert_eq!(receive(&world, &source).await, (b"more than 8 bytes".to_vec(), 5));
+}
+
+#[tokio::test]
+async fn a_queue_into_itself_is_refused() {
+    let world = World::new();
+    let source = queue(&world, "depth=2,size=8").await;
+    let again =
+        world.engine.attach(&world.call, &source.address, dict! { "access" => "write" }).await.unwrap();
+    for sink in [&*source, &again] {
+        let refused = world.relay(&source, sink, Dict::new()).await.unwrap_err();
+        assert!(refused.kind == Kind::InvalidArgument && refused.text.contains("come back"), "{refused}");
+    }
+    let other = queue(&world, "depth=2,size=8").await;
+    let relay = world.relay(&source, &other, Dict::new()).await.unwrap();
+    let refused = world.relay(&other, &again, Dict::new()).await.unwrap_err();
+    assert!(refused.text.contains("round for ever"), "{refused}");
+    relay.stop("stopped");
+}

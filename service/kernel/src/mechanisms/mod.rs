@@ -16,7 +16,9 @@ macro_rules! mechanisms {
 mechanisms! {
     pipe,
     fifo,
+    sysvmq,
     posixmq,
+    sysvshm,
     posixshm,
     sysvsem,
     posixsem,

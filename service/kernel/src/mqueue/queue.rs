@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use rustix::{event::PollFlags, io::Errno};
+use rustix::{event::PollFlags, fs::OFlags, io::Errno};
 
 use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Parameters, Result, Value, dict,
@@ -264,6 +264,17 @@ impl Messages for Queue {
             "the kernel cannot peek at a POSIX message queue; Depth says how many messages wait, and a message that \
              was received can be sent again with its priority, but comes behind the others of that priority then",
         ))
+    }
+
+    fn put_back(&self, message: &Message) -> bool {
+        let Ok(priority) = priority(&message.attributes) else { return false };
+        match calls::send(&self.fd, &message.data, priority) {
+            // It was opened to receive only.
+            Err(Errno::BADF) => fd::reopen(&self.fd, Access::Write.flags() | OFlags::NONBLOCK)
+                .and_then(|writer| calls::send(&writer, &message.data, priority))
+                .is_ok(),
+            sent => sent.is_ok(),
+        }
     }
 
     fn arrival(&self) -> Result<Attempt<()>> {

@@ -53,13 +53,18 @@ impl Scratch {
         self.directory.path().join(name())
     }
 
+    /// Does something when the check ends.
+    pub fn finally(&mut self, cleanup: impl FnOnce() + 'static) {
+        self.cleanups.push(Box::new(cleanup));
+    }
+
     /// Removes what has this address for Attach, if it is still there.
     pub fn remove_later(&mut self, address: String) {
-        self.cleanups.push(Box::new(move || {
+        self.finally(move || {
             if let Ok(endpoint) = suite::attach(&address) {
                 let _ = endpoint.remove();
             }
-        }));
+        });
     }
 }
 
@@ -73,6 +78,13 @@ impl Drop for Scratch {
 pub fn name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("ipc-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A System V key that no other test has: random, so that no other program has it either.
+pub fn key() -> u32 {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("random bytes");
+    u32::from_ne_bytes(bytes).max(1)
 }
 
 pub fn created(address: &str) -> Box<dyn Endpoint> {

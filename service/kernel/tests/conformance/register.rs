@@ -164,6 +164,7 @@ fn endpoints_are_what_they_say() {
                 (Shape::Messages, endpoint.messages().is_some()),
                 (Shape::Memory, endpoint.memory().is_some()),
                 (Shape::Semaphore, endpoint.semaphore().is_some()),
+                (Shape::Futex, endpoint.futex().is_some()),
                 (Shape::Watch, endpoint.events().is_some()),
             ] {
                 assert_eq!(

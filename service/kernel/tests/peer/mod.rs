@@ -148,6 +148,13 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Kills it; says which process it was.
+    pub fn kill(self) -> u32 {
+        self.pid()
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -146,6 +146,8 @@ pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
         &[(1, ALL, SIOCGIFINDEX as u32)],
         // PIDFD_GET_INFO, whatever the size of its answer.
         &[(1, 0xffff, 0xff0b)],
+        // PROCMAP_QUERY: how much of a System V segment is there.
+        &[(1, ALL, 0xc068_6611)],
     ]),
 ];
 
