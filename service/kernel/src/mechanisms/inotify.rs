@@ -5,22 +5,31 @@
 //! has put aside for it and gives it its names and its path.
 
 use std::{
-    os::{
-        fd::OwnedFd,
-        unix::{ffi::OsStrExt, fs::MetadataExt},
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use rustix::fs::{FileType, Stat};
+
 use crate::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result,
-    Type, Value, dict,
-    inotify::hub::HUB,
-    inotify,
-    inotify::queue::{Handle, Item, Wish},
+    Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Opening, Parameter, Parameters, Result, Type, Value, dict,
+    fd, inotify,
+    inotify::{
+        filesystem::Filesystem,
+        filter::Filter,
+        flow::{Flow, One, Source},
+        hub::{HUB, Want},
+        poll::Poll,
+        queue::{Handle, Wish},
+        settle::Settle,
+        tree::{Mark, Tree},
+        users,
+    },
     mechanism::{Adoption, Column},
     proc,
-    shape::{Event, Events, Notice, Shape},
+    shape::{Events, Notice, Shape},
 };
 
 pub static DESCRIPTOR: Descriptor = Descriptor {
@@ -55,8 +64,16 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::new("path", Type::Path, "Absolute path of the file or directory to watch").required(),
-    Parameter::new("events", Type::Words(inotify::mask::WORDS), "Events to watch for; all, close and move are groups")
+    Parameter::new("events", Type::Words(inotify::mask::WORDS), "Events to watch for; all, close, move and written are groups")
         .default("all"),
+    Parameter::new("recursive", Type::Bool, "Watch all directories below, and those that come").default("false"),
+    Parameter::new("include", Type::Text, "Glob of what is told, such as {*.c,*.h}; without a slash it is for names at any depth"),
+    Parameter::new("exclude", Type::Text, "Glob of what is left out, directories with all that is in them"),
+    Parameter::new("debounce-ms", Type::U32 { min: 1, max: 60_000 }, "Tell of a path once, when nothing more has happened to it for so long"),
+    Parameter::new("initial", Type::Bool, "Begin with what is there: one event for each entry, marked INITIAL").default("false"),
+    Parameter::new("rescan", Type::Bool, "After lost events look for what has changed; default: as recursive"),
+    Parameter::new("poll-ms", Type::U32 { min: 100, max: 3_600_000 }, "Look again and again instead of watching, for file systems that do not tell"),
+    Parameter::new("partial", Type::Bool, "Watch also where inotify does not see all changes (NFS, FUSE, proc, sysfs)").default("false"),
     Parameter::new("onlydir", Type::Bool, "Fail if the path is not a directory").default("false"),
     Parameter::new("dont-follow", Type::Bool, "Watch a symbolic link itself, not what it leads to").default("false"),
     Parameter::new("excl-unlink", Type::Bool, "No events of files that were removed from the directory but are open")
@@ -114,15 +131,59 @@ fn create(parameters: &Parameters) -> Result<Opening> {
     if mask == 0 {
         return Err(Error::invalid("the key \"events\" is empty: name at least one event, or all"));
     }
-    let handle = HUB.subscribe(Wish {
+    let wish = Wish {
         path,
         mask,
-        only_directory: parameters.bool("onlydir"),
+        only_directory: parameters.bool("onlydir") || parameters.bool("recursive"),
         dont_follow: parameters.bool("dont-follow"),
         excl_unlink: parameters.bool("excl-unlink"),
-        oneshot: parameters.bool("oneshot"),
-    })?;
-    Ok(Watcher { handle }.into())
+    };
+    let oneshot = parameters.bool("oneshot");
+    let settle = parameters.u32("debounce-ms").map(|ms| Settle::new(Duration::from_millis(ms.into())));
+    let pinned = wish.find()?;
+    let stat = fd::stat(&pinned)?;
+    let filesystem = Filesystem::of(&pinned);
+    let source = source(parameters, &wish, &pinned, &stat, &filesystem)?;
+    let given = GIVEN.iter().filter_map(|key| Some((*key, parameters.written(key)?))).collect();
+    let flow = Mutex::new(Flow::new(source, settle, oneshot));
+    Ok(Watcher { wish, given, stat, filesystem, flow }.into())
+}
+
+/// Where the events come from, as the parameters and the file system say.
+fn source(
+    parameters: &Parameters,
+    wish: &Wish,
+    pinned: &Fd,
+    stat: &Stat,
+    filesystem: &Filesystem,
+) -> Result<Source> {
+    let filter = Filter::new(parameters)?;
+    let (recursive, initial) = (parameters.bool("recursive"), parameters.bool("initial"));
+    if let Some(ms) = parameters.u32("poll-ms") {
+        let every = Duration::from_millis(ms.into());
+        return Ok(Source::Poll(Box::new(Poll::new(wish.clone(), filter, recursive, every, initial)?)));
+    }
+    filesystem.demand_complete(&wish.attempt(), parameters.bool("partial"))?;
+    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let rescan = if parameters.has("rescan") { parameters.bool("rescan") } else { recursive };
+    let inode = (stat.st_dev, stat.st_ino);
+    let handle = Handle::new(wish.clone());
+    if directory && (recursive || initial || rescan) {
+        let mut tree = Tree::new(handle, filter, recursive, parameters.budget.clone(), inode);
+        tree.start(pinned, Mark::Initial { told: initial })?;
+        return Ok(Source::Tree(Box::new(tree)));
+    }
+    // Both halves of a rename are needed to make one event of it.
+    let moves = if wish.mask & libc::IN_MOVE != 0 { libc::IN_MOVE } else { 0 };
+    let want = Want {
+        path: wish.path.clone(),
+        mask: wish.mask | moves,
+        excl_unlink: wish.excl_unlink,
+        // Elsewhere it might have to be waited for.
+        inode: filesystem.complete.then_some(inode),
+    };
+    let wd = HUB.watch(&handle, pinned, want)?;
+    Ok(Source::One(One { handle, filter, wd }))
 }
 
 fn attach(_: &Parameters) -> Result<Opening> {
@@ -132,14 +193,10 @@ fn attach(_: &Parameters) -> Result<Opening> {
     ))
 }
 
-fn is_instance(link: &[u8]) -> bool {
-    matches!(link, b"anon_inode:inotify" | b"anon_inode:[inotify]")
-}
-
 /// Every watch of every visible process. The kernel tells inodes, not paths; we know ours.
 fn list() -> Result<Vec<Dict>> {
     let mut rows = Vec::new();
-    for held in proc::held(is_instance) {
+    for held in proc::held(users::is_instance) {
         let command = proc::command(held.pid);
         let ours = held.pid == std::process::id() && HUB.fd() == Some(held.fd);
         for line in inotify::mask::watches(&proc::fdinfo_text(held.pid, held.fd)) {
@@ -180,24 +237,34 @@ fn limits() -> Dict {
             limits.insert(format!("fs.inotify.{name}"), value.into());
         }
     }
-    let caller = rustix::process::geteuid().as_raw();
-    let mut instances = proc::held(is_instance);
-    instances.retain(|held| {
-        std::fs::metadata(format!("/proc/{}", held.pid)).is_ok_and(|process| process.uid() == caller)
-    });
-    let watches = |held: &proc::Held| inotify::mask::watches(&proc::fdinfo_text(held.pid, held.fd)).len() as u64;
-    limits.insert("watches".into(), instances.iter().map(watches).sum::<u64>().into());
+    let instances = users::instances();
+    limits.insert("watches".into(), instances.iter().map(users::watches).sum::<u64>().into());
     limits.insert("instances".into(), (instances.len() as u64).into());
     limits
 }
 
 struct Watcher {
-    handle: Handle,
+    wish: Wish,
+    /// The keys that were given besides those of the wish, as in an address.
+    given: Vec<(&'static str, String)>,
+    stat: Stat,
+    filesystem: Filesystem,
+    flow: Mutex<Flow>,
+}
+
+/// The keys that are shown in the address as they were given.
+const GIVEN: &[&str] =
+    &["recursive", "include", "exclude", "debounce-ms", "initial", "rescan", "poll-ms", "partial", "oneshot"];
+
+impl Watcher {
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Endpoint for Watcher {
     fn address(&self) -> Address {
-        let wish = &self.handle.wish;
+        let wish = &self.wish;
         let mut address = Address::new("inotify").with("path", wish.path.as_os_str().as_bytes());
         if wish.mask != libc::IN_ALL_EVENTS {
             address = address.with("events", inotify::mask::words(wish.mask).join("+"));
@@ -206,13 +273,12 @@ impl Endpoint for Watcher {
             ("onlydir", wish.only_directory),
             ("dont-follow", wish.dont_follow),
             ("excl-unlink", wish.excl_unlink),
-            ("oneshot", wish.oneshot),
         ] {
             if set {
                 address = address.with(key, "true");
             }
         }
-        address
+        self.given.iter().fold(address, |address, (key, value)| address.with(key, value.as_bytes()))
     }
 
     fn shapes(&self) -> Vec<Shape> {
@@ -220,21 +286,38 @@ impl Endpoint for Watcher {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        let wish = &self.handle.wish;
+        let wish = &self.wish;
         let mut state = dict! {
             "path" => path_value(&wish.path),
             "events" => inotify::mask::words(wish.mask),
-            "flags" => flags(wish.excl_unlink, wish.oneshot),
-            "wd" => self.handle.wd,
-            "inode" => self.handle.stat.st_ino,
-            "queued" => self.handle.queued() as u64,
-            "endpoints" => HUB.paths(self.handle.wd).len() as u64,
-            "filesystem" => self.handle.filesystem.as_str(),
-            "complete" => self.handle.complete,
+            "inode" => self.stat.st_ino,
+            "filesystem" => self.filesystem.kind.as_str(),
+            "complete" => self.filesystem.complete,
         };
-        if let Some(reason) = self.handle.ended() {
+        let flow = self.flow();
+        state.insert("queued".into(), (flow.waiting() as u64).into());
+        state.insert("flags".into(), flags(wish.excl_unlink, flow.oneshot()).into());
+        if let Some(reason) = flow.ended() {
             state.insert("ended".into(), reason.into());
-        } else if let Some(line) = HUB.kernel_watches().iter().find(|line| line.wd == self.handle.wd) {
+        }
+        let wd = match &flow.source {
+            Source::One(one) => one.wd,
+            Source::Tree(tree) => {
+                let (remembered, all) = tree.remembered();
+                state.insert("directories".into(), (tree.directories() as u64).into());
+                state.insert("unwatched".into(), (tree.unwatched() as u64).into());
+                state.insert("remembered".into(), (remembered as u64).into());
+                state.insert("remembers-all".into(), all.into());
+                tree.root
+            }
+            Source::Poll(poll) => {
+                state.insert("polled".into(), (poll.polled() as u64).into());
+                return Ok(state);
+            }
+        };
+        state.insert("wd".into(), wd.into());
+        state.insert("endpoints".into(), (HUB.paths(wd).len() as u64).into());
+        if let Some(line) = HUB.kernel_watches().iter().find(|line| line.wd == wd && flow.ended().is_none()) {
             state.insert("kernel-events".into(), inotify::mask::words(line.mask).into());
             state.insert("device".into(), line.device().into());
         }
@@ -259,38 +342,6 @@ impl Endpoint for Watcher {
 
 impl Events for Watcher {
     fn next(&self) -> Result<Attempt<Vec<Notice>>> {
-        // Asked first: the end may come between two looks.
-        let ended = self.handle.ended();
-        match (self.handle.take(), ended) {
-            (Ok(items), _) => Ok(Attempt::Done(items.into_iter().map(|item| self.notice(item)).collect())),
-            (Err(_), Some(reason)) => Err(Error::new(Kind::Closed, format!("the watch has ended: {reason}"))),
-            (Err(listener), None) => Ok(Attempt::Wait(Readiness::Notified(listener))),
-        }
+        self.flow().next()
     }
-}
-
-impl Watcher {
-    fn notice(&self, item: Item) -> Notice {
-        match item {
-            Item::Happened { mask, name } => Notice::Event(Event {
-                names: inotify::mask::names(mask),
-                path: join(&self.handle.wish.path, &name),
-                from: Vec::new(),
-            }),
-            Item::Overflow => Notice::Overflow,
-            Item::End(reason) => Notice::End(reason.to_owned()),
-        }
-    }
-}
-
-/// The path of a directory's entry; the directory's own where there is no name.
-fn join(directory: &Path, name: &[u8]) -> Vec<u8> {
-    let mut path = directory.as_os_str().as_bytes().to_owned();
-    if !name.is_empty() {
-        if !path.ends_with(b"/") {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
-    }
-    path
 }

@@ -1,0 +1,436 @@
+//! The directories that one endpoint watches: the watched one, and with `recursive` all below it.
+//!
+//! A [`Tree`] remembers what the endpoint was told: each directory with its watch descriptor, and the
+//! names in it. The queue of the kernel tells what *was*; looking at the file system (`inotify/look.rs`)
+//! shows what *is*, a moment ahead of the queue. Both are told, and what both saw is told once, by
+//! these rules:
+//!
+//! - A directory is watched first, then listed. What the list has is new, unless its name is known.
+//! - A name that is created is told if it is not known, one that is deleted if it is.
+//! - Which directory is at a path, the kernel says, by the descriptor that it gives for it: after every
+//!   change of a directory's name the new path is looked at, and a directory that is known under another
+//!   path has moved.
+//! - A directory that cannot be found because a directory above it was renamed meanwhile is looked
+//!   for again after the event that says so.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    os::unix::ffi::OsStrExt,
+    time::Instant,
+};
+
+use libc::{
+    IN_ACCESS, IN_ATTRIB, IN_CLOSE_NOWRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_IGNORED, IN_ISDIR, IN_MOVE,
+    IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, IN_OPEN, IN_UNMOUNT,
+};
+
+use crate::{
+    inotify::{
+        budget::{Budget, Share},
+        filter::Filter,
+        hub::HUB,
+        mask,
+        pairs::Step,
+        queue::Handle,
+    },
+    shape::{Event, Notice},
+};
+
+/// What has to be known to follow a tree, whatever is asked for.
+pub const FOLLOWED: u32 =
+    IN_CREATE | IN_DELETE | IN_MOVE | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | libc::IN_ONLYDIR;
+
+/// The service opens and reads directories itself; who does it, inotify does not say.
+const LOOKING: u32 = IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE;
+
+/// No watch.
+pub const NONE: i32 = -1;
+
+/// Names that one endpoint remembers, apart from those of directories.
+pub const MAX_REMEMBERED: usize = 1 << 18;
+
+pub struct Tree {
+    pub handle: Handle,
+    pub filter: Filter,
+    pub recursive: bool,
+    pub budget: Budget,
+    pub root: i32,
+    pub(super) nodes: HashMap<i32, Node>,
+    pub(super) jobs: VecDeque<Job>,
+    /// Jobs whose directory was not at its path.
+    pub(super) stale: Vec<Job>,
+    pub(super) remembered: usize,
+    /// Not all names are remembered, so that one that is not known may be an old one.
+    pub(super) partial: bool,
+    /// Why no more directories can be watched; forgotten when all was tried.
+    pub(super) full: Option<String>,
+    /// What was lost since when; looked for by jobs.
+    pub(super) lost_since: Option<i64>,
+    /// The last rename, if it took the place of something.
+    replaced: Option<(Place, Place)>,
+    /// The watched directory was not at its path; when to look again.
+    pub(super) adrift: Option<Instant>,
+    /// Device and inode of the watched directory.
+    pub(super) inode: (u64, u64),
+    pub told: VecDeque<Notice>,
+    pub ended: bool,
+}
+
+/// A name in a directory.
+pub type Place = (i32, Box<[u8]>);
+
+pub(super) struct Node {
+    pub place: Place,
+    pub inode: (u64, u64),
+    pub entries: HashMap<Box<[u8]>, Entry>,
+    pub _share: Option<Share>,
+}
+
+pub(super) struct Entry {
+    pub directory: bool,
+    /// The watch of a directory, or [`NONE`].
+    pub wd: i32,
+    /// It was told that this directory is not watched.
+    pub unwatched: bool,
+    /// When something was told of it last.
+    pub at: i64,
+}
+
+/// Something to be looked at.
+#[derive(Debug, Clone)]
+pub(super) enum Job {
+    /// Watch the directory that is at this place, and list it if it is not known. `deep`: also look for
+    /// what was lost in it.
+    Enter { place: Place, mark: Mark, deep: bool },
+    /// Look for what was lost in a known directory.
+    Look { wd: i32, deep: bool },
+}
+
+/// How the service came to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// It was there when the watch was made, and that is asked for; or it is not.
+    Initial { told: bool },
+    /// It was in a directory that had just come.
+    Found,
+    /// It differs from what was told.
+    Rescanned,
+}
+
+impl Mark {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Initial { .. } => "INITIAL",
+            Self::Found => "FOUND",
+            Self::Rescanned => "RESCANNED",
+        }
+    }
+}
+
+impl Tree {
+    pub fn new(handle: Handle, filter: Filter, recursive: bool, budget: Budget, inode: (u64, u64)) -> Self {
+        Self {
+            handle,
+            filter,
+            recursive,
+            budget,
+            root: NONE,
+            nodes: HashMap::new(),
+            jobs: VecDeque::new(),
+            stale: Vec::new(),
+            remembered: 0,
+            partial: false,
+            full: None,
+            lost_since: None,
+            replaced: None,
+            adrift: None,
+            inode,
+            told: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    /// What is told of, of what may happen.
+    fn asked(&self) -> u32 {
+        self.handle.wish.mask
+    }
+
+    pub fn directories(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Names and directories that are remembered, and whether these are all.
+    pub fn remembered(&self) -> (usize, bool) {
+        (self.remembered, !self.partial)
+    }
+
+    /// Directories that are not watched though they are in the tree.
+    pub fn unwatched(&self) -> usize {
+        self.nodes.values().flat_map(|node| node.entries.values()).filter(|entry| entry.unwatched).count()
+    }
+
+    /// Takes what happened into account, and tells what is to be told. `now` is [`hub::stamp`](super::hub::stamp).
+    pub fn step(&mut self, step: Step, now: i64) {
+        match step {
+            Step::Happened { wd, mask, name } if name.is_empty() => self.happened_to_itself(wd, mask),
+            Step::Happened { wd, mask, name } => self.happened((wd, name), mask, now),
+            Step::Renamed { from, to, mask } => self.renamed(from, to, mask, now),
+            Step::Overflow { since } => self.overflowed(since),
+            Step::Ended { wd, reason } if wd == self.root => self.end(reason),
+            Step::Ended { wd, .. } => self.forget(wd),
+        }
+    }
+
+    fn happened_to_itself(&mut self, wd: i32, mask: u32) {
+        // What happens to a directory below, the one above it tells.
+        if wd != self.root {
+            return;
+        }
+        self.tell(mask, &(wd, Box::default()), None);
+        if self.recursive && mask & IN_MOVE_SELF != 0 {
+            self.end("the watched directory was renamed, and a recursive watch follows paths; watch the new path");
+        }
+    }
+
+    fn happened(&mut self, place: Place, mask: u32, now: i64) {
+        let directory = mask & IN_ISDIR != 0;
+        if !self.nodes.contains_key(&place.0) || directory && self.filter.prunes(&self.below(&place)) {
+            return;
+        }
+        if mask & (IN_CREATE | IN_MOVED_TO) != 0 {
+            let known = self.entry(&place).is_some();
+            self.enter_name(&place, directory, now);
+            // Known, and yet moved to: it has taken the place of what was there.
+            if !known || mask & IN_MOVED_TO != 0 || self.partial {
+                self.tell(mask, &place, None);
+            }
+            self.visit(place, directory, Mark::Found);
+        } else if mask & (IN_DELETE | IN_MOVED_FROM) != 0 {
+            if self.take_name(&place) || self.partial {
+                self.tell(mask, &place, None);
+            }
+        } else {
+            if let Some(entry) = self.entry(&place) {
+                entry.at = now;
+            }
+            self.tell(mask, &place, None);
+            if mask & IN_ATTRIB != 0 {
+                // It may have become unreadable, or readable.
+                self.visit(place, directory, Mark::Found);
+            }
+        }
+        self.replaced = None;
+        self.try_stale_again(mask & IN_MOVE != 0);
+    }
+
+    fn renamed(&mut self, from: Place, to: Place, mask: u32, now: i64) {
+        let directory = mask & IN_ISDIR != 0;
+        let here = |tree: &Self, place: &Place| {
+            tree.nodes.contains_key(&place.0) && !(directory && tree.filter.prunes(&tree.below(place)))
+        };
+        match (here(self, &from), here(self, &to)) {
+            (true, true) => {}
+            (true, false) => return self.happened(from, mask & !IN_MOVED_TO, now),
+            (false, _) => return self.happened(to, mask & !IN_MOVED_FROM, now),
+        }
+        let paths = (self.path(&from), self.path(&to));
+        let tells = (self.filter.tells(&self.below(&from)), self.filter.tells(&self.below(&to)));
+        let exchanged = self.replaced.take().is_some_and(|last| last == (to.clone(), from.clone()));
+        let moved = self.entry(&from).map_or(NONE, |entry| std::mem::replace(&mut entry.wd, NONE));
+        self.take_name(&from);
+        let there = self.entry(&to).map(|entry| entry.wd);
+        if there.is_some() {
+            self.replaced = Some((from.clone(), to.clone()));
+        }
+        if moved == NONE {
+            // Seen at its new place already, or never watched.
+            self.enter_name(&to, directory, now);
+        } else {
+            self.take_name(&to);
+            self.enter_name(&to, directory, now);
+            if !self.reparent(moved, &to) {
+                self.forget(moved);
+            }
+        }
+        let moves = mask & (IN_MOVE | IN_ISDIR);
+        if self.asked() & IN_MOVE != 0 {
+            let (mask, from, path) = match tells {
+                (true, true) => (moves, paths.0, paths.1),
+                (true, false) => (moves & !IN_MOVED_TO, Vec::new(), paths.0),
+                (false, true) => (moves & !IN_MOVED_FROM, Vec::new(), paths.1),
+                (false, false) => (0, Vec::new(), Vec::new()),
+            };
+            if mask != 0 {
+                let event = Event { names: mask::names(mask), path, from, note: String::new() };
+                self.told.push_back(Notice::Event(event));
+            }
+        }
+        if exchanged {
+            // Two names that change places (RENAME_EXCHANGE) look as if the second replaced the first.
+            self.jobs.push_back(Job::Look { wd: from.0, deep: false });
+        }
+        self.visit(to, directory, Mark::Rescanned);
+        self.try_stale_again(true);
+    }
+
+    fn overflowed(&mut self, since: i64) {
+        self.told.push_back(Notice::Overflow);
+        self.replaced = None;
+        let alive = HUB.alive(&self.handle);
+        let dead: Vec<i32> = self.nodes.keys().copied().filter(|wd| !alive.contains(wd) && *wd != self.root).collect();
+        dead.into_iter().for_each(|wd| self.forget(wd));
+        self.lost_since = Some(self.lost_since.map_or(since, |earlier| earlier.min(since)));
+        self.stale.clear();
+        self.jobs.clear();
+        self.jobs.push_back(Job::Look { wd: self.root, deep: true });
+    }
+
+    pub(super) fn end(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.told.push_back(Notice::End(reason.to_owned()));
+        }
+    }
+
+    /// Has the directory at a place looked at.
+    pub(super) fn visit(&mut self, place: Place, directory: bool, mark: Mark) {
+        if directory && self.recursive {
+            self.jobs.push_back(Job::Enter { place, mark, deep: false });
+        }
+    }
+
+    fn try_stale_again(&mut self, moved: bool) {
+        if moved {
+            self.jobs.extend(self.stale.drain(..));
+        }
+    }
+
+    /// Tells of an event, if it is asked for.
+    pub(super) fn tell(&mut self, mask: u32, place: &Place, mark: Option<Mark>) {
+        let mask = mask & (self.asked() | IN_ISDIR | IN_UNMOUNT | IN_IGNORED);
+        let looking = mask & IN_ISDIR != 0 && mask & LOOKING != 0;
+        if mask & !IN_ISDIR == 0 || looking || !self.filter.tells(&self.below(place)) {
+            return;
+        }
+        let mut names = mask::names(mask);
+        names.extend(mark.map(Mark::name));
+        let event = Event { names, path: self.path(place), ..Event::default() };
+        self.told.push_back(Notice::Event(event));
+    }
+
+    /// The path from the watched directory on; empty for that itself.
+    pub(super) fn below(&self, place: &Place) -> Vec<u8> {
+        let mut names = vec![&place.1];
+        let mut wd = place.0;
+        // As many steps as there are directories at most, should the map have a circle.
+        for _ in 0..self.nodes.len() {
+            match self.nodes.get(&wd) {
+                Some(node) if wd != self.root => {
+                    names.push(&node.place.1);
+                    wd = node.place.0;
+                }
+                _ => break,
+            }
+        }
+        names.iter().rev().filter(|name| !name.is_empty()).map(|name| &name[..]).collect::<Vec<_>>().join(&b'/')
+    }
+
+    pub(super) fn path(&self, place: &Place) -> Vec<u8> {
+        join(self.handle.wish.path.as_os_str().as_bytes(), &self.below(place))
+    }
+
+    pub(super) fn entry(&mut self, place: &Place) -> Option<&mut Entry> {
+        self.nodes.get_mut(&place.0)?.entries.get_mut(&place.1)
+    }
+
+    /// Remembers a name.
+    pub(super) fn enter_name(&mut self, place: &Place, directory: bool, now: i64) {
+        if self.entry(place).is_some_and(|entry| entry.directory != directory) {
+            self.take_name(place);
+        }
+        if let Some(entry) = self.entry(place) {
+            entry.at = now;
+            return;
+        }
+        if self.remembered >= MAX_REMEMBERED && !directory {
+            self.partial = true;
+            return;
+        }
+        if let Some(node) = self.nodes.get_mut(&place.0) {
+            node.entries.insert(place.1.clone(), Entry { directory, wd: NONE, unwatched: false, at: now });
+            self.remembered += 1;
+        }
+    }
+
+    /// Forgets a name and all that is below it; says whether it was known.
+    pub(super) fn take_name(&mut self, place: &Place) -> bool {
+        let Some(entry) = self.nodes.get_mut(&place.0).and_then(|node| node.entries.remove(&place.1)) else {
+            return false;
+        };
+        self.remembered -= 1;
+        self.forget(entry.wd);
+        true
+    }
+
+    /// Forgets a directory with all that is below it, and ends the watches.
+    pub(super) fn forget(&mut self, wd: i32) {
+        let mut gone = vec![wd];
+        while let Some(wd) = gone.pop() {
+            if wd == self.root {
+                continue;
+            }
+            let Some(node) = self.nodes.remove(&wd) else { continue };
+            if let Some(entry) = self.entry(&node.place)
+                && entry.wd == wd
+            {
+                entry.wd = NONE;
+            }
+            self.remembered -= node.entries.len();
+            gone.extend(node.entries.values().map(|entry| entry.wd));
+            HUB.unwatch(&self.handle, wd);
+        }
+    }
+
+    /// Puts a known directory at another place, whose name is known. Not below itself.
+    pub(super) fn reparent(&mut self, wd: i32, place: &Place) -> bool {
+        if self.is_within(place.0, wd) {
+            return false;
+        }
+        let Some(node) = self.nodes.get_mut(&wd) else { return false };
+        let old = std::mem::replace(&mut node.place, place.clone());
+        if old != *place
+            && let Some(entry) = self.entry(&old)
+            && entry.wd == wd
+        {
+            entry.wd = NONE;
+        }
+        if let Some(entry) = self.entry(place) {
+            (entry.wd, entry.unwatched) = (wd, false);
+        }
+        true
+    }
+
+    fn is_within(&self, mut wd: i32, above: i32) -> bool {
+        for _ in 0..=self.nodes.len() {
+            if wd == above {
+                return true;
+            }
+            match self.nodes.get(&wd) {
+                Some(node) if wd != self.root => wd = node.place.0,
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+/// The path of a directory's entry; the directory's own where there is no name.
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = directory.to_owned();
+    if !name.is_empty() {
+        if !path.ends_with(b"/") {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+    }
+    path
+}
