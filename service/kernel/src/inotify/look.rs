@@ -187,14 +187,18 @@ impl Tree {
         let wd = HUB.watch(&self.handle, pinned, want)?;
         if known != NONE && known != wd {
             // What was told to be there was something else.
-            self.tell_content(known, false, mark);
+            self.tell_content_gone(known);
             self.forget(known);
         }
-        if wd != known && self.nodes.contains_key(&wd) {
-            if !self.reparent(wd, place) {
+        if wd != known
+            && let Some(from) = self.nodes.get(&wd).map(|node| node.place.clone())
+        {
+            // Renamed to here, of which the event is still to come, or was lost.
+            if self.is_within(place.0, wd) {
                 return Err(Refused::Elsewhere);
             }
-            self.tell_content(wd, true, mark);
+            self.tell_rename(&from, place, IN_ISDIR, Some(Mark::Rescanned));
+            self.move_name(&from, place, true, stamp());
         }
         if self.nodes.contains_key(&wd) {
             if deep {
@@ -277,23 +281,13 @@ impl Tree {
         }
     }
 
-    /// Tells that all that is known in a directory is there, under its present path, or is not.
-    fn tell_content(&mut self, wd: i32, there: bool, mark: Mark) {
-        let mark = if matches!(mark, Mark::Initial { .. }) { Mark::Found } else { mark };
-        let mut directories = vec![wd];
-        while let Some(wd) = directories.pop() {
-            let Some(node) = self.nodes.get(&wd) else { continue };
-            let mut entries: Vec<_> =
-                node.entries.iter().map(|(name, entry)| (name.clone(), entry.directory, entry.wd)).collect();
-            entries.sort_unstable();
-            for (name, directory, below) in entries {
-                if there {
-                    self.tell_found(&(wd, name), directory, mark);
-                    directories.push(below);
-                } else {
-                    self.tell_gone(&(wd, name), directory, mark);
-                }
-            }
+    /// Tells that what is known in a directory is not there.
+    fn tell_content_gone(&mut self, wd: i32) {
+        let Some(node) = self.nodes.get(&wd) else { return };
+        let mut entries: Vec<_> = node.entries.iter().map(|(name, entry)| (name.clone(), entry.directory)).collect();
+        entries.sort_unstable();
+        for (name, directory) in entries {
+            self.tell_gone(&(wd, name), directory, Mark::Rescanned);
         }
     }
 

@@ -67,7 +67,8 @@ pub struct Tree {
     /// What was lost since when; looked for by jobs.
     pub(super) lost_since: Option<i64>,
     /// The last rename, if it took the place of something.
-    replaced: Option<(Place, Place)>,
+    /// When two names change places (RENAME_EXCHANGE), the second half looks as if it took away the first.
+    replaced: Option<Place>,
     /// The watched directory was not at its path; when to look again.
     pub(super) adrift: Option<Instant>,
     /// Device and inode of the watched directory.
@@ -197,17 +198,29 @@ impl Tree {
         if !self.nodes.contains_key(&place.0) || directory && self.filter.prunes(&self.below(&place)) {
             return;
         }
+        let replaced = self.replaced.take();
+        let known = self.entry(&place).map(|entry| entry.directory);
         if mask & (IN_CREATE | IN_MOVED_TO) != 0 {
-            let known = self.entry(&place).is_some();
             self.enter_name(&place, directory, now);
-            // Known, and yet moved to: it has taken the place of what was there.
-            if !known || mask & IN_MOVED_TO != 0 || self.partial {
+            // Known, and yet moved to: it has taken the place of what was there. Whether a directory has, its
+            // watch descriptor says, when it is visited.
+            let watched = self.entry(&place).is_some_and(|entry| entry.wd != NONE);
+            let replaces = mask & IN_MOVED_TO != 0 && !watched;
+            if known != Some(directory) || replaces || self.partial {
                 self.tell(mask, &place, None);
+            }
+            if known.is_some() && mask & IN_MOVED_TO != 0 {
+                self.replaced = Some(place.clone());
             }
             self.visit(place, directory, Mark::Found);
         } else if mask & (IN_DELETE | IN_MOVED_FROM) != 0 {
-            if self.take_name(&place) || self.partial {
+            let exchanged = replaced.is_some_and(|last| last == place);
+            // One of the other kind is there already, by an exchange.
+            if known == Some(directory) && self.take_name(&place) || known.is_none() && self.partial {
                 self.tell(mask, &place, None);
+            }
+            if exchanged {
+                self.jobs.push_back(Job::Look { wd: place.0, deep: false });
             }
         } else {
             if let Some(entry) = self.entry(&place) {
@@ -219,7 +232,6 @@ impl Tree {
                 self.visit(place, directory, Mark::Found);
             }
         }
-        self.replaced = None;
         self.try_stale_again(mask & IN_MOVE != 0);
     }
 
@@ -228,49 +240,41 @@ impl Tree {
         let here = |tree: &Self, place: &Place| {
             tree.nodes.contains_key(&place.0) && !(directory && tree.filter.prunes(&tree.below(place)))
         };
-        match (here(self, &from), here(self, &to)) {
+        let known = self.entry(&from).is_some_and(|entry| entry.directory == directory) || self.partial;
+        match (known && here(self, &from), here(self, &to)) {
             (true, true) => {}
             (true, false) => return self.happened(from, mask & !IN_MOVED_TO, now),
             (false, _) => return self.happened(to, mask & !IN_MOVED_FROM, now),
         }
-        let paths = (self.path(&from), self.path(&to));
-        let tells = (self.filter.tells(&self.below(&from)), self.filter.tells(&self.below(&to)));
-        let exchanged = self.replaced.take().is_some_and(|last| last == (to.clone(), from.clone()));
-        let moved = self.entry(&from).map_or(NONE, |entry| std::mem::replace(&mut entry.wd, NONE));
-        self.take_name(&from);
-        let there = self.entry(&to).map(|entry| entry.wd);
-        if there.is_some() {
-            self.replaced = Some((from.clone(), to.clone()));
-        }
-        if moved == NONE {
-            // Seen at its new place already, or never watched.
-            self.enter_name(&to, directory, now);
+        let exchanged = self.replaced.take().is_some_and(|last| last == from);
+        let [moved, there] = [&from, &to].map(|place| self.entry(place).map_or(NONE, |entry| entry.wd));
+        if directory && moved == NONE && there != NONE {
+            // It was seen at its new place ahead of this, and told.
+            self.take_name(&from);
+            self.tell(mask & !IN_MOVED_TO, &from, None);
         } else {
-            self.take_name(&to);
-            self.enter_name(&to, directory, now);
-            if !self.reparent(moved, &to) {
-                self.forget(moved);
+            if self.entry(&to).is_some() {
+                self.replaced = Some(to.clone());
             }
-        }
-        let moves = mask & (IN_MOVE | IN_ISDIR);
-        if self.asked() & IN_MOVE != 0 {
-            let (mask, from, path) = match tells {
-                (true, true) => (moves, paths.0, paths.1),
-                (true, false) => (moves & !IN_MOVED_TO, Vec::new(), paths.0),
-                (false, true) => (moves & !IN_MOVED_FROM, Vec::new(), paths.1),
-                (false, false) => (0, Vec::new(), Vec::new()),
-            };
-            if mask != 0 {
-                let event = Event { names: mask::names(mask), path, from, note: String::new() };
-                self.told.push_back(Notice::Event(event));
-            }
+            self.tell_rename(&from, &to, mask, None);
+            self.move_name(&from, &to, directory, now);
         }
         if exchanged {
-            // Two names that change places (RENAME_EXCHANGE) look as if the second replaced the first.
             self.jobs.push_back(Job::Look { wd: from.0, deep: false });
         }
         self.visit(to, directory, Mark::Rescanned);
         self.try_stale_again(true);
+    }
+
+    /// Has a name, and the directory of this name, at another place; what was there goes.
+    pub(super) fn move_name(&mut self, from: &Place, to: &Place, directory: bool, now: i64) {
+        let moved = self.entry(from).map_or(NONE, |entry| std::mem::replace(&mut entry.wd, NONE));
+        self.take_name(from);
+        self.take_name(to);
+        self.enter_name(to, directory, now);
+        if moved != NONE && !self.reparent(moved, to) {
+            self.forget(moved);
+        }
     }
 
     fn overflowed(&mut self, since: i64) {
@@ -315,6 +319,24 @@ impl Tree {
         names.extend(mark.map(Mark::name));
         let event = Event { names, path: self.path(place), ..Event::default() };
         self.told.push_back(Notice::Event(event));
+    }
+
+    /// Tells of a rename, or of the half of it that is told of.
+    pub(super) fn tell_rename(&mut self, from: &Place, to: &Place, mask: u32, mark: Option<Mark>) {
+        if self.asked() & IN_MOVE == 0 {
+            return;
+        }
+        let kind = mask & IN_ISDIR;
+        let tells = [from, to].map(|place| self.filter.tells(&self.below(place)));
+        let (mask, from, path) = match tells {
+            [true, true] => (IN_MOVE, self.path(from), self.path(to)),
+            [true, false] => (IN_MOVED_FROM, Vec::new(), self.path(from)),
+            [false, true] => (IN_MOVED_TO, Vec::new(), self.path(to)),
+            [false, false] => return,
+        };
+        let mut names = mask::names(mask | kind);
+        names.extend(mark.map(Mark::name));
+        self.told.push_back(Notice::Event(Event { names, path, from, note: String::new() }));
     }
 
     /// The path from the watched directory on; empty for that itself.
@@ -391,25 +413,19 @@ impl Tree {
     }
 
     /// Puts a known directory at another place, whose name is known. Not below itself.
-    pub(super) fn reparent(&mut self, wd: i32, place: &Place) -> bool {
+    fn reparent(&mut self, wd: i32, place: &Place) -> bool {
         if self.is_within(place.0, wd) {
             return false;
         }
         let Some(node) = self.nodes.get_mut(&wd) else { return false };
-        let old = std::mem::replace(&mut node.place, place.clone());
-        if old != *place
-            && let Some(entry) = self.entry(&old)
-            && entry.wd == wd
-        {
-            entry.wd = NONE;
-        }
+        node.place = place.clone();
         if let Some(entry) = self.entry(place) {
             (entry.wd, entry.unwatched) = (wd, false);
         }
         true
     }
 
-    fn is_within(&self, mut wd: i32, above: i32) -> bool {
+    pub(super) fn is_within(&self, mut wd: i32, above: i32) -> bool {
         for _ in 0..=self.nodes.len() {
             if wd == above {
                 return true;

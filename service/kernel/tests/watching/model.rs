@@ -46,7 +46,7 @@ impl View {
             if moved.is_empty() {
                 return Err(format!("it was not there: {}", show(event)));
             }
-            // What was told of the new place before the rename stays: it was seen ahead of it.
+            self.take(&event.path);
             for (path, is_directory) in moved {
                 let path = [&event.path, &path[event.from.len()..]].concat();
                 self.0.insert(path, is_directory);
