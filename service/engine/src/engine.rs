@@ -16,6 +16,7 @@ use std::{
 
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
+    inotify::budget::{Budget, Share},
     mechanism::{self, Adoption},
     mechanisms,
     shape::Shape,
@@ -133,8 +134,9 @@ impl Engine {
         options: Dict,
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
-        let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
+        let mut parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
         self.may_create(mechanism, &parameters)?;
+        parameters.budget = self.watches_budget();
         let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
                 self.may_attach(mechanism)?;
@@ -221,6 +223,12 @@ impl Engine {
         self.place_for_endpoint()
     }
 
+    /// For the watches that an endpoint makes besides its first.
+    fn watches_budget(&self) -> Budget {
+        let (watches, limit) = (self.counters.watches.clone(), self.limits.watches);
+        Budget::new(move || watches.take(limit, "there are too many watches", "watches").map(Share::new))
+    }
+
     pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
         let endpoints = &self.counters.endpoints;
         endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints").map(Place)
@@ -251,6 +259,7 @@ impl Engine {
             creator: call.client.name.clone(),
             remove_on_close: own.remove_on_close,
             deliver: own.deliver,
+            batch: own.batch,
         };
         let endpoint = self.enter(made, place);
         crate::lifetime::guard(self, &endpoint, &call.client, guardian);
@@ -287,6 +296,7 @@ impl Engine {
             creator: listener.creator.clone(),
             remove_on_close: Some(false),
             deliver: false,
+            batch: false,
         };
         let endpoint = self.enter(made, place);
         let guardian = match listener.lifetime {
@@ -459,6 +469,7 @@ fn fits(kernel: &dyn mechanism::Endpoint, own: &Options) -> Result<Option<OwnedF
         (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
         (own.notify && !has(Shape::Messages), "notify", "messages"),
         (own.accept && !has(Shape::Listener), "accept", "listener"),
+        (own.batch && !has(Shape::Watch), "batch", "watch"),
     ]
     .into_iter()
     .find(|(wrong, ..)| *wrong);

@@ -66,7 +66,7 @@ pub struct Tree {
     pub(super) full: Option<String>,
     /// What was lost since when; looked for by jobs.
     pub(super) lost_since: Option<i64>,
-    /// The last rename, if it took the place of something.
+    /// Where the last rename went to, if something may have been there, which it then took the place of.
     /// When two names change places (RENAME_EXCHANGE), the second half looks as if it took away the first.
     replaced: Option<Place>,
     /// The watched directory was not at its path; when to look again.
@@ -209,7 +209,7 @@ impl Tree {
             if known != Some(directory) || replaces || self.partial {
                 self.tell(mask, &place, None);
             }
-            if known.is_some() && mask & IN_MOVED_TO != 0 {
+            if mask & IN_MOVED_TO != 0 && (known.is_some() || directory) {
                 self.replaced = Some(place.clone());
             }
             self.visit(place, directory, Mark::Found);
@@ -252,8 +252,9 @@ impl Tree {
             // It was seen at its new place ahead of this, and told.
             self.take_name(&from);
             self.tell(mask & !IN_MOVED_TO, &from, None);
+            self.replaced = Some(to.clone());
         } else {
-            if self.entry(&to).is_some() {
+            if directory || self.entry(&to).is_some() {
                 self.replaced = Some(to.clone());
             }
             self.tell_rename(&from, &to, mask, None);

@@ -86,43 +86,88 @@ const REFERENCE: &str = "\
 is renamed, and events go on to carry the path that was given. The kernel object is the watch, so
 nothing is created in the file system, and there is nothing to attach to: `Attach` is `NotSupported`.
 
+## Events
+
 Each event has the names of inotify(7) without `IN_`: one of `ACCESS` `ATTRIB` `CLOSE_WRITE`
 `CLOSE_NOWRITE` `CREATE` `DELETE` `DELETE_SELF` `MODIFY` `MOVE_SELF` `MOVED_FROM` `MOVED_TO` `OPEN`, with
 `ISDIR` if it happened to a directory; `UNMOUNT` and `IGNORED` come unasked. Its path is that of the watch,
 with `/` and the name of the entry behind it for what happened to an entry of a watched directory.
 The path is what the file was called then, not now. Identical successive events may arrive as one.
 
+A rename is one event with both names, `MOVED_FROM` `MOVED_TO`, its path and its former path; who asked for one of
+the two gets both. `MOVED_FROM` alone went out of what is watched, `MOVED_TO` alone came in. What goes
+out is told up to 20 ms late, and what happened after it then too: so long its other half is waited for. Two
+names that change places (RENAME_EXCHANGE) are two renames. `written` asks for what makes a file complete:
+`CLOSE_WRITE`, and `MOVED_TO` for programs that write a new file and rename it.
+
+Events that no event of the kernel stands behind are marked by one name more: `INITIAL` (it was there at
+`Create`, option `initial`), `FOUND` (it was in a directory that had just come), `RESCANNED` (it differs from
+what was told, after events were lost or where renames overtook each other) and `POLLED`. They are `CREATE`,
+`DELETE`, `MODIFY` or `ATTRIB`; who did not ask for that gets the first that he did ask for of `CLOSE_WRITE`,
+`MOVED_TO` or `MOVED_FROM`.
+
 After `IGNORED` the watch has ended; the reason says whether the file was removed, the file system was
 unmounted or `oneshot` was asked for. A removed file ends its watch when nobody has it open any more.
 
+## Whole trees
+
+`recursive` watches every directory below, and those that come: a directory is watched first, then listed, so that
+nothing in it is missed, and what both an event and the list have is told once. Directories that are renamed keep their
+watches; those that go out lose them. Symbolic links are not followed. What the tree's own directories do to
+themselves, the directory above tells; that a directory was opened, read or closed is not told, as the service
+does it too. When the watched directory itself is renamed, or one above it, the watch ends: it could not find new
+directories.
+
+Directories that are not watched are told as `UNWATCHED` `ISDIR`, with the `reason` in the details: another file
+system is mounted there; the caller may not read it (any more: whoever hears that knows nothing of what is in it,
+until it is readable again and what is there is told as `FOUND`); a limit is reached. Each directory is a watch of the
+kernel, and counts in the limit `watches`. A tree remembers the names in it, at most 262144.
+
+`include` and `exclude` are globs. Without a slash they are for names at any depth, with one for the path below
+the watched directory; `*` and `?` stop at slashes, `**` does not, `{a,b}` are alternatives. What is excluded is
+neither told nor, if it is a directory, watched. `include` is for what is told only.
+
+`debounce-ms` tells of a path when nothing more has happened to it for so long, or after ten times that: one event
+with the names of all, in the order in which each came last.
+
+## Lost events
+
+16384 events wait for an endpoint; when more come, or when the kernel's own queue overflows
+(fs.inotify.max_queued_events), `Overflow` says that some are lost. With `recursive` or `rescan` the directories are
+then compared with what was told, and what differs is told as `RESCANNED`: names that are new or gone, and files whose
+time of change (ctime) is later than the last that was told of them. What came and went in between is lost, a
+rename may be `DELETE` and `CREATE`, and a clock that was set back may hide a change of content.
+
 All watches of a caller share one inotify instance, as a user has few (fs.inotify.max_user_instances,
 128). Watches of the same inode share the kernel's watch, whose mask is the union of theirs; each endpoint
-gets only what it asked for. 16384 events wait for an endpoint; when more come, or when the kernel's own
-queue overflows (fs.inotify.max_queued_events), `Overflow` says that some are lost.
+gets only what it asked for.
 
-inotify does not report stores through a mapping (mmap(2), msync(2)), nor what happens to a file through
-a hard link outside the watched directory, nor what other machines do in a network file system, nor what
-the kernel or a server changes in a pseudo file system (proc, sysfs, FUSE). `Inspect` names the file system
-and says with `complete` whether all its changes are seen.
+## What inotify does not see
+
+Stores through a mapping (mmap(2), msync(2)); what happens to a file through a hard link outside the watched
+directory; what is mounted over a watched directory later. On network file systems, FUSE, proc, sysfs and the like it does
+not see what a server, other machines or the kernel change: there `Create` is `NotSupported`, unless `poll-ms` has
+the service look again and again (every `poll-ms` milliseconds after the last look; at most 65536 files; in proc the names
+only, as its files have no size and no time), or `partial` says that what local processes change is enough.
+`Inspect` names the file system and says with `complete` whether all its changes are seen.
 
 Sources: inotify(7), inotify_add_watch(2), proc_pid_fdinfo(5).
 
 | error | when |
 | --- | --- |
-| `InvalidArgument` | `path` is not absolute; an unknown event |
+| `InvalidArgument` | `path` is not absolute; an unknown event; a glob that is none |
 | `NotFound` | nothing has this path |
 | `PermissionDenied` | the caller may not read it, or not search the path |
-| `Errno.ENOTDIR` | a part of the path is not a directory, or with `onlydir` all of it |
-| `LimitExceeded` | fs.inotify.max_user_watches or max_user_instances is used up; the text has the value |
+| `Errno.ENOTDIR` | a part of the path is not a directory, or with `onlydir` or `recursive` all of it |
+| `LimitExceeded` | `watches`; fs.inotify.max_user_watches or max_user_instances, with the value and who uses them; too many names |
 | `Busy` | another endpoint watches the same inode with another `excl-unlink` |
-| `NotSupported` | `Attach`, `Open`, `Adopt`, `SetPermissions`, `Remove` |
+| `NotSupported` | a file system that does not tell; `Attach`, `Open`, `Adopt`, `SetPermissions`, `Remove` |
 | `Closed` | events are asked for after the watch has ended |
 
-Not offered yet: whole directory trees (`recursive`) and renames as one event, include and
-exclude patterns, debouncing and an initial listing; until then a rename is
-`MOVED_FROM` and `MOVED_TO`. Not offered: IN_MASK_ADD and IN_MASK_CREATE, because the service needs them to
-share watches; `Open`, because the instance carries the events of all endpoints, and the kernel has no fd
-of a single watch; fanotify(7), because it needs CAP_SYS_ADMIN.";
+Not offered: IN_MASK_ADD and IN_MASK_CREATE, because the service needs them to share watches; `Open`, because the
+instance carries the events of all endpoints, and the kernel has no fd of a single watch; fanotify(7), and with it who
+changed a file: without CAP_SYS_ADMIN it marks single inodes as inotify does, tells no process, and names files by handles
+that only open_by_handle_at(2) opens, which the sandbox forbids; what has the capability may use it directly.";
 
 fn create(parameters: &Parameters) -> Result<Opening> {
     let path = parameters.path("path")?.ok_or_else(|| Error::invalid("the key \"path\" is missing"))?;
