@@ -69,16 +69,10 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
+/// What a call or a relay gives back after the endpoint was closed.
 impl Drop for Endpoint {
-    /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
-    /// and others receive from it.
     fn drop(&mut self) {
-        let kept = std::mem::take(&mut *self.kept());
-        if let Some(messages) = self.kernel.messages() {
-            for message in &kept {
-                messages.put_back(message);
-            }
-        }
+        self.give_back_kept();
     }
 }
 
@@ -174,6 +168,17 @@ impl Endpoint {
         let mut kept = self.kept_bytes();
         for &byte in data.iter().rev() {
             kept.push_front(byte);
+        }
+    }
+
+    /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
+    /// and others receive from it.
+    pub(crate) fn give_back_kept(&self) {
+        let kept = std::mem::take(&mut *self.kept());
+        if let Some(messages) = self.kernel.messages() {
+            for message in &kept {
+                messages.put_back(message);
+            }
         }
     }
 
