@@ -69,13 +69,6 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-/// What a call or a relay gives back after the endpoint was closed.
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.give_back_kept();
-    }
-}
-
 /// What a new endpoint is made of.
 pub(crate) struct Made {
     pub mechanism: &'static Descriptor,
@@ -168,17 +161,6 @@ impl Endpoint {
         let mut kept = self.kept_bytes();
         for &byte in data.iter().rev() {
             kept.push_front(byte);
-        }
-    }
-
-    /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
-    /// and others receive from it.
-    pub(crate) fn give_back_kept(&self) {
-        let kept = std::mem::take(&mut *self.kept());
-        if let Some(messages) = self.kernel.messages() {
-            for message in &kept {
-                messages.put_back(message);
-            }
         }
     }
 

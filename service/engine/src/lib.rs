@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod engine;
 pub mod events;
 pub mod flag;
+mod kept;
 pub mod lease;
 pub mod lifetime;
 pub mod limits;
