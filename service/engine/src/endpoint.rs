@@ -71,19 +71,6 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-impl Drop for Endpoint {
-    /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
-    /// and others receive from it.
-    fn drop(&mut self) {
-        let kept = std::mem::take(&mut *self.kept());
-        if let Some(messages) = self.kernel.messages() {
-            for message in &kept {
-                messages.put_back(message);
-            }
-        }
-    }
-}
-
 /// What a new endpoint is made of.
 pub(crate) struct Made {
     pub mechanism: &'static Descriptor,

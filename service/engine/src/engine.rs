@@ -369,6 +369,7 @@ impl Engine {
             // The name may be gone already; closing succeeds all the same.
             let _ = endpoint.kernel.remove();
         }
+        endpoint.give_back_kept();
         let mut table = self.table();
         table.endpoints.remove(&endpoint.id);
         for relay in table.relays.values() {
