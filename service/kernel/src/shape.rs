@@ -303,6 +303,12 @@ pub trait Memory: Send + Sync {
 
     fn resize(&self, size: u64) -> Result<()>;
 
+    /// Sets memory or disk space aside for a range, so that stores into it find some.
+    fn allocate(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Gives back what a range takes up; it reads as zeros then.
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()>;
+
     /// Adds seals (`shrink`, `grow`, `write`, `future-write`, `exec`, `seal`); they cannot be taken back.
     fn seal(&self, seals: &[String]) -> Result<()>;
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use ipc_adversary::wire::{Arg, dict, no_options};
-use ipc_adversary::{Raw, Stage};
+use ipc_adversary::{Raw, Stage, errno};
 use ipc_harness::system::{ALICE, BOB, ROOT, SHARED, User};
 use ipc_harness::{CallError, PATH, Process, or_skip, unique};
 
@@ -159,18 +159,6 @@ fn at(alice: &mut Raw, address: &str, interface: &str, member: &str, args: &[Arg
     // Remove has closed it.
     let _closed = alice.call(&endpoint, "Endpoint", "Close", &[]);
     done
-}
-
-/// The errno that an error's text names: "Permission denied (EACCES)".
-fn errno(error: &CallError) -> String {
-    let words = error.text.split(|c: char| !c.is_ascii_alphanumeric());
-    let named = words.filter(|word| word.len() > 3 && word.starts_with('E'));
-    let mut named =
-        named.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()));
-    match named.next_back() {
-        Some(name) => name.to_owned(),
-        None => format!("no errno in {error}"),
-    }
 }
 
 /// Files, FIFOs and sockets of everybody, in a directory that alice may enter.

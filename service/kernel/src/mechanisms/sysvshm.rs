@@ -348,6 +348,15 @@ impl Memory for SysvMemory {
         ))
     }
 
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        // It lies within what is mapped.
+        self.with((offset, length, "allocate"), true, |mapping, at| mapping.populate(at, length as usize))
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()> {
+        self.with((offset, length, "punch a hole of"), true, |mapping, at| mapping.remove(at, length as usize))
+    }
+
     fn seal(&self, _seals: &[String]) -> Result<()> {
         self.must_be_writable()?;
         Err(Error::not_supported("a System V segment cannot be sealed, only memfds can (fcntl(2)); use mmap"))
