@@ -17,6 +17,7 @@ pub mod fifo_ends;
 pub mod guard;
 pub mod inet;
 pub mod inotify;
+pub mod listing;
 pub mod mechanism;
 pub mod mechanisms;
 pub mod memory_io;

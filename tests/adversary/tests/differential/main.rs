@@ -2,6 +2,8 @@
 //! twice, by a program of her own and through the service, in two directories that are alike: both succeed, with the
 //! same owner and mode of what they made, or both fail with the same errno.
 
+mod queues;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -30,9 +32,18 @@ enum Does {
     BindPort,
     ConnectPort,
     OpenDescriptor,
+    MakeQueue,
+    FindQueue,
+    SendToQueue,
+    ReceiveFromQueue,
+    PeekAtQueue,
+    ChmodQueue,
+    RaiseQueue,
+    RemoveQueue,
 }
 
 use Does::*;
+use queues::Queues;
 
 /// The same by system calls: a line "what, tab, path" in, "ok" or the errno's name out. What a nonblocking open finds
 /// (no writer yet, no reader yet) is no refusal.
@@ -73,6 +84,10 @@ what = {
     'ConnectPort': lambda p: port(p, 'connect'),
     'OpenDescriptor': lambda p: open_('/proc/%s/fd/%s' % tuple(p.split(' ')), os.O_RDONLY | os.O_NONBLOCK),
 }
+"#;
+
+/// Goes through the lines.
+const LINES: &str = r#"
 for line in sys.stdin:
     name, path = line.rstrip('\n').split('\t')
     try: what[name](path); print('ok')
@@ -112,6 +127,7 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             let (pid, fd) = path.split_once(' ').expect("process and descriptor");
             alice.try_make("Attach", &format!("pipe:pid={pid},fd={fd}")).map(drop)
         }
+        does => queues::through_the_service(alice, does, path),
     };
     match outcome {
         Ok(()) => "ok".to_owned(),
@@ -424,9 +440,11 @@ fn directly_and_through_the_service() {
         .map(|(does, name)| (does, [0, 1].map(|n: usize| format!("{}/{name}", roots[n]))))
         .collect();
     rows.extend(global);
+    let mut queues = Queues::default();
+    rows.extend(queues::cases(&stage, &mut queues));
     assert!(rows.len() >= 60, "{}", rows.len());
 
-    let mut program = stage.bus.python_as(&ALICE.into(), DIRECTLY, &[]);
+    let mut program = stage.bus.python_as(&ALICE.into(), &[DIRECTLY, queues::DIRECTLY, LINES].concat(), &[]);
     for (does, [path, _]) in &rows {
         program.write(format!("{does:?}\t{path}\n"));
     }
