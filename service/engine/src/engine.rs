@@ -17,6 +17,7 @@ use std::{
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
     inotify::budget::{Budget, Share},
+    listing::Listing,
     mechanism::{self, Adoption},
     mechanisms,
     shape::Shape,
@@ -416,7 +417,7 @@ impl Engine {
     }
 
     /// Objects of a mechanism on the whole machine that match the filter.
-    pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Vec<Dict>> {
+    pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Listing> {
         for key in filter.keys() {
             if !mechanism.columns.iter().any(|column| column.key == key) {
                 let known: Vec<_> = mechanism.columns.iter().map(|column| column.key).collect();
@@ -428,11 +429,15 @@ impl Engine {
             }
         }
         self.may_list(mechanism)?;
-        let mut rows = blocking(move || (mechanism.list)()).await?;
-        rows.retain(|row| {
-            filter.iter().all(|(key, wanted)| row.get(key).is_some_and(|value| value.same(wanted)))
-        });
-        Ok(rows)
+        blocking(move || {
+            let mut listing = match mechanism.listing {
+                Some(listing) => listing()?,
+                None => (mechanism.list)()?.into(),
+            };
+            listing.filter(&filter);
+            Ok(listing)
+        })
+        .await
     }
 
     /// Whether nobody has anything here: no call, endpoint, relay, private connection,

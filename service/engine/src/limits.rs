@@ -29,6 +29,8 @@ limits! {
     idle_s("idle-s") = 30, "positive" at most 86400;
     /// Bytes of payload of one call, reply or message.
     payload("payload") = 1048576, "positive" at most 4194304;
+    /// Bytes of one reply to List(); on the system bus no more than payload, but through Connect().
+    list("list") = 25165824, "positive" at most 33554432;
     /// Bytes of payload of one signal.
     signal_payload("signal-payload") = 65536, "positive" at most 65536;
     /// File descriptors of one reply.

@@ -22,6 +22,7 @@ pub mod guard;
 pub mod inet;
 pub mod inotify;
 pub mod leases;
+pub mod listing;
 pub mod mapped;
 pub mod mechanism;
 pub mod mechanisms;

@@ -14,6 +14,7 @@ use event_listener::EventListener;
 use crate::{
     Address, Dict, Error, Fd, Parameter, Parameters, Result,
     blocked::Blocked,
+    listing::Listing,
     shape::{Events, Futex, Listener, Mailbox, Memory, Messages, Process, Semaphore, Shape, Stream},
     word::WordWait,
 };
@@ -107,6 +108,8 @@ pub struct Descriptor {
     pub adopt: fn(OwnedFd) -> Result<Adoption>,
     /// Every object on the machine that the caller may see.
     pub list: fn() -> Result<Vec<Dict>>,
+    /// The same where there can be very many.
+    pub listing: Option<fn() -> Result<Listing>>,
     /// The kernel's limits, with the current use where the kernel tells.
     pub limits: fn() -> Dict,
     /// Err says why it cannot be used on this machine, and what to do.

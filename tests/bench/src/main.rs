@@ -7,6 +7,7 @@
 mod calls;
 mod data;
 mod idle;
+mod list;
 mod peers;
 mod relay;
 mod rounds;
@@ -56,6 +57,8 @@ enum Name {
     Calls,
     /// Memory, wake-ups and the first reply.
     Idle,
+    /// Lists of very many objects.
+    List,
 }
 
 /// What all benchmarks are told.
@@ -79,6 +82,7 @@ impl Name {
             Name::Relay => "relay",
             Name::Calls => "calls",
             Name::Idle => "idle",
+            Name::List => "list",
         }
     }
 
@@ -87,6 +91,7 @@ impl Name {
             Name::Relay => relay::run(settings),
             Name::Calls => calls::run(settings),
             Name::Idle => idle::run(settings),
+            Name::List => list::run(settings),
         }
     }
 }

@@ -56,6 +56,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt: |fd| Ok(Adoption::Refused(fd)),
     list,
+    listing: None,
     limits,
     available: || Ok(()),
     driver: Some(|| HUB.drive()),

@@ -56,6 +56,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list: memory_list::memfds,
+    listing: None,
     limits: memory_list::limits,
     available: || Ok(()),
     driver: None,

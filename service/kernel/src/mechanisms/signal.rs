@@ -54,6 +54,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         })
     },
     list,
+    listing: None,
     limits,
     available: || Ok(()),
     driver: Some(mailbox::drive),

@@ -7,6 +7,7 @@ use libc::c_int;
 
 use crate::{
     Descriptor, Dict, Opening, Parameter, Parameters, Result, Type, Value,
+    listing::Listing,
     mechanism::{Adoption, Column, Permissions},
     shape::Shape,
     sysv::{
@@ -41,7 +42,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     anonymous: |_| false,
     attach,
     adopt: |fd: OwnedFd| Ok(Adoption::Refused(fd)),
-    list,
+    list: || Ok(listing()?.dicts()),
+    listing: Some(listing),
     limits,
     available: sysv::available::<Queue>,
     driver: None,
@@ -79,10 +81,12 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
     Ok(MessageQueue::new(Object::attach(parameters, queue::get)?)?.into())
 }
 
-fn list() -> Result<Vec<Dict>> {
-    let mut commands = Commands::default();
-    let queues = sysv::all::<Queue>()?;
-    Ok(queues.iter().map(|(id, state)| row(*id, state, &mut commands)).collect())
+fn listing() -> Result<Listing> {
+    let (mut listing, mut commands) = (Listing::default(), Commands::default());
+    for (id, state) in sysv::all::<Queue>()? {
+        listing.push(row(id, &state, &mut commands));
+    }
+    Ok(listing)
 }
 
 fn limits() -> Dict {

@@ -40,6 +40,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt: |fd| Ok(Adoption::Refused(fd)),
     list,
+    listing: None,
     limits,
     available: sysv::available::<Sets>,
     driver: None,

@@ -36,6 +36,22 @@ pub fn cases() -> Vec<(Does, &'static str)> {
     cases
 }
 
+/// What is done to a queue by system calls.
+pub const DIRECTLY: &str = r#"
+def check(result):
+    if result < 0: raise OSError(ctypes.get_errno(), '')
+    return result
+def queue(name, flags): return check(libc.mq_open(b'/' + name.encode(), flags, 0o600, None))
+what |= {
+    'MakeQueue': lambda p: queue(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
+    'ReadQueue': lambda p: queue(p, os.O_RDONLY),
+    'WriteQueue': lambda p: queue(p, os.O_WRONLY),
+    'OpenQueue': lambda p: queue(p, os.O_RDWR),
+    'ChmodQueue': lambda p: os.fchmod(queue(p, os.O_RDWR), 0o640),
+    'RemoveQueue': lambda p: check(libc.mq_unlink(b'/' + p.encode())),
+}
+"#;
+
 /// A word, then name, uid, gid and mode of each queue. "look" prints them of those that are there.
 const PROGRAM: &str = r#"
 import ctypes, os, sys

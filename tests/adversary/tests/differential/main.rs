@@ -2,8 +2,8 @@
 //! twice, by a program of her own and through the service, in two directories that are alike: both succeed, with the
 //! same owner and mode of what they made, or both fail with the same errno.
 
-#[path = "differential/queues.rs"]
 mod queues;
+mod sysv_queues;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,9 +39,18 @@ enum Does {
     BindPort,
     ConnectPort,
     OpenDescriptor,
+    MakeSysvQueue,
+    FindQueue,
+    SendToQueue,
+    ReceiveFromQueue,
+    PeekAtQueue,
+    ChmodSysvQueue,
+    RaiseQueue,
+    RemoveSysvQueue,
 }
 
 use Does::*;
+use sysv_queues::SysvQueues;
 
 /// The same by system calls: a line "what, tab, path" in, "ok" or the errno's name out. What a nonblocking open finds
 /// (no writer yet, no reader yet) is no refusal.
@@ -64,10 +73,6 @@ def port(path, call):
     host, number = path.rsplit(' ', 1)
     s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET); kept.append(s)
     getattr(s, call)((host, int(number)))
-def mq(result):
-    if result < 0: raise OSError(ctypes.get_errno(), '')
-    return result
-def queue(name, flags): return mq(libc.mq_open(b'/' + name.encode(), flags, 0o600, None))
 what = {
     'MakeFifo': lambda p: os.mkfifo(p, 0o600),
     'MakeFile': lambda p: open_(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
@@ -82,16 +87,14 @@ what = {
     'Chmod': lambda p: os.chmod(p, 0o640),
     'MakeSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
     'OpenSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_RDWR | os.O_NOFOLLOW),
-    'MakeQueue': lambda p: queue(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
-    'ReadQueue': lambda p: queue(p, os.O_RDONLY),
-    'WriteQueue': lambda p: queue(p, os.O_WRONLY),
-    'OpenQueue': lambda p: queue(p, os.O_RDWR),
-    'ChmodQueue': lambda p: os.fchmod(queue(p, os.O_RDWR), 0o640),
-    'RemoveQueue': lambda p: mq(libc.mq_unlink(b'/' + p.encode())),
     'BindPort': lambda p: port(p, 'bind'),
     'ConnectPort': lambda p: port(p, 'connect'),
     'OpenDescriptor': lambda p: open_('/proc/%s/fd/%s' % tuple(p.split(' ')), os.O_RDONLY | os.O_NONBLOCK),
 }
+"#;
+
+/// Goes through the lines.
+const LINES: &str = r#"
 for line in sys.stdin:
     name, path = line.rstrip('\n').split('\t')
     try: what[name](path); print('ok')
@@ -142,6 +145,7 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             let (pid, fd) = path.split_once(' ').expect("process and descriptor");
             alice.try_make("Attach", &format!("pipe:pid={pid},fd={fd}")).map(drop)
         }
+        does => sysv_queues::through_the_service(alice, does, path),
     };
     match outcome {
         Ok(()) => "ok".to_owned(),
@@ -446,9 +450,15 @@ fn directly_and_through_the_service() {
         .map(|(does, name)| (does, [0, 1].map(|n: usize| format!("{}/{name}", roots[n]))))
         .collect();
     rows.extend(global);
+    let mut sysv = SysvQueues::default();
+    rows.extend(sysv_queues::cases(&stage, &mut sysv));
     assert!(rows.len() >= 60, "{}", rows.len());
 
-    let mut program = stage.bus.python_as(&ALICE.into(), DIRECTLY, &[]);
+    let mut program = stage.bus.python_as(
+        &ALICE.into(),
+        &[DIRECTLY, queues::DIRECTLY, sysv_queues::DIRECTLY, LINES].concat(),
+        &[],
+    );
     for (does, [path, _]) in &rows {
         program.write(format!("{does:?}\t{path}\n"));
     }
