@@ -139,6 +139,10 @@ impl Writer {
                     texts.iter().try_for_each(|text| writer.text(&text.replace('\0', "\\0")))
                 })?;
             }
+            Value::I32s(numbers) => self.array(4, |writer| {
+                numbers.iter().for_each(|number| writer.u32(number.cast_unsigned()));
+                Ok(())
+            })?,
             Value::U32s(numbers) => self.array(4, |writer| {
                 numbers.iter().for_each(|number| writer.u32(*number));
                 Ok(())

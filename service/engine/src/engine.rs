@@ -71,7 +71,7 @@ struct Table {
 
 /// The right to one more endpoint, given back when the endpoint leaves the table.
 #[derive(Debug)]
-pub struct Place(Vec<Taken>);
+pub struct Place(pub(crate) Vec<Taken>);
 
 /// What an address and its options ask for.
 struct Asked {
@@ -240,16 +240,6 @@ impl Engine {
         let endpoints = &self.counters.endpoints;
         let taken = endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints")?;
         Ok(Place(vec![taken]))
-    }
-
-    /// What Create makes of this mechanism is a process, of which there may be fewer.
-    fn place_for_process(&self, mechanism: &Descriptor, place: Place) -> Result<Place> {
-        let Place(mut taken) = place;
-        if mechanism.shapes.contains(&Shape::Mailbox) {
-            let mailboxes = &self.counters.mailboxes;
-            taken.push(mailboxes.take(self.limits.mailboxes, "there are too many mailboxes", "mailboxes")?);
-        }
-        Ok(Place(taken))
     }
 
     fn add(

@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use ipc_blackbox::{Client, Options, Stage, Way, assert_error, error, everywhere, options};
-use ipc_harness::{gdbus, or_skip, patience, wait_gone};
+use ipc_harness::system::ALICE;
+use ipc_harness::{SystemBus, gdbus, or_skip, patience, wait_gone};
 use zbus::message::Message;
 
 /// number, name, pid, uid, value, code
@@ -274,6 +275,29 @@ async fn it_ends_with_the_worker() {
     let killed = Command::new("kill").args(["-9", worker]).status().expect("kill(1)");
     assert!(killed.success());
     assert!(wait_gone(pid), "{pid}");
+}
+
+/// The sandbox's list has all that mailboxes and processes need: here a call that is missing ends the worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sandbox_allows_what_is_needed() {
+    let system = or_skip!(SystemBus::dbus_daemon());
+    let service = system.launch().argument("--sandbox-kills").start();
+    let client = Client::of_system_bus(system.connect_as(&ALICE.into()).await);
+    let inbox = client.inbox().await;
+    let mailbox = client.create("signal:numbers=all").await;
+    let pid = pid_of(&client, &mailbox).await;
+    let process = client.attach(&format!("signal:pid={pid}")).await;
+    client.reply(&process, "Process", "Send", &("SIGSYS", 5)).await.expect("Send");
+    assert_eq!(read(&inbox.signal(&mailbox, "Received").await).5, 5);
+    for path in [&process, &mailbox] {
+        client.reply(path, "Endpoint", "Inspect", &()).await.expect("Inspect");
+    }
+    assert!(!client.list("signal").await.is_empty());
+    client.close(&mailbox).await;
+    let ended: (i32, i32) =
+        client.call(&process, "Process", "WaitExit", &(10_000u32,)).await.expect("WaitExit");
+    assert_eq!(ended, (-1, 9));
+    assert!(!service.log().contains("does not allow"), "{}", service.log());
 }
 
 /// A receiver that is refreshed by exactly one signal with a value, as gdbus shows it.

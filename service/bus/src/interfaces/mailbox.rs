@@ -1,5 +1,8 @@
 //! `org.example.IPC.Mailbox`: signals that were received for the caller.
 
+// `Received` has as many arguments as the contract says, and zbus makes functions of it.
+#![allow(clippy::too_many_arguments)]
+
 use ipc_engine::events::Happening;
 use ipc_kernel::{shape::Received, signal::names};
 use zbus::{interface, message::Header, object_server::SignalEmitter};
@@ -39,7 +42,6 @@ impl Mailbox {
     /// A signal was received: its number and name, the sender's pid and uid, the value that
     /// sigqueue(3) sent along, and si_code of sigaction(2): 0 is kill(2), -1 sigqueue(3), -6 tgkill(2).
     #[zbus(signal)]
-    #[allow(clippy::too_many_arguments)] // They are those of the contract.
     pub async fn received(
         emitter: &SignalEmitter<'_>,
         seq: u64,

@@ -47,6 +47,8 @@ enum Does {
     ChmodSysvQueue,
     RaiseQueue,
     RemoveSysvQueue,
+    AskSignal,
+    SendSignal,
 }
 
 use Does::*;
@@ -89,6 +91,8 @@ what = {
     'OpenSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_RDWR | os.O_NOFOLLOW),
     'BindPort': lambda p: port(p, 'bind'),
     'ConnectPort': lambda p: port(p, 'connect'),
+    'AskSignal': lambda p: os.kill(int(p), 0),
+    'SendSignal': lambda p: os.kill(int(p), 23),
     'OpenDescriptor': lambda p: open_('/proc/%s/fd/%s' % tuple(p.split(' ')), os.O_RDONLY | os.O_NONBLOCK),
 }
 "#;
@@ -115,17 +119,9 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             alice.try_make("Create", &format!("posixsem:name=/{path},remove-on-close=false")).map(drop)
         }
         OpenSemaphore => alice.try_make("Attach", &format!("posixsem:name=/{path}")).map(drop),
-        MakeQueue => {
-            alice.try_make("Create", &format!("posixmq:name=/{path},remove-on-close=false")).map(drop)
+        MakeQueue | ReadQueue | WriteQueue | OpenQueue | ChmodQueue | RemoveQueue => {
+            queues::through_the_service(alice, does, path)
         }
-        ReadQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=read")).map(drop),
-        WriteQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=write")).map(drop),
-        OpenQueue => alice.try_make("Attach", &format!("posixmq:name=/{path}")).map(drop),
-        ChmodQueue => {
-            let args = [dict(&[("mode", Arg::U32(0o640))])];
-            at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "SetPermissions", &args)
-        }
-        RemoveQueue => at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "Remove", &[]),
         ReadFifo => at(alice, &format!("fifo:path={path}"), "Stream", "Read", &[Arg::U32(1), Arg::U32(0)]),
         WriteFifo => {
             let args = [Arg::Array("y".into(), vec![Arg::Byte(1)]), Arg::U32(0)];
@@ -140,6 +136,16 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             let (host, port) = path.rsplit_once(' ').expect("host and port");
             let verb = if does == BindPort { "Create" } else { "Attach" };
             alice.try_make(verb, &format!("tcp:host={host},port={port}")).map(drop)
+        }
+        AskSignal | SendSignal => {
+            let signal = if does == AskSignal { "0" } else { "SIGURG" };
+            at(
+                alice,
+                &format!("signal:pid={path}"),
+                "Process",
+                "Send",
+                &[Arg::Str(signal.into()), Arg::I32(0)],
+            )
         }
         OpenDescriptor => {
             let (pid, fd) = path.split_once(' ').expect("process and descriptor");
@@ -418,6 +424,12 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
     for pid in others {
         both(OpenDescriptor, &|_| format!("{pid} 0"));
     }
+    // SIGURG, which by default is ignored. Process 1 and the spawner are refused without the kernel.
+    let own = stage.bus.connector_pid(&ALICE.into());
+    for pid in [stage.bus.pid(), stage.front(), stage.bus.connector_pid(&BOB.into()), own, 4_194_304] {
+        both(AskSignal, &|_| pid.to_string());
+        both(SendSignal, &|_| pid.to_string());
+    }
     both(OpenDescriptor, &|_| format!("{} 999999", stage.bus.connector_pid(&ALICE.into())));
     cases
 }
@@ -489,7 +501,8 @@ fn directly_and_through_the_service() {
     differing
         .extend(served.keys().filter(|path| !made.contains_key(*path)).map(|path| format!("{path} is more")));
     assert!(differing.is_empty(), "{} differences:\n{}", differing.len(), differing.join("\n"));
-    let refused = ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "ECONNREFUSED"];
+    let refused =
+        ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "ECONNREFUSED", "ESRCH"];
     for errno in refused {
         assert!(outcomes.contains_key(errno), "no case ends with {errno}");
     }
