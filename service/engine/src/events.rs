@@ -121,7 +121,8 @@ impl Ring {
     pub fn full(&self) -> Option<EventListener> {
         let is_full = || {
             let inner = self.inner();
-            inner.last - inner.announced > (self.kept / 2) as u64 || inner.bytes > RING_BYTES / 2 && inner.last > inner.announced + 64
+            inner.last - inner.announced > (self.kept / 2) as u64
+                || inner.bytes > RING_BYTES / 2 && inner.last > inner.announced + 64
         };
         if !is_full() {
             return None;

@@ -15,7 +15,7 @@ limits! {
     endpoints("endpoints") = 256, "any" at most 4096;
     /// Relays.
     relays("relays") = 64, "any" at most 1024;
-    /// inotify watches.
+    /// inotify watches; each directory of a tree is one.
     watches("watches") = 1024, "any" at most 16384;
     /// Subscriptions, of endpoints and of the manager.
     subscriptions("subscriptions") = 128, "any" at most 512;

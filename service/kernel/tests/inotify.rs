@@ -17,7 +17,9 @@ use std::{
 };
 
 use ipc_kernel::{
-    Address, Endpoint, Kind, Value, mechanism::Adoption, mechanisms::inotify::DESCRIPTOR,
+    Address, Endpoint, Kind, Value,
+    mechanism::Adoption,
+    mechanisms::inotify::DESCRIPTOR,
     shape::{Event, Notice},
 };
 use waiting::{Child, Directory, as_nobody, attach, create, must_wait, options, refused};

@@ -123,7 +123,8 @@ impl Ground {
                 _ = self.pick(path % 2 == 0, path / 2).map(|path| fs::rename(path, to));
             }
             MoveIn(path, directory) => {
-                let paths: Vec<_> = fs::read_dir(&self.outside).unwrap().map(|entry| entry.unwrap().path()).collect();
+                let paths: Vec<_> =
+                    fs::read_dir(&self.outside).unwrap().map(|entry| entry.unwrap().path()).collect();
                 if !paths.is_empty() {
                     let to = self.directory(directory).join(Self::name(path / 7));
                     _ = fs::rename(&paths[path as usize % paths.len()], to);
@@ -155,7 +156,8 @@ fn listen(endpoint: &dyn Endpoint, last: &Path, mut hear: impl FnMut(&Notice)) {
     let mut over = false;
     while !over {
         for notice in watching::next(endpoint) {
-            over |= matches!(&notice, Notice::Event(event) if event.path == last && event.names[0] == "DELETE");
+            over |=
+                matches!(&notice, Notice::Event(event) if event.path == last && event.names[0] == "DELETE");
             hear(&notice);
         }
     }
@@ -182,7 +184,11 @@ fn play(operations: &[Operation], overflow: bool) -> Result<usize, String> {
     let mut view = View::of(&watched);
     let wish = address(&watched).with("recursive", "true").with("events", "create+delete+move+modify");
     // The driver is called by hand where the kernel's queue is to overflow.
-    let endpoint = if overflow { create(&ipc_kernel::mechanisms::inotify::DESCRIPTOR, &wish).unwrap() } else { watch(&wish) };
+    let endpoint = if overflow {
+        create(&ipc_kernel::mechanisms::inotify::DESCRIPTOR, &wish).unwrap()
+    } else {
+        watch(&wish)
+    };
     let mut ground = Ground { watched: watched.clone(), outside, made: 0 };
     for operation in operations {
         ground.run(operation);
@@ -236,14 +242,17 @@ fn play(operations: &[Operation], overflow: bool) -> Result<usize, String> {
 fn compare(view: &View, watched: &Path, told: usize, all: &[String]) -> Result<usize, String> {
     let there = View::of(watched);
     if *view != there {
-        let text = |view: &View| view.0.keys().map(|path| String::from_utf8_lossy(path).into_owned()).collect::<Vec<_>>();
+        let text = |view: &View| {
+            view.0.keys().map(|path| String::from_utf8_lossy(path).into_owned()).collect::<Vec<_>>()
+        };
         return Err(format!("believed {:#?}\nthere is {:#?}\n{all:#?}", text(view), text(&there)));
     }
     Ok(told)
 }
 
 fn seeds(count: u32, operations: usize, overflow: bool) {
-    let config = Config { cases: count, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
+    let config =
+        Config { cases: count, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
     let told = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&vec(operation(), 1..operations), |operations| {
         told.set(told.get() + play(&operations, overflow).map_err(TestCaseError::fail)?);

@@ -82,7 +82,10 @@ fn a_tree_that_comes_in_a_moment_is_told_whole_and_once() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "text").unwrap();
         let path = std::os::unix::ffi::OsStrExt::as_bytes(file.as_os_str());
-        until(&*written, |notice| matches!(notice, Notice::Event(event) if event.path == path && event.names[0] == "CLOSE_WRITE"));
+        until(
+            &*written,
+            |notice| matches!(notice, Notice::Event(event) if event.path == path && event.names[0] == "CLOSE_WRITE"),
+        );
     }
 }
 
@@ -133,12 +136,26 @@ fn directories_are_renamed_and_leave_and_come() {
     rustix::fs::renameat_with(rustix::fs::CWD, at("x"), rustix::fs::CWD, at("x2"), exchange).unwrap();
     let mut view = View::of(&outside);
     view.0.clear();
-    view.0.extend([(at("x"), true), (at("x/y"), true), (at("x/y/z"), false), (at("x/y/j"), false), (at("x2"), true), (at("x2/only"), false)].map(|(path, kind)| (path.into_os_string().into_encoded_bytes(), kind)));
+    view.0.extend(
+        [
+            (at("x"), true),
+            (at("x/y"), true),
+            (at("x/y/z"), false),
+            (at("x/y/j"), false),
+            (at("x2"), true),
+            (at("x2/only"), false),
+        ]
+        .map(|(path, kind)| (path.into_os_string().into_encoded_bytes(), kind)),
+    );
     for notice in told(&*endpoint, &watched, "five") {
         let Notice::Event(event) = notice else { panic!("{notice:?}") };
         view.apply(&event).unwrap();
     }
-    let there: Vec<_> = View::of(&watched).0.into_keys().filter(|path| String::from_utf8_lossy(path).contains("/x")).collect();
+    let there: Vec<_> = View::of(&watched)
+        .0
+        .into_keys()
+        .filter(|path| String::from_utf8_lossy(path).contains("/x"))
+        .collect();
     assert_eq!(view.0.into_keys().collect::<Vec<_>>(), there);
     // The watched directory itself goes.
     fs::rename(&watched, outside.join("gone")).unwrap();
@@ -173,7 +190,11 @@ fn what_is_left_out_is_not_watched() {
     fs::create_dir_all(path.join("src/deep")).unwrap();
     fs::create_dir_all(path.join("target/debug")).unwrap();
     symlink("/etc", path.join("link")).unwrap();
-    let filtered = address(path).with("recursive", "true").with("events", "create").with("include", "*.rs").with("exclude", "{target,.*}");
+    let filtered = address(path)
+        .with("recursive", "true")
+        .with("events", "create")
+        .with("include", "*.rs")
+        .with("exclude", "{target,.*}");
     let endpoint = watch(&filtered);
     assert_eq!(endpoint.address().to_string().matches("include").count(), 1);
     let count = |key: &str| endpoint.inspect().unwrap()[key].integer().unwrap();
@@ -211,7 +232,8 @@ fn it_begins_with_what_is_there() {
     fs::write(path.join("d/f"), "").unwrap();
     fs::write(path.join("g"), "").unwrap();
     let marked = |names: &[&'static str], name: &str| event(&[names, &["INITIAL"]].concat(), path.join(name));
-    let all = watch(&address(path).with("events", "delete").with("recursive", "true").with("initial", "true"));
+    let all =
+        watch(&address(path).with("events", "delete").with("recursive", "true").with("initial", "true"));
     fs::remove_file(path.join("d/f")).unwrap();
     let last = event(&["DELETE"], path.join("d/f"));
     assert_eq!(
@@ -221,7 +243,10 @@ fn it_begins_with_what_is_there() {
     let one = watch(&address(path).with("initial", "true").with("oneshot", "true").with("events", "create"));
     fs::write(path.join("h"), "").unwrap();
     let told = until(&*one, is_end);
-    assert_eq!(told[..3], [marked(&["CREATE", "ISDIR"], "d"), marked(&["CREATE"], "g"), event(&["CREATE"], path.join("h"))]);
+    assert_eq!(
+        told[..3],
+        [marked(&["CREATE", "ISDIR"], "d"), marked(&["CREATE"], "g"), event(&["CREATE"], path.join("h"))]
+    );
 }
 
 #[test]
@@ -246,7 +271,8 @@ fn many_events_of_a_path_become_one() {
 fn what_may_not_be_read_is_told() {
     let directory = Directory::new();
     let path = directory.path().to_owned();
-    let mode = |name: &str, mode| fs::set_permissions(path.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    let mode =
+        |name: &str, mode| fs::set_permissions(path.join(name), fs::Permissions::from_mode(mode)).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["open", "shut"] {
         fs::create_dir_all(path.join(name).join("below")).unwrap();
@@ -275,7 +301,10 @@ fn what_may_not_be_read_is_told() {
         assert!(endpoint.inspect().unwrap()["unwatched"].same(&Value::U64(2)));
         chmod("755", "shut");
         let below = path.join("shut/below");
-        let found = until(&*endpoint, |notice| matches!(notice, Notice::Event(event) if event.path == below.as_os_str().as_encoded_bytes()));
+        let found = until(
+            &*endpoint,
+            |notice| matches!(notice, Notice::Event(event) if event.path == below.as_os_str().as_encoded_bytes()),
+        );
         assert_eq!(found, [event(&["CREATE", "ISDIR", "FOUND"], &below)]);
         chmod("755", "open");
         until(&*endpoint, |notice| *notice == event(&["CREATE", "ISDIR", "FOUND"], path.join("open/below")));
@@ -287,7 +316,13 @@ fn the_same_files_as_inotifywait_during_a_copy() {
     let directory = Directory::new();
     let [watched, source] = ["watched", "source"].map(|name| directory.unique(name));
     fs::create_dir(&watched).unwrap();
-    sh(directory.path(), &format!("mkdir -p {0}; for d in $(seq 40); do mkdir -p {0}/$d/a/b; for f in $(seq 20); do echo $f > {0}/$d/a/b/$f; done; done", source.display()));
+    sh(
+        directory.path(),
+        &format!(
+            "mkdir -p {0}; for d in $(seq 40); do mkdir -p {0}/$d/a/b; for f in $(seq 20); do echo $f > {0}/$d/a/b/$f; done; done",
+            source.display()
+        ),
+    );
     let mut peer = Child(
         Command::new("inotifywait")
             .args(["-mrq", "-e", "create,delete,move", "--format", "%e|%w%f"])
@@ -300,7 +335,10 @@ fn the_same_files_as_inotifywait_during_a_copy() {
     let endpoint = tree(&watched, NAMES);
     // inotifywait is ready when it shows this one.
     let mut lines = BufReader::new(peer.0.stdout.take().unwrap()).lines();
-    sh(&watched, "until [ -e stop ]; do touch ready; rm ready; [ -s ../seen ] && touch stop; sleep 0.05; done & echo > ../seen; wait");
+    sh(
+        &watched,
+        "until [ -e stop ]; do touch ready; rm ready; [ -s ../seen ] && touch stop; sleep 0.05; done & echo > ../seen; wait",
+    );
     assert!(lines.any(|line| line.unwrap().contains("stop")));
     told(&*endpoint, &watched, "begin");
     sh(&watched, &format!("cp -r {} copy; mv copy/1 copy/moved; rm -r copy/2; touch end", source.display()));

@@ -6,6 +6,7 @@
 
 mod calls;
 mod data;
+mod events;
 mod idle;
 mod peers;
 mod relay;
@@ -56,6 +57,8 @@ enum Name {
     Calls,
     /// Memory, wake-ups and the first reply.
     Idle,
+    /// Changes of files as signals.
+    Events,
 }
 
 /// What all benchmarks are told.
@@ -79,6 +82,7 @@ impl Name {
             Name::Relay => "relay",
             Name::Calls => "calls",
             Name::Idle => "idle",
+            Name::Events => "events",
         }
     }
 
@@ -87,6 +91,7 @@ impl Name {
             Name::Relay => relay::run(settings),
             Name::Calls => calls::run(settings),
             Name::Idle => idle::run(settings),
+            Name::Events => events::run(settings),
         }
     }
 }

@@ -94,7 +94,8 @@ async fn many_changes_in_one_signal(stage: Stage) {
         })
         .await;
     assert!(signals < count / 4, "{signals} signals");
-    let expected: Vec<_> = (0..count).map(|number| dir.path().join(number.to_string()).display().to_string()).collect();
+    let expected: Vec<_> =
+        (0..count).map(|number| dir.path().join(number.to_string()).display().to_string()).collect();
     assert_eq!(paths, expected);
     assert!(!inbox.all().iter().any(|message| is_signal(message, &watch, "Changed")));
     let misplaced = error(client.try_create("pipe:batch", Options::new()).await);
@@ -116,7 +117,10 @@ async fn what_is_there_comes_first_and_what_settles_once(stage: Stage) {
         fs::write(at("skipped/new"), "").expect("a file");
     }
     let lines = told(&inbox, &watch, &format!("CREATE,CLOSE_WRITE {} ", at("d/new"))).await;
-    assert_eq!(lines[..2], [format!("CREATE,ISDIR,INITIAL {} ", at("d")), format!("CREATE,INITIAL {} ", at("d/old"))]);
+    assert_eq!(
+        lines[..2],
+        [format!("CREATE,ISDIR,INITIAL {} ", at("d")), format!("CREATE,INITIAL {} ", at("d/old"))]
+    );
     assert_eq!(lines.len(), 3, "{lines:#?}");
 }
 
@@ -130,7 +134,9 @@ async fn a_silent_file_system(stage: Stage) {
     let dir = stage.temp_dir();
     let at = |path: &str| dir.path().join(path).display().to_string();
     fs::create_dir(at("d")).expect("a directory");
-    let watch = client.create(&format!("inotify:path={},poll-ms=100,recursive,events=create+move+modify+delete", at(""))).await;
+    let watch = client
+        .create(&format!("inotify:path={},poll-ms=100,recursive,events=create+move+modify+delete", at("")))
+        .await;
     let polled = |names: &str, path: &str| format!("{names},POLLED {} ", at(path));
     fs::write(at("d/f"), "one").expect("a file");
     let lines = told(&inbox, &watch, &polled("CREATE", "d/f")).await;
@@ -170,7 +176,8 @@ async fn watches_are_counted(stage: Stage) {
         .await;
     assert!(path.starts_with(&at("d0")) && reason.contains("watches is 1024"), "{path}: {reason}");
     assert_eq!(client.usage("watches").await, 1024);
-    let refused = error(client.try_create(&format!("inotify:path={},recursive", at("d0")), Options::new()).await);
+    let refused =
+        error(client.try_create(&format!("inotify:path={},recursive", at("d0")), Options::new()).await);
     assert_error(&refused, "LimitExceeded", &["watches", "1024"]);
     client.close(&watch).await;
     client.used("watches", before).await;

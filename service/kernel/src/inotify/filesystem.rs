@@ -23,7 +23,8 @@ pub struct Filesystem {
 impl Filesystem {
     pub fn of(fd: &Fd) -> Self {
         let kind = proc::filesystem(fd);
-        let complete = !INCOMPLETE.split(' ').any(|incomplete| incomplete == kind) && !kind.starts_with("fuse.");
+        let complete =
+            !INCOMPLETE.split(' ').any(|incomplete| incomplete == kind) && !kind.starts_with("fuse.");
         Self { kind, complete }
     }
 

@@ -26,7 +26,8 @@ impl Filter {
 
     /// Whether what happens to this path is told. That of the watched directory itself (empty) always is.
     pub fn tells(&self, below: &[u8]) -> bool {
-        below.is_empty() || (self.include.is_none() || matches(self.include.as_ref(), below)) && !self.prunes(below)
+        below.is_empty()
+            || (self.include.is_none() || matches(self.include.as_ref(), below)) && !self.prunes(below)
     }
 }
 
@@ -38,7 +39,8 @@ fn matches(glob: Option<&GlobMatcher>, below: &[u8]) -> bool {
 
 fn glob(parameters: &Parameters, key: &str) -> Result<Option<GlobMatcher>> {
     let Some(text) = parameters.text(key) else { return Ok(None) };
-    let anywhere = if text.contains('/') { text.trim_start_matches('/').to_owned() } else { format!("**/{text}") };
+    let anywhere =
+        if text.contains('/') { text.trim_start_matches('/').to_owned() } else { format!("**/{text}") };
     let built = GlobBuilder::new(&anywhere).literal_separator(true).backslash_escape(true).build();
     let glob = built.map_err(|error| {
         Error::invalid(format!(
@@ -70,7 +72,9 @@ mod tests {
         assert!(filter.tells(b"") && filter.tells(b"a.txt") && filter.tells(b"deep/er/a.md"));
         assert!(!filter.tells(b"a.c") && !filter.tells(b"x/.git") && filter.prunes(b"x/.git"));
         let filter = super::tests::filter(None, Some("/target/*")).unwrap();
-        assert!(filter.prunes(b"target/debug") && !filter.prunes(b"target") && !filter.prunes(b"x/target/debug"));
+        assert!(
+            filter.prunes(b"target/debug") && !filter.prunes(b"target") && !filter.prunes(b"x/target/debug")
+        );
         assert!(!filter.prunes(b"target/debug/deps"), "what is in it is not asked for");
         assert!(filter.tells(b"\xff\xfe"));
     }

@@ -74,11 +74,11 @@ impl Flow {
             Source::Tree(tree) => tree.handle.queued(),
             Source::Poll(_) => 0,
         };
-        queued + self.pairs.len() + self.settle.as_ref().map_or(0, Settle::len)
+        queued + self.pairs.len() + self.settle.as_ref().map_or(0, Settle::waiting)
     }
 
     /// What has happened since the last call.
-    pub fn next(&mut self) -> Result<Attempt<Vec<Notice>>> {
+    pub fn attempt(&mut self) -> Result<Attempt<Vec<Notice>>> {
         loop {
             if let Some(reason) = &self.ended {
                 return Err(Error::new(Kind::Closed, format!("the watch has ended: {reason}")));
@@ -107,7 +107,9 @@ impl Flow {
         Ok(match readiness {
             _ if any => None,
             // A look that goes on is not given up for something else.
-            Readiness::After(pause) => Some(Readiness::After(self.due(now).map_or(pause, |due| due.min(pause)))),
+            Readiness::After(pause) => {
+                Some(Readiness::After(self.due(now).map_or(pause, |due| due.min(pause))))
+            }
             readiness => Some(readiness),
         })
     }
@@ -185,7 +187,8 @@ impl Flow {
             Source::Tree(tree) => tree.due(),
             _ => None,
         };
-        let due = [self.pairs.due(), self.settle.as_ref().and_then(Settle::due), tree].into_iter().flatten().min();
+        let due =
+            [self.pairs.due(), self.settle.as_ref().and_then(Settle::due), tree].into_iter().flatten().min();
         due.map(|due| due.saturating_duration_since(now).max(Duration::from_millis(1)))
     }
 

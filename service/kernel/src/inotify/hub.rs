@@ -162,21 +162,13 @@ impl Hub {
 
     /// Makes a watch, or adds our events to the one that there is for the inode. Under `changes`,
     /// so that only the end of a watch can come in between.
-    fn add(
-        &self,
-        instance: &Fd,
-        pinned: &Fd,
-        subscription: &Arc<Subscription>,
-        want: Want,
-    ) -> Result<i32> {
+    fn add(&self, instance: &Fd, pinned: &Fd, subscription: &Arc<Subscription>, want: Want) -> Result<i32> {
         // Without DELETE_SELF nobody could say why a watch ended.
         let mask = want.mask | IN_DELETE_SELF;
         let excl_unlink = want.excl_unlink;
         let failed = |errno| match errno {
             Errno::NOSPC => users::limit(&want.attempt(), "watches"),
-            Errno::ACCESS => {
-                Error::from_errno(errno, want.attempt()).help("a watch needs the right to read")
-            }
+            Errno::ACCESS => Error::from_errno(errno, want.attempt()).help("a watch needs the right to read"),
             errno => Error::from_errno(errno, want.attempt()),
         };
         loop {

@@ -21,11 +21,24 @@ pub const HOLD: Duration = Duration::from_millis(20);
 /// What happened, renames joined.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    Happened { wd: i32, mask: u32, name: Box<[u8]> },
+    Happened {
+        wd: i32,
+        mask: u32,
+        name: Box<[u8]>,
+    },
     /// A name became another, in the same directory or in another one.
-    Renamed { from: (i32, Box<[u8]>), to: (i32, Box<[u8]>), mask: u32 },
-    Overflow { since: i64 },
-    Ended { wd: i32, reason: &'static str },
+    Renamed {
+        from: (i32, Box<[u8]>),
+        to: (i32, Box<[u8]>),
+        mask: u32,
+    },
+    Overflow {
+        since: i64,
+    },
+    Ended {
+        wd: i32,
+        reason: &'static str,
+    },
 }
 
 #[derive(Default)]
@@ -88,10 +101,9 @@ impl Pairs {
         let at = self.waiting.iter().position(|(_, item)| is_partner(item))?;
         let (_, to) = self.waiting.remove(at)?;
         match (from, to) {
-            (
-                Item::Happened { wd: from, name: old, .. },
-                Item::Happened { wd: to, name: new, mask, .. },
-            ) => Some(Step::Renamed { from: (from, old), to: (to, new), mask: mask | IN_MOVED_FROM }),
+            (Item::Happened { wd: from, name: old, .. }, Item::Happened { wd: to, name: new, mask, .. }) => {
+                Some(Step::Renamed { from: (from, old), to: (to, new), mask: mask | IN_MOVED_FROM })
+            }
             _ => None,
         }
     }

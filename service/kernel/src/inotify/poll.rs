@@ -12,8 +12,8 @@ use std::{
 };
 
 use libc::{
-    IN_ATTRIB, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ISDIR, IN_MODIFY, IN_MOVE, IN_MOVED_FROM,
-    IN_MOVED_TO,
+    IN_ATTRIB, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ISDIR, IN_MODIFY, IN_MOVE,
+    IN_MOVED_FROM, IN_MOVED_TO,
 };
 use rustix::{
     fs::{AtFlags, FileType, OFlags, Stat},
@@ -88,10 +88,16 @@ impl Poll {
         })?;
         let mut told = VecDeque::new();
         if initial {
-            for (below, stamp) in last.iter().filter(|(below, _)| !below.is_empty() && look.filter.tells(below)) {
+            for (below, stamp) in
+                last.iter().filter(|(below, _)| !below.is_empty() && look.filter.tells(below))
+            {
                 let mut names = mask::names(IN_CREATE | kind(stamp));
                 names.push("INITIAL");
-                told.push_back(Notice::Event(Event { names, path: wish_path(&wish, below), ..Event::default() }));
+                told.push_back(Notice::Event(Event {
+                    names,
+                    path: wish_path(&wish, below),
+                    ..Event::default()
+                }));
             }
         }
         let due = Instant::now() + every;
@@ -187,9 +193,11 @@ impl Look {
         while let Some(below) = directories.pop() {
             let opened = open_below(&root, &below, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW);
             match opened.and_then(|directory| {
-                self.directory(&directory, &below, &mut snapshot, &mut directories).map_err(|failure| match failure {
-                    Failure::Errno(errno) => errno,
-                    Failure::TooMany => Errno::OVERFLOW,
+                self.directory(&directory, &below, &mut snapshot, &mut directories).map_err(|failure| {
+                    match failure {
+                        Failure::Errno(errno) => errno,
+                        Failure::TooMany => Errno::OVERFLOW,
+                    }
                 })
             }) {
                 Err(Errno::INTR) => return Err(Errno::INTR.into()),
@@ -296,7 +304,10 @@ fn difference(old: &Snapshot, new: &Snapshot, asked: u32) -> Vec<Change> {
         let written = !stamp.directory && (before.size, before.written) != (stamp.size, stamp.written);
         let event = if written {
             mask::first(asked, &[IN_MODIFY, IN_CLOSE_WRITE])
-        } else if !stamp.directory && before.changed != stamp.changed && !arrived.contains_key(path.as_slice()) {
+        } else if !stamp.directory
+            && before.changed != stamp.changed
+            && !arrived.contains_key(path.as_slice())
+        {
             mask::first(asked, &[IN_ATTRIB])
         } else {
             None

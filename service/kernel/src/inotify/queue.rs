@@ -71,11 +71,21 @@ struct Queue {
 /// What waits for an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    Happened { wd: i32, mask: u32, cookie: u32, name: Box<[u8]> },
+    Happened {
+        wd: i32,
+        mask: u32,
+        cookie: u32,
+        name: Box<[u8]>,
+    },
     /// Events were lost, none that happened before that time ([`Hub::drained`](super::hub::Hub)).
-    Overflow { since: i64 },
+    Overflow {
+        since: i64,
+    },
     /// A watch has ended.
-    Ended { wd: i32, reason: &'static str },
+    Ended {
+        wd: i32,
+        reason: &'static str,
+    },
 }
 
 impl Subscription {

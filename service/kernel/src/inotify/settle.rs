@@ -36,13 +36,15 @@ impl Settle {
         Self { quiet, waiting: HashMap::new(), order: BTreeMap::new(), next: 0 }
     }
 
-    pub fn len(&self) -> usize {
+    /// How many paths wait.
+    pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Takes an event, and puts what can no longer wait for it into `told`.
     pub fn push(&mut self, event: Event, now: Instant, told: &mut Vec<Event>) {
-        let moves = event.names.iter().any(|name| name.starts_with("MOVED")) || event.names.contains(&"DELETE");
+        let moves =
+            event.names.iter().any(|name| name.starts_with("MOVED")) || event.names.contains(&"DELETE");
         if moves && event.names.contains(&"ISDIR") {
             // What waits may be below it, under a path that is no more.
             self.flush(told);
@@ -132,7 +134,8 @@ mod tests {
 
     #[test]
     fn what_never_gets_quiet_is_told_all_the_same() {
-        let (mut settle, start, mut told) = (Settle::new(Duration::from_millis(10)), Instant::now(), Vec::new());
+        let (mut settle, start, mut told) =
+            (Settle::new(Duration::from_millis(10)), Instant::now(), Vec::new());
         for turn in 0..30 {
             let now = start + Duration::from_millis(turn * 5);
             settle.push(event(&["MODIFY"], "/log", ""), now, &mut told);
@@ -143,7 +146,8 @@ mod tests {
 
     #[test]
     fn a_rename_is_told_after_what_was_known_by_the_old_name() {
-        let (mut settle, now, mut told) = (Settle::new(Duration::from_millis(10)), Instant::now(), Vec::new());
+        let (mut settle, now, mut told) =
+            (Settle::new(Duration::from_millis(10)), Instant::now(), Vec::new());
         settle.push(event(&["CREATE"], "/a", ""), now, &mut told);
         settle.push(event(&["MOVED_FROM", "MOVED_TO"], "/b", "/a"), now, &mut told);
         settle.push(event(&["MODIFY"], "/b", ""), now, &mut told);
