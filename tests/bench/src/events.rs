@@ -84,9 +84,8 @@ impl Signals {
             if !bus {
                 return Ok(MessageStream::from(connection));
             }
-            let rule =
-                MatchRule::builder().msg_type(Type::Signal).interface(interface).path(path.to_owned());
-            MessageStream::for_match_rule(rule.build(), connection, NonZeroUsize::new(1 << 16)).await
+            let rule = MatchRule::builder().msg_type(Type::Signal).interface(interface).path(path.to_owned());
+            MessageStream::for_match_rule(rule.build()?, connection, NonZeroUsize::new(1 << 16)).await
         });
         Ok(Signals { client, stream: stream.context("a match rule")? })
     }
