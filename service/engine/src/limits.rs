@@ -15,7 +15,7 @@ limits! {
     endpoints("endpoints") = 256, "any" at most 4096;
     /// Relays.
     relays("relays") = 64, "any" at most 1024;
-    /// inotify watches, and watches on ranges of memory.
+    /// inotify watches (each directory of a tree is one), and watches on ranges of memory.
     watches("watches") = 1024, "any" at most 16384;
     /// Mailboxes for signals, each of which is a process; they count as endpoints, too.
     mailboxes("mailboxes") = 32, "any" at most 256;

@@ -24,7 +24,7 @@
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |
-//! | the rescan after an inotify overflow | not there yet: `Overflow` says that events are lost, and `List`/the file system what there is |
+//! | the rescan after an inotify overflow | tested against a model of a tree in `service/kernel/tests/inotify_model.rs` |
 //! | oracle 2, every check taken out once | needs a build for each; `b7` and `fake_bus` inject what can be injected from outside |
 
 #![forbid(unsafe_code)]

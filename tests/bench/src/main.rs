@@ -6,6 +6,7 @@
 
 mod calls;
 mod data;
+mod events;
 mod idle;
 mod list;
 mod peers;
@@ -59,6 +60,8 @@ enum Name {
     Idle,
     /// Lists of very many objects.
     List,
+    /// Changes of files as signals.
+    Events,
 }
 
 /// What all benchmarks are told.
@@ -83,6 +86,7 @@ impl Name {
             Name::Calls => "calls",
             Name::Idle => "idle",
             Name::List => "list",
+            Name::Events => "events",
         }
     }
 
@@ -92,6 +96,7 @@ impl Name {
             Name::Calls => calls::run(settings),
             Name::Idle => idle::run(settings),
             Name::List => list::run(settings),
+            Name::Events => events::run(settings),
         }
     }
 }

@@ -74,11 +74,11 @@ impl Flow {
             Source::Tree(tree) => tree.handle.queued(),
             Source::Poll(_) => 0,
         };
-        queued + self.pairs.len() + self.settle.as_ref().map_or(0, Settle::len)
+        queued + self.pairs.len() + self.settle.as_ref().map_or(0, Settle::waiting)
     }
 
     /// What has happened since the last call.
-    pub fn next(&mut self) -> Result<Attempt<Vec<Notice>>> {
+    pub fn attempt(&mut self) -> Result<Attempt<Vec<Notice>>> {
         loop {
             if let Some(reason) = &self.ended {
                 return Err(Error::new(Kind::Closed, format!("the watch has ended: {reason}")));

@@ -12,9 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libc::{
-    IN_ATTRIB, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_ISDIR, IN_MODIFY, IN_MOVED_FROM, IN_MOVED_TO,
-};
+use libc::{IN_ATTRIB, IN_CLOSE_WRITE, IN_ISDIR, IN_MODIFY};
 use rustix::{
     fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -24,7 +22,6 @@ use crate::{
     Error, Fd, Kind, Result, error, fd,
     inotify::{
         hub::{HUB, Want, stamp},
-        mask,
         queue::Wish,
         tree::{FOLLOWED, Job, MAX_REMEMBERED, Mark, NONE, Node, Place, Tree},
     },
@@ -246,52 +243,15 @@ impl Tree {
         if directory && self.filter.prunes(&self.below(&place)) {
             return;
         }
-        if self.entry(&place).is_none_or(|entry| entry.directory != directory) {
+        if self.entry(&place).is_some_and(|entry| entry.directory != directory) {
+            self.tell_gone(&place, !directory, Mark::Rescanned);
+            self.take_name(&place);
+        }
+        if self.entry(&place).is_none() {
             self.enter_name(&place, directory, now);
             self.tell_found(&place, directory, mark);
         }
         self.visit(place, directory, mark);
-    }
-
-    fn tell_found(&mut self, place: &Place, directory: bool, mark: Mark) {
-        let kind = if directory { IN_ISDIR } else { 0 };
-        match mark {
-            Mark::Initial { told: false } => {}
-            Mark::Initial { told: true } => {
-                if self.filter.tells(&self.below(place)) {
-                    let mut names = mask::names(IN_CREATE | kind);
-                    names.push(mark.name());
-                    let event = Event { names, path: self.path(place), ..Event::default() };
-                    self.told.push_back(Notice::Event(event));
-                }
-            }
-            // Whoever asked for complete files only, hears of one that came before it could be watched.
-            _ if directory => self.tell_first(&[IN_CREATE, IN_MOVED_TO], kind, place, mark),
-            _ => self.tell_first(&[IN_CREATE, IN_CLOSE_WRITE, IN_MOVED_TO, IN_MODIFY], kind, place, mark),
-        }
-    }
-
-    fn tell_gone(&mut self, place: &Place, directory: bool, mark: Mark) {
-        let kind = if directory { IN_ISDIR } else { 0 };
-        self.tell_first(&[IN_DELETE, IN_MOVED_FROM], kind, place, mark);
-    }
-
-    /// Tells the first of these events that is asked for.
-    fn tell_first(&mut self, events: &[u32], kind: u32, place: &Place, mark: Mark) {
-        if let Some(event) = mask::first(self.handle.wish.mask, events) {
-            self.tell(event | kind, place, Some(mark));
-        }
-    }
-
-    /// Tells that what is known in a directory is not there.
-    fn tell_content_gone(&mut self, wd: i32) {
-        let Some(node) = self.nodes.get(&wd) else { return };
-        let mut entries: Vec<_> =
-            node.entries.iter().map(|(name, entry)| (name.clone(), entry.directory)).collect();
-        entries.sort_unstable();
-        for (name, directory) in entries {
-            self.tell_gone(&(wd, name), directory, Mark::Rescanned);
-        }
     }
 
     /// Compares a known directory with what was told of it.

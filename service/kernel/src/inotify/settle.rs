@@ -36,7 +36,8 @@ impl Settle {
         Self { quiet, waiting: HashMap::new(), order: BTreeMap::new(), next: 0 }
     }
 
-    pub fn len(&self) -> usize {
+    /// How many paths wait.
+    pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 

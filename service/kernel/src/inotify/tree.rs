@@ -15,13 +15,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    os::unix::ffi::OsStrExt,
     time::Instant,
 };
 
 use libc::{
-    IN_ACCESS, IN_ATTRIB, IN_CLOSE_NOWRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_IGNORED, IN_ISDIR,
-    IN_MOVE, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, IN_OPEN, IN_UNMOUNT,
+    IN_ATTRIB, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ISDIR, IN_MOVE, IN_MOVE_SELF, IN_MOVED_FROM,
+    IN_MOVED_TO,
 };
 
 use crate::{
@@ -29,19 +28,15 @@ use crate::{
         budget::{Budget, Share},
         filter::Filter,
         hub::HUB,
-        mask,
         pairs::Step,
         queue::Handle,
     },
-    shape::{Event, Notice},
+    shape::Notice,
 };
 
 /// What has to be known to follow a tree, whatever is asked for.
 pub const FOLLOWED: u32 =
     IN_CREATE | IN_DELETE | IN_MOVE | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | libc::IN_ONLYDIR;
-
-/// The service opens and reads directories itself; who does it, inotify does not say.
-const LOOKING: u32 = IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE;
 
 /// No watch.
 pub const NONE: i32 = -1;
@@ -151,11 +146,6 @@ impl Tree {
         }
     }
 
-    /// What is told of, of what may happen.
-    fn asked(&self) -> u32 {
-        self.handle.wish.mask
-    }
-
     pub fn directories(&self) -> usize {
         self.nodes.len()
     }
@@ -203,6 +193,11 @@ impl Tree {
         let replaced = self.replaced.take();
         let known = self.entry(&place).map(|entry| entry.directory);
         if mask & (IN_CREATE | IN_MOVED_TO) != 0 {
+            if mask & IN_CREATE != 0 && known == Some(!directory) {
+                // One of the other kind was seen there ahead of this.
+                self.tell_gone(&place, !directory, Mark::Rescanned);
+                self.take_name(&place);
+            }
             self.enter_name(&place, directory, now);
             // Known, and yet moved to: it has taken the place of what was there. Whether a directory has, its
             // watch descriptor says, when it is visited.
@@ -269,17 +264,6 @@ impl Tree {
         self.try_stale_again(true);
     }
 
-    /// Has a name, and the directory of this name, at another place; what was there goes.
-    pub(super) fn move_name(&mut self, from: &Place, to: &Place, directory: bool, now: i64) {
-        let moved = self.entry(from).map_or(NONE, |entry| std::mem::replace(&mut entry.wd, NONE));
-        self.take_name(from);
-        self.take_name(to);
-        self.enter_name(to, directory, now);
-        if moved != NONE && !self.reparent(moved, to) {
-            self.forget(moved);
-        }
-    }
-
     fn overflowed(&mut self, since: i64) {
         self.told.push_back(Notice::Overflow);
         self.replaced = None;
@@ -310,142 +294,6 @@ impl Tree {
         if moved {
             self.jobs.extend(self.stale.drain(..));
         }
-    }
-
-    /// Tells of an event, if it is asked for.
-    pub(super) fn tell(&mut self, mask: u32, place: &Place, mark: Option<Mark>) {
-        let mask = mask & (self.asked() | IN_ISDIR | IN_UNMOUNT | IN_IGNORED);
-        let looking = mask & IN_ISDIR != 0 && mask & LOOKING != 0;
-        if mask & !IN_ISDIR == 0 || looking || !self.filter.tells(&self.below(place)) {
-            return;
-        }
-        let mut names = mask::names(mask);
-        names.extend(mark.map(Mark::name));
-        let event = Event { names, path: self.path(place), ..Event::default() };
-        self.told.push_back(Notice::Event(event));
-    }
-
-    /// Tells of a rename, or of the half of it that is told of.
-    pub(super) fn tell_rename(&mut self, from: &Place, to: &Place, mask: u32, mark: Option<Mark>) {
-        if self.asked() & IN_MOVE == 0 {
-            return;
-        }
-        let kind = mask & IN_ISDIR;
-        let tells = [from, to].map(|place| self.filter.tells(&self.below(place)));
-        let (mask, from, path) = match tells {
-            [true, true] => (IN_MOVE, self.path(from), self.path(to)),
-            [true, false] => (IN_MOVED_FROM, Vec::new(), self.path(from)),
-            [false, true] => (IN_MOVED_TO, Vec::new(), self.path(to)),
-            [false, false] => return,
-        };
-        let mut names = mask::names(mask | kind);
-        names.extend(mark.map(Mark::name));
-        self.told.push_back(Notice::Event(Event { names, path, from, note: String::new() }));
-    }
-
-    /// The path from the watched directory on; empty for that itself.
-    pub(super) fn below(&self, place: &Place) -> Vec<u8> {
-        let mut names = vec![&place.1];
-        let mut wd = place.0;
-        // As many steps as there are directories at most, should the map have a circle.
-        for _ in 0..self.nodes.len() {
-            match self.nodes.get(&wd) {
-                Some(node) if wd != self.root => {
-                    names.push(&node.place.1);
-                    wd = node.place.0;
-                }
-                _ => break,
-            }
-        }
-        names
-            .iter()
-            .rev()
-            .filter(|name| !name.is_empty())
-            .map(|name| &name[..])
-            .collect::<Vec<_>>()
-            .join(&b'/')
-    }
-
-    pub(super) fn path(&self, place: &Place) -> Vec<u8> {
-        join(self.handle.wish.path.as_os_str().as_bytes(), &self.below(place))
-    }
-
-    pub(super) fn entry(&mut self, place: &Place) -> Option<&mut Entry> {
-        self.nodes.get_mut(&place.0)?.entries.get_mut(&place.1)
-    }
-
-    /// Remembers a name.
-    pub(super) fn enter_name(&mut self, place: &Place, directory: bool, now: i64) {
-        if self.entry(place).is_some_and(|entry| entry.directory != directory) {
-            self.take_name(place);
-        }
-        if let Some(entry) = self.entry(place) {
-            entry.at = now;
-            return;
-        }
-        if self.remembered >= MAX_REMEMBERED && !directory {
-            self.partial = true;
-            return;
-        }
-        if let Some(node) = self.nodes.get_mut(&place.0) {
-            node.entries.insert(place.1.clone(), Entry { directory, wd: NONE, unwatched: false, at: now });
-            self.remembered += 1;
-        }
-    }
-
-    /// Forgets a name and all that is below it; says whether it was known.
-    pub(super) fn take_name(&mut self, place: &Place) -> bool {
-        let Some(entry) = self.nodes.get_mut(&place.0).and_then(|node| node.entries.remove(&place.1)) else {
-            return false;
-        };
-        self.remembered -= 1;
-        self.forget(entry.wd);
-        true
-    }
-
-    /// Forgets a directory with all that is below it, and ends the watches.
-    pub(super) fn forget(&mut self, wd: i32) {
-        let mut gone = vec![wd];
-        while let Some(wd) = gone.pop() {
-            if wd == self.root {
-                continue;
-            }
-            let Some(node) = self.nodes.remove(&wd) else { continue };
-            if let Some(entry) = self.entry(&node.place)
-                && entry.wd == wd
-            {
-                entry.wd = NONE;
-            }
-            self.remembered -= node.entries.len();
-            gone.extend(node.entries.values().map(|entry| entry.wd));
-            HUB.unwatch(&self.handle, wd);
-        }
-    }
-
-    /// Puts a known directory at another place, whose name is known. Not below itself.
-    fn reparent(&mut self, wd: i32, place: &Place) -> bool {
-        if self.is_within(place.0, wd) {
-            return false;
-        }
-        let Some(node) = self.nodes.get_mut(&wd) else { return false };
-        node.place = place.clone();
-        if let Some(entry) = self.entry(place) {
-            (entry.wd, entry.unwatched) = (wd, false);
-        }
-        true
-    }
-
-    pub(super) fn is_within(&self, mut wd: i32, above: i32) -> bool {
-        for _ in 0..=self.nodes.len() {
-            if wd == above {
-                return true;
-            }
-            match self.nodes.get(&wd) {
-                Some(node) if wd != self.root => wd = node.place.0,
-                _ => return false,
-            }
-        }
-        true
     }
 }
 

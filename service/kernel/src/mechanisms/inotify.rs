@@ -388,6 +388,6 @@ impl Endpoint for Watcher {
 
 impl Events for Watcher {
     fn next(&self) -> Result<Attempt<Vec<Notice>>> {
-        self.flow().next()
+        self.flow().attempt()
     }
 }
