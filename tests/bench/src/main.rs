@@ -12,6 +12,7 @@ mod relay;
 mod rounds;
 mod system;
 mod table;
+mod waits;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
@@ -46,6 +47,9 @@ enum Role {
     /// Serves org.example.Echo on a bus.
     #[command(hide = true)]
     Echo { address: String },
+    /// Waits for words in the memory at this address, with a thread each.
+    #[command(hide = true)]
+    Waiters { address: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,6 +60,8 @@ enum Name {
     Calls,
     /// Memory, wake-ups and the first reply.
     Idle,
+    /// Thousands of waits for futexes and semaphores.
+    Waits,
 }
 
 /// What all benchmarks are told.
@@ -79,6 +85,7 @@ impl Name {
             Name::Relay => "relay",
             Name::Calls => "calls",
             Name::Idle => "idle",
+            Name::Waits => "waits",
         }
     }
 
@@ -87,6 +94,7 @@ impl Name {
             Name::Relay => relay::run(settings),
             Name::Calls => calls::run(settings),
             Name::Idle => idle::run(settings),
+            Name::Waits => waits::run(settings),
         }
     }
 }
@@ -95,6 +103,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match &arguments.role {
         Some(Role::Echo { address }) => peers::be_echo(address),
+        Some(Role::Waiters { address }) => waits::be_waiters(address),
         None => measure(&arguments),
     };
     match outcome {
