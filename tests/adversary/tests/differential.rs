@@ -27,6 +27,7 @@ enum Does {
     Chmod,
     MakeSemaphore,
     OpenSemaphore,
+    OpenFutex,
     BindPort,
     ConnectPort,
     OpenDescriptor,
@@ -69,6 +70,7 @@ what = {
     'Chmod': lambda p: os.chmod(p, 0o640),
     'MakeSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
     'OpenSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_RDWR | os.O_NOFOLLOW),
+    'OpenFutex': lambda p: open_('/dev/shm/' + p, os.O_RDWR | os.O_NOFOLLOW),
     'BindPort': lambda p: port(p, 'bind'),
     'ConnectPort': lambda p: port(p, 'connect'),
     'OpenDescriptor': lambda p: open_('/proc/%s/fd/%s' % tuple(p.split(' ')), os.O_RDONLY | os.O_NONBLOCK),
@@ -93,6 +95,7 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             alice.try_make("Create", &format!("posixsem:name=/{path},remove-on-close=false")).map(drop)
         }
         OpenSemaphore => alice.try_make("Attach", &format!("posixsem:name=/{path}")).map(drop),
+        OpenFutex => alice.try_make("Attach", &format!("futex:name=/{path}")).map(drop),
         ReadFifo => at(alice, &format!("fifo:path={path}"), "Stream", "Read", &[Arg::U32(1), Arg::U32(0)]),
         WriteFifo => {
             let args = [Arg::Array("y".into(), vec![Arg::Byte(1)]), Arg::U32(0)];
@@ -381,9 +384,12 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
             own(&path, owner, mode);
         }
         both(OpenSemaphore, &|mark| format!("{mark}-{name}"));
+        // To a futex it is a file with a word.
+        both(OpenFutex, &|mark| format!("sem.{mark}-{name}"));
         both(MakeSemaphore, &|mark| format!("{mark}-{name}"));
     }
     both(OpenSemaphore, &|mark| format!("{mark}-missing"));
+    both(OpenFutex, &|mark| format!("sem.{mark}-missing"));
     both(MakeSemaphore, &|mark| format!("{mark}-new"));
     for address in ["127.0.0.1 0", "127.0.0.1 79", "192.0.2.1 0", "::1 0"] {
         both(BindPort, &|_| address.to_owned());
