@@ -7,8 +7,9 @@ use zbus::{OwnedFd, Variant, proxy};
 /// A semaphore, or a set of them.
 #[proxy(interface = "org.example.IPC.Semaphore", default_service = "org.example.IPC")]
 pub trait Semaphore {
-    /// Adds count to the value and wakes as many waiters. Beyond SEM_VALUE_MAX (2147483647) nothing
-    /// is added: LimitExceeded.
+    /// Adds count to the value and wakes as many waiters. Beyond SEM_VALUE_MAX (2147483647), of a System V set
+    /// SEMVMX (32767), nothing is added: LimitExceeded. It is also the repair of a stale semaphore: it puts back
+    /// what a process took that has died.
     fn post(&self, count: u32) -> zbus::Result<()>;
 
     /// Takes one, waiting until the value is above zero. timeout_ms: 0 does not wait (Busy),
@@ -18,21 +19,32 @@ pub trait Semaphore {
     /// Takes one if the value is above zero; says whether it did.
     fn try_wait(&self) -> zbus::Result<bool>;
 
-    /// Takes one on a lease: the semaphore is posted again when the last copy of the returned file
-    /// descriptor is closed, by its holder's close, exit or crash. It takes no options yet.
+    /// Takes on a lease: what was taken goes back when the last copy of the returned file descriptor is closed, by
+    /// its holder's close, exit or crash. Options: `count` (u) units, all or none, default 1 (more than one of
+    /// System V sets only); `number` (u) of the semaphore in a set, default the address's; `lifetime` (s): `fd`, or
+    /// `client` or `pid:N` to give back at the latest when the caller's connection or that process ends; the
+    /// descriptor then polls POLLERR. A lease outlives its endpoint, not the service. Errors: as Wait;
+    /// LimitExceeded (leases).
     fn acquire(&self, timeout_ms: u32, options: HashMap<&str, Variant<'_>>) -> zbus::Result<OwnedFd>;
 
-    /// Does several operations on a System V set at once, all or nothing: number of the
-    /// semaphore, operation (negative takes, positive adds, 0 waits for zero), flags of semop(2).
+    /// Does several operations on a System V set at once, as Operate, on a lease: at its end they are undone as the
+    /// kernel undoes those of a process with SEM_UNDO (semop(2)): without waiting, no value below 0 or above
+    /// SEMVMX, and not where SetValue or SetValues has come between.
+    fn acquire_set(&self, operations: &[(u16, i16, u16)], timeout_ms: u32) -> zbus::Result<OwnedFd>;
+
+    /// Does several operations on a System V set at once, all or nothing: number of the semaphore, operation
+    /// (negative takes, positive adds, 0 waits for zero), flags: 0, or IPC_NOWAIT (2048) for Busy where this
+    /// operation would have to wait. SEM_UNDO (4096) is refused: use AcquireSet. At most SEMOPM operations.
     fn operate(&self, operations: &[(u16, i16, u16)], timeout_ms: u32) -> zbus::Result<()>;
 
-    /// Sets the value, where the mechanism has such an operation (System V).
+    /// Sets the value of the address's semaphore, where the mechanism has such an operation (System V, SETVAL), and
+    /// takes away what leases and SEM_UNDO would undo of it.
     fn set_value(&self, value: i32) -> zbus::Result<()>;
 
-    /// Sets the values of a set.
+    /// Sets all values of a set at once (SETALL), and takes away what leases and SEM_UNDO would undo of them.
     fn set_values(&self, values: &[i32]) -> zbus::Result<()>;
 
-    /// The value; of a set, that of its first semaphore.
+    /// The value; of a set, that of the semaphore which the key number of the address names.
     #[zbus(property(emits_changed_signal = "false"))]
     fn value(&self) -> zbus::Result<i32>;
 

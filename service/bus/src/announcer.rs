@@ -10,15 +10,17 @@ use std::{
 };
 
 use ipc_engine::{Endpoint, Object, Relay, events::Happening};
-use zbus::{Message, ObjectPath, Variant, fdo, object_server::Interface};
+use zbus::{Message, ObjectPath, Variant, fdo, names::InterfaceName, object_server::Interface};
 
 use crate::{
     interfaces::{
         self,
         futex::Futex,
         listener::Listener,
+        mailbox,
+        memory::Memory,
         messages::Messages,
-        object_manager, relay,
+        object_manager, process, relay,
         stream::Stream,
         watch::{self, Watch},
     },
@@ -94,6 +96,10 @@ impl Announcer {
             }
             let build = |to: Option<&str>| self.event(to, endpoint, &path, event.seq, &event.happening);
             self.tree.signal(&object, build).await;
+            if matches!(event.happening, Happening::Exited(_)) {
+                let changed = BTreeMap::from([("Alive", Variant::from(false))]);
+                self.changed(&object, &path, process::Process::name(), changed).await;
+            }
         }
         if more {
             // The rest has its turn after the others.
@@ -141,24 +147,43 @@ impl Announcer {
                 signal::<Listener, _>(to, path, "Accepted", &(seq, accepted))
             }
             Happening::Woken(value) => signal::<Futex, _>(to, path, "Woken", &(seq, value)),
+            Happening::RangeChanged { watch, offset, length } => {
+                signal::<Memory, _>(to, path, "Changed", &(seq, watch, offset, length))
+            }
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
+            Happening::Signalled(received) => {
+                signal::<mailbox::Mailbox, _>(to, path, "Received", &mailbox::body(seq, received))
+            }
+            Happening::Exited(exit) => {
+                signal::<process::Process, _>(to, path, "Exited", &(exit.code, exit.signal, exit.core))
+            }
         }
     }
 
     async fn relay(&mut self, relay: &Arc<Relay>) {
         let path = paths::relay(relay);
         let object = Object::Relay(relay.clone());
-        // Not by zbus's emitter: it would pass by the outbox.
         let changed = BTreeMap::from([("State", Variant::from(relay.state().name()))]);
-        let body = (relay::Relay::name(), changed, [""; 0].as_slice());
-        let build = |to: Option<&str>| signal::<fdo::Properties, _>(to, &path, "PropertiesChanged", &body);
-        self.tree.signal(&object, build).await;
+        self.changed(&object, &path, relay::Relay::name(), changed).await;
         if let Some(end) = relay.finished() {
             let body = (end.reason.as_str(), end.bytes, end.messages);
             let build = |to: Option<&str>| signal::<relay::Relay, _>(to, &path, "Finished", &body);
             self.tree.signal(&object, build).await;
             self.removed(&object).await;
         }
+    }
+
+    /// PropertiesChanged; not by zbus's emitter, which would pass by the outbox.
+    async fn changed(
+        &self,
+        object: &Object,
+        path: &ObjectPath<'_>,
+        interface: InterfaceName<'_>,
+        changed: BTreeMap<&str, Variant<'_>>,
+    ) {
+        let body = (interface, changed, [""; 0].as_slice());
+        let build = |to: Option<&str>| signal::<fdo::Properties, _>(to, path, "PropertiesChanged", &body);
+        self.tree.signal(object, build).await;
     }
 
     async fn removed(&mut self, object: &Object) {

@@ -13,8 +13,8 @@ use std::{
 
 use event_listener::Event;
 use ipc_kernel::{
-    Attempt, Descriptor, Dict, Error, Kind, Result, Value, mechanism,
-    shape::{Futex, Memory, Message, Messages, Outgoing, Semaphore, SemaphoreOperation, Shape, Stream},
+    Attempt, Descriptor, Dict, Error, Kind, Result, mechanism,
+    shape::{Futex, Memory, Message, Messages, Semaphore, SemaphoreOperation, Shape, Stream},
 };
 
 use crate::{
@@ -141,7 +141,7 @@ impl Endpoint {
         self.kernel.futex().ok_or_else(|| self.lacks(Shape::Futex))
     }
 
-    fn lacks(&self, shape: Shape) -> Error {
+    pub(crate) fn lacks(&self, shape: Shape) -> Error {
         let shapes: Vec<_> = self.shapes.iter().map(|shape| shape.name()).collect();
         Error::not_supported(format!(
             "{} has no shape {}; it has {}",
@@ -261,7 +261,8 @@ impl Engine {
         Patience::from_ms(timeout_ms, default_wait_ms.min(max_wait_ms), max_wait_ms)
     }
 
-    fn payload(&self, length: usize) -> Result<()> {
+    /// Whether one call may carry so much.
+    pub(crate) fn payload(&self, length: usize) -> Result<()> {
         let limit = self.limits.payload;
         if length > limit as usize {
             return Err(Error::new(
@@ -349,78 +350,6 @@ impl Engine {
         }
     }
 
-    pub async fn send(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        message: Outgoing<'_>,
-        timeout_ms: u32,
-    ) -> Result<()> {
-        self.payload(message.data.len())?;
-        self.may_address(message.attributes)?;
-        let messages = endpoint.messages()?;
-        self.wait_on(call, endpoint, "send to", timeout_ms, || messages.send(message)).await
-    }
-
-    pub async fn receive(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        selector: &Dict,
-        timeout_ms: u32,
-    ) -> Result<Message> {
-        let message = self
-            .wait_on(call, endpoint, "receive from", timeout_ms, || endpoint.attempt_receive(selector))
-            .await?;
-        let refused = if call.client.gone.is_set() {
-            Error::new(Kind::Cancelled, "the caller has left the bus")
-        } else if message.fds.len() > self.limits.fds_per_reply as usize {
-            Error::new(
-                Kind::TooLarge,
-                format!(
-                    "the next message carries {} file descriptors; one reply carries at most {} (fds-per-reply). \
-                     It was kept: raise the limit, or relay it",
-                    message.fds.len(),
-                    self.limits.fds_per_reply
-                ),
-            )
-        } else if message.data.len() > self.limits.payload as usize {
-            Error::new(
-                Kind::TooLarge,
-                format!(
-                    "the next message has {} bytes; one reply carries at most {} (payload). It was kept: raise the \
-                     limit, or relay it",
-                    message.data.len(),
-                    self.limits.payload
-                ),
-            )
-        } else {
-            return Ok(message);
-        };
-        endpoint.keep(message);
-        Err(refused)
-    }
-
-    pub async fn peek(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        selector: &Dict,
-        timeout_ms: u32,
-    ) -> Result<Message> {
-        let messages = endpoint.messages()?;
-        let attempt = || {
-            for kept in &*endpoint.kept() {
-                if messages.selects(selector, kept)? {
-                    let (data, attributes) = (kept.data.clone(), kept.attributes.clone());
-                    return Ok(Attempt::Done(Message { data, attributes, fds: Vec::new() }));
-                }
-            }
-            messages.peek(selector)
-        };
-        self.wait_on(call, endpoint, "peek at", timeout_ms, attempt).await
-    }
-
     pub async fn accept(
         self: &Arc<Self>,
         call: &Call,
@@ -433,34 +362,6 @@ impl Engine {
         let place = self.place_for_endpoint()?;
         let kernel = self.wait_on(call, endpoint, "accept on", timeout_ms, || listener.accept()).await?;
         Ok(self.accepted(endpoint, kernel, place))
-    }
-
-    /// Runs an operation on memory: at once, or where it may block on the blocking pool.
-    pub async fn on_memory<T: Send + 'static>(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        operation: impl FnOnce(&dyn Memory) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        if !endpoint.memory()?.may_block() {
-            return operation(endpoint.memory()?);
-        }
-        let endpoint = endpoint.clone();
-        blocking(move || operation(endpoint.memory()?)).await
-    }
-
-    pub async fn memory_read(&self, endpoint: &Arc<Endpoint>, offset: u64, length: u64) -> Result<Vec<u8>> {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        self.payload(length)?;
-        self.on_memory(endpoint, move |memory| memory.read(offset, length)).await
-    }
-
-    pub async fn memory_write(&self, endpoint: &Arc<Endpoint>, offset: u64, data: &[u8]) -> Result<()> {
-        self.payload(data.len())?;
-        if !endpoint.memory()?.may_block() {
-            return endpoint.memory()?.write(offset, data);
-        }
-        let data = data.to_owned();
-        self.on_memory(endpoint, move |memory| memory.write(offset, &data)).await
     }
 
     /// Opens, removes or changes permissions: file systems may be slow.
@@ -491,18 +392,11 @@ impl Engine {
         timeout_ms: u32,
     ) -> Result<()> {
         let semaphore = endpoint.semaphore()?;
+        if call.client.gone.is_set() {
+            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
+        }
         self.wait_on(call, endpoint, "operate on", timeout_ms, || semaphore.operate(operations)).await
     }
-}
-
-/// The attributes of a message as the bus shows them: with its fds.
-pub fn attributes(message: &mut Message) -> Dict {
-    let mut attributes = std::mem::take(&mut message.attributes);
-    if !message.fds.is_empty() {
-        let fds = std::mem::take(&mut message.fds);
-        attributes.insert("fds".into(), Value::Fds(fds.into_iter().map(Arc::new).collect()));
-    }
-    attributes
 }
 
 impl Endpoint {

@@ -28,6 +28,7 @@ use crate::{
     limits::{Limits, exceeded},
     news::News,
     options::{Lifetime, Options},
+    range_watch::RangeWatches,
     relay::Relay,
     wait::{self, Cancel},
 };
@@ -39,6 +40,7 @@ pub struct Engine {
     pub clients: Clients,
     pub counters: Counters,
     pub(crate) stopping: Flag,
+    pub(crate) range_watches: Arc<RangeWatches>,
     next_id: AtomicU64,
     admitted: AtomicU64,
     table: Mutex<Table>,
@@ -51,6 +53,7 @@ pub struct Counters {
     pub waits: Arc<Counter>,
     pub endpoints: Arc<Counter>,
     pub watches: Arc<Counter>,
+    pub mailboxes: Arc<Counter>,
     pub leases: Arc<Counter>,
     pub subscriptions: Arc<Counter>,
     pub connections: Arc<Counter>,
@@ -66,7 +69,7 @@ struct Table {
 
 /// The right to one more endpoint, given back when the endpoint leaves the table.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "held, never looked at")] Taken);
+pub struct Place(Vec<Taken>);
 
 /// What an address and its options ask for.
 struct Asked {
@@ -103,6 +106,7 @@ impl Engine {
             clients: Clients::default(),
             counters: Counters::default(),
             stopping: Flag::new(),
+            range_watches: Arc::default(),
             next_id: AtomicU64::new(1),
             admitted: AtomicU64::new(0),
             table: Mutex::default(),
@@ -135,6 +139,7 @@ impl Engine {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
         self.may_create(mechanism, &parameters)?;
+        let place = self.place_for_process(mechanism, place)?;
         let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
                 self.may_attach(mechanism)?;
@@ -216,14 +221,26 @@ impl Engine {
     fn place_for(&self, mechanism: &Descriptor) -> Result<Place> {
         if mechanism.shapes.contains(&Shape::Watch) {
             let watches = &self.counters.watches;
-            return watches.take(self.limits.watches, "there are too many watches", "watches").map(Place);
+            let taken = watches.take(self.limits.watches, "there are too many watches", "watches")?;
+            return Ok(Place(vec![taken]));
         }
         self.place_for_endpoint()
     }
 
     pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
         let endpoints = &self.counters.endpoints;
-        endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints").map(Place)
+        let taken = endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints")?;
+        Ok(Place(vec![taken]))
+    }
+
+    /// What Create makes of this mechanism is a process, of which there may be fewer.
+    fn place_for_process(&self, mechanism: &Descriptor, place: Place) -> Result<Place> {
+        let Place(mut taken) = place;
+        if mechanism.shapes.contains(&Shape::Mailbox) {
+            let mailboxes = &self.counters.mailboxes;
+            taken.push(mailboxes.take(self.limits.mailboxes, "there are too many mailboxes", "mailboxes")?);
+        }
+        Ok(Place(taken))
     }
 
     fn add(
@@ -436,6 +453,7 @@ impl Engine {
             "endpoints" => self.counters.endpoints.value(),
             "relays" => relays,
             "watches" => self.counters.watches.value(),
+            "mailboxes" => self.counters.mailboxes.value(),
             "leases" => self.counters.leases.value(),
             "subscriptions" => self.counters.subscriptions.value(),
             "connections" => self.counters.connections.value(),

@@ -9,7 +9,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ipc_kernel::{Dict, shape::Event};
+use ipc_kernel::{
+    Dict,
+    shape::{Event, Exit, Received},
+};
 
 /// One thing that happened.
 #[derive(Debug, Clone)]
@@ -26,6 +29,12 @@ pub enum Happening {
     Ready,
     /// A futex was woken (option `notify`): its value then.
     Woken(u32),
+    /// Memory under a watch has changed; where nothing has (length 0), the watch has ended.
+    RangeChanged { watch: u32, offset: u64, length: u64 },
+    /// A process has ended.
+    Exited(Exit),
+    /// A mailbox has received a signal.
+    Signalled(Received),
 }
 
 impl Happening {
@@ -33,7 +42,13 @@ impl Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len(),
             Self::Received { data, .. } => data.len(),
-            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::Woken(_) => 0,
+            Self::Overflow
+            | Self::Accepted(_)
+            | Self::Ready
+            | Self::Woken(_)
+            | Self::RangeChanged { .. }
+            | Self::Exited(_)
+            | Self::Signalled(_) => 0,
         }
     }
 }

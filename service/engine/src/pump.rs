@@ -21,6 +21,7 @@ pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Op
     if has(Shape::Watch) {
         spawn(engine, endpoint, watch);
     }
+    crate::process::start_pumps(engine, endpoint);
     if options.accept {
         spawn(engine, endpoint, accept);
     }
@@ -70,9 +71,9 @@ pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One step of a pump; an error ends it and closes the endpoint.
-type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
+pub(crate) type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
 
-fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
+pub(crate) fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
     let (engine, endpoint) = (engine.clone(), endpoint.clone());
     until_closed(engine.clone(), endpoint.clone(), run(engine, endpoint, step));
 }
@@ -107,6 +108,7 @@ async fn run(engine: Arc<Engine>, endpoint: Arc<Endpoint>, step: Step) -> Error 
     }
 }
 
+/// Numbers it, keeps it, and has it announced.
 pub(crate) fn happened(engine: &Engine, endpoint: &Arc<Endpoint>, happening: Happening) {
     endpoint.events.push(happening);
     engine.announce(Object::Endpoint(endpoint.clone()));

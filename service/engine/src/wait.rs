@@ -3,13 +3,15 @@
 //!
 //! Every wait ends in one of five ways: it completes, its time is up, its endpoint is closed, its
 //! caller has left, or the service stops. Dropping the future gives the wait up; nothing has been
-//! taken then, because an attempt either completes or takes nothing.
+//! taken then, because an attempt either completes or takes nothing. The exception are blocking
+//! calls, which take or send by themselves: whoever gives up a wait with one in it waits for its end
+//! ([`Calls::settle`]), and if it did something, one more attempt finds that.
 
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd, RawFd},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,7 +20,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 use ipc_kernel::{
     Attempt, Error, Fd, Kind, Readiness, Result,
-    blocked::{self, Blocked, Running},
+    blocked::{self, Blocked, Ended, Running},
     error,
     fd::{self, poll_now},
 };
@@ -98,10 +100,11 @@ pub async fn complete<T>(
             format!("cannot {} without waiting; give a timeout_ms other than 0", what()),
         ));
     }
+    let calls = Calls::default();
     let wait = async {
         let mut readiness = readiness;
         loop {
-            until(readiness).await?;
+            until_noting(readiness, &calls).await?;
             match attempt()? {
                 Attempt::Done(value) => return Ok(value),
                 Attempt::Wait(next) => readiness = next,
@@ -110,15 +113,20 @@ pub async fn complete<T>(
             tokio::task::yield_now().await;
         }
     };
-    tokio::select! {
+    let given_up = tokio::select! {
         biased;
-        reason = cancel.reason() => Err(reason),
-        done = wait => done,
-        waited = expiry(patience) => Err(Error::new(
-            Kind::Timeout,
-            format!("could not {} within {} ms", what(), waited.as_millis()),
-        )),
+        reason = cancel.reason() => reason,
+        done = wait => return done,
+        waited = expiry(patience) => {
+            Error::new(Kind::Timeout, format!("could not {} within {} ms", what(), waited.as_millis()))
+        }
+    };
+    if calls.settle().await
+        && let Ok(Attempt::Done(value)) = attempt()
+    {
+        return Ok(value);
     }
+    Err(given_up)
 }
 
 async fn expiry(patience: Patience) -> Duration {
@@ -131,17 +139,24 @@ async fn expiry(patience: Patience) -> Duration {
     }
 }
 
-/// Completes when another attempt is worth it.
+/// Completes when another attempt is worth it. For whoever loses nothing by giving up, whatever a
+/// blocking call in it does.
 pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
+    until_noting(readiness, &Calls::default())
+}
+
+/// As [`until`], noting the blocking calls.
+fn until_noting(readiness: Readiness, calls: &Calls) -> BoxFuture<'static, Result<()>> {
     match readiness {
         Readiness::Readable(fd) => ready(fd, PollFlags::IN).boxed(),
         Readiness::Writable(fd) => ready(fd, PollFlags::OUT).boxed(),
+        Readiness::HungUp(fd) => ready(fd, PollFlags::ERR).boxed(),
         Readiness::Word(word) => words::changed(word).boxed(),
-        Readiness::Blocked(call) => blocked(call).boxed(),
+        Readiness::Blocked(call) => blocked(call, calls.clone()).boxed(),
         Readiness::Notified(listener) => listener.map(Ok).boxed(),
         Readiness::After(duration) => tokio::time::sleep(duration).map(Ok).boxed(),
         Readiness::Any(any) => {
-            let waits: Vec<_> = any.into_iter().map(until).collect();
+            let waits: Vec<_> = any.into_iter().map(|one| until_noting(one, calls)).collect();
             if waits.is_empty() {
                 return std::future::pending().boxed();
             }
@@ -150,13 +165,42 @@ pub fn until(readiness: Readiness) -> BoxFuture<'static, Result<()>> {
     }
 }
 
+/// The blocking calls that waits have made and that have not been seen to end.
+#[derive(Debug, Default, Clone)]
+pub struct Calls(Arc<Mutex<Vec<UnderWay>>>);
+
+/// A call, and the flag that is set when it has ended.
+type UnderWay = (Running, Arc<Flag>);
+
+impl Calls {
+    fn under_way(&self) -> MutexGuard<'_, Vec<UnderWay>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the end of all calls, which were interrupted; says whether one of them came to its
+    /// own end before that.
+    pub async fn settle(&self) -> bool {
+        let mut done = false;
+        let under_way = std::mem::take(&mut *self.under_way());
+        for (running, ended) in under_way {
+            ended.wait().await;
+            done |= running.ended() == Some(Ended::Done);
+        }
+        done
+    }
+}
+
 /// Makes a blocking call on a thread; dropped, the call is interrupted.
-async fn blocked(call: Blocked) -> Result<()> {
+async fn blocked(call: Blocked, calls: Calls) -> Result<()> {
     let ended = Arc::new(Flag::new());
     let end = ended.clone();
-    let interrupting = Interrupting(blocked::start(call, move || _ = end.set())?);
+    let running = blocked::start(call, move || _ = end.set())?;
+    let interrupting = Interrupting(running.clone());
+    calls.under_way().push((running, ended.clone()));
     ended.wait().await;
     interrupting.0.claim();
+    drop(interrupting);
+    calls.under_way().retain(|(_, other)| !Arc::ptr_eq(other, &ended));
     Ok(())
 }
 
@@ -284,34 +328,43 @@ impl Watched {
     }
 }
 
-/// Keeps the places in epoll of those who wait again and again for the same few fds.
+/// Keeps the places in epoll of those who wait again and again for the same few fds, and what
+/// blocking calls they have made.
 #[derive(Debug, Default)]
-pub struct Hold(Vec<Watched>);
+pub struct Hold {
+    watched: Vec<Watched>,
+    calls: Calls,
+}
 
 /// More fds than this are not the same few.
 const HELD: usize = 4;
 
 impl Hold {
+    /// Waits for the end of the blocking calls of waits that were given up.
+    pub async fn settle(&self) {
+        self.calls.settle().await;
+    }
+
     /// As [`until`], for what one and the same caller waits for, after an attempt that failed.
     pub async fn until(&mut self, readiness: Readiness) -> Result<()> {
         let (fd, interest) = match readiness {
             Readiness::Readable(fd) => (fd, PollFlags::IN),
             Readiness::Writable(fd) => (fd, PollFlags::OUT),
-            other => return until(other).await,
+            other => return until_noting(other, &self.calls).await,
         };
         let same = |held: &Watched| Arc::ptr_eq(&held.fd, &fd) && held.is_for(interest);
-        let index = match self.0.iter().position(same) {
+        let index = match self.watched.iter().position(same) {
             Some(index) => index,
             None => {
-                if self.0.len() >= HELD {
-                    self.0.clear();
+                if self.watched.len() >= HELD {
+                    self.watched.clear();
                 }
-                self.0.push(Watched::new(&fd, interest)?);
-                self.0.len() - 1
+                self.watched.push(Watched::new(&fd, interest)?);
+                self.watched.len() - 1
             }
         };
         // The index is that of the position, or of the last one pushed.
-        let watched = &mut self.0[index];
+        let watched = &mut self.watched[index];
         match watched.attempt(|| match poll_now(&fd, interest) {
             Ok(found) if found.is_empty() => Err(Errno::AGAIN),
             _ => Ok(()),

@@ -111,7 +111,8 @@ impl Entries {
     /// others for the same word come after him: a post is for one of them, not for a crowd.
     fn to_wait_for(&self) -> Vec<Arc<Entry>> {
         let ended = |entry: &&Arc<Entry>| entry.is_lost() || entry.done.is_set();
-        let before: HashSet<_> = self.waiting.values().filter(ended).filter_map(|entry| entry.turn()).collect();
+        let before: HashSet<_> =
+            self.waiting.values().filter(ended).filter_map(|entry| entry.turn()).collect();
         let next = self.waiting.values().filter(|entry| !ended(entry));
         next.filter(|entry| entry.turn().is_none_or(|word| !before.contains(&word))).cloned().collect()
     }
@@ -121,10 +122,12 @@ impl Entries {
 /// many those are.
 fn changed_among(waiting: &[Arc<Entry>]) -> usize {
     let mut had = HashSet::new();
-    let mut turn = |entry: &Entry| entry.turn().is_none_or(|word| !had.contains(&word)) && {
-        let changed = entry.end_if_changed();
-        had.extend(entry.turn().filter(|_| changed));
-        changed
+    let mut turn = |entry: &Entry| {
+        entry.turn().is_none_or(|word| !had.contains(&word)) && {
+            let changed = entry.end_if_changed();
+            had.extend(entry.turn().filter(|_| changed));
+            changed
+        }
     };
     waiting.iter().filter(|entry| turn(entry)).count()
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipc_engine::{Call, Engine, Limits, events::Happening};
-use ipc_kernel::{Dict, Error, Kind, dict};
+use ipc_kernel::{Dict, Error, Kind, blocked::Sent, dict};
 use tokio::time::timeout;
 
 /// Far longer than anything here takes; a test that reaches it has hung.
@@ -87,7 +87,8 @@ async fn what_was_taken_for_a_caller_who_left_is_kept() {
     let maker = call(&engine, ":1.1");
     let pipe = engine.create(&maker, "pipe:packet=true", Dict::new()).await.unwrap();
     let nothing = Dict::new();
-    let message = |data| ipc_kernel::shape::Outgoing { data, attributes: &nothing, fds: &[] };
+    let sent = Sent::default();
+    let message = |data| ipc_kernel::shape::Outgoing { data, attributes: &nothing, fds: &[], sent: &sent };
     engine.send(&maker, &pipe, message(b"first"), 0).await.unwrap();
     engine.send(&maker, &pipe, message(b"second"), 0).await.unwrap();
     let leaver = call(&engine, ":1.2");
@@ -315,7 +316,8 @@ async fn what_comes_back_is_delivered() {
         fds: Vec::new(),
     });
     let nothing = Dict::new();
-    let message = ipc_kernel::shape::Outgoing { data: b"next", attributes: &nothing, fds: &[] };
+    let message =
+        ipc_kernel::shape::Outgoing { data: b"next", attributes: &nothing, fds: &[], sent: &Sent::default() };
     engine.send(&maker, &packets, message, 1000).await.unwrap();
     let delivered = async {
         while packets.events.last() < 2 {
@@ -389,7 +391,12 @@ async fn a_confined_caller_gets_what_has_no_name() {
     let send = |attributes: Dict| {
         let (engine, pair, call) = (&engine, &pair, &call);
         async move {
-            let message = ipc_kernel::shape::Outgoing { data: b"x", attributes: &attributes, fds: &[] };
+            let message = ipc_kernel::shape::Outgoing {
+                data: b"x",
+                attributes: &attributes,
+                fds: &[],
+                sent: &Sent::default(),
+            };
             engine.send(call, pair, message, 0).await
         }
     };

@@ -4,7 +4,8 @@
 //! through a handler that marks the mapping as lost and puts zeros in its place, so that the access
 //! returns and the caller gets `Gone`. (libwayland guards its shared buffers in the same way.) A
 //! lost mapping stays lost: whoever owns it drops it and makes another. Accesses are single machine
-//! words: whole ranges are read and written with pread(2) and pwrite(2), which need no mapping.
+//! words: whole ranges of files are read and written with pread(2) and pwrite(2), which need no
+//! mapping; `mapped.rs` copies them word by word where there is no file.
 
 use std::{
     os::fd::BorrowedFd,
@@ -12,20 +13,15 @@ use std::{
     sync::{
         Once,
         atomic::{
-            AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+            AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+            compiler_fence, fence,
         },
     },
 };
 
-use rustix::{
-    io::Errno,
-    mm::{MapFlags, ProtFlags},
-};
+use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::{
-    Error, Kind, Result,
-    error::{self, Attempted},
-};
+use crate::{Error, Kind, Result, error::Attempted};
 
 /// How many mappings can be guarded at once.
 pub const MAX_MAPPINGS: usize = 4096;
@@ -37,8 +33,6 @@ pub struct Mapping {
     length: usize,
     slot: usize,
     writable: bool,
-    /// Made by shmat(2), to be undone by shmdt(2).
-    segment: bool,
 }
 
 // SAFETY: the mapping is plain shared memory that is only touched with atomic operations.
@@ -50,55 +44,30 @@ impl Mapping {
     /// Maps `length` bytes from `offset`, which must be a multiple of the page size. Of a file of
     /// huge pages (hugetlbfs), `length` must be one as well, or it cannot be unmapped.
     pub fn new(fd: BorrowedFd<'_>, offset: u64, length: usize, writable: bool) -> Result<Self> {
-        install();
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
         let start = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, fd, offset)
         }
         .attempted(|| format!("map {length} bytes of shared memory"))?;
-        Self::guarded(start, length, writable, false)
-    }
-
-    /// Attaches the whole System V segment with this id, shmat(2). It counts as attached
-    /// (`shm_nattch`) for as long as this lives.
-    pub fn attach(shmid: i32, writable: bool) -> Result<Self> {
-        install();
-        let attempt = || format!("attach the System V segment with shmid {shmid}");
-        let flags = if writable { 0 } else { libc::SHM_RDONLY };
-        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-        let start = unsafe { libc::shmat(shmid, std::ptr::null(), flags) };
-        if start as isize == -1 {
-            return Err(match error::last_errno() {
-                // Without an address of ours, it can only be the id (shmat(2)).
-                Errno::INVAL => {
-                    Error::new(Kind::NotFound, format!("cannot {}: no segment has this id", attempt()))
-                }
-                errno => Error::from_errno(errno, attempt()),
-            });
-        }
-        // The id stays that of this segment: it is attached.
-        // SAFETY: a zeroed shmid_ds is a valid one to be filled in.
-        let (asked, about) = unsafe {
-            let mut about: libc::shmid_ds = std::mem::zeroed();
-            (libc::shmctl(shmid, libc::IPC_STAT, &mut about), about)
-        };
-        if asked != 0 {
-            let errno = error::last_errno();
-            // SAFETY: attached just above, and nothing refers to it.
-            unsafe { libc::shmdt(start) };
-            return Err(Error::from_errno(errno, attempt()));
-        }
-        Self::guarded(start, about.shm_segsz, writable, true)
-    }
-
-    /// Puts a fresh mapping under guard.
-    fn guarded(start: *mut libc::c_void, length: usize, writable: bool, segment: bool) -> Result<Self> {
         let start = NonNull::new(start.cast::<u8>())
-            .ok_or_else(|| Error::new(Kind::Errno(Errno::NOMEM), "mapped at null"))?;
+            .ok_or_else(|| Error::new(Kind::Errno(rustix::io::Errno::NOMEM), "mapped at null"))?;
+        // SAFETY: mapped just above, and nothing else refers to it.
+        unsafe { Self::guard(start, length, writable) }.inspect_err(|_| {
+            // SAFETY: as above.
+            let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), length) };
+        })
+    }
+
+    /// Guards what was mapped in another way. Refused, it stays mapped.
+    ///
+    /// # Safety
+    ///
+    /// The range is a shared mapping from its first to its last page that nothing else refers to;
+    /// it is unmapped when the `Mapping` is dropped.
+    pub(crate) unsafe fn guard(start: NonNull<u8>, length: usize, writable: bool) -> Result<Self> {
+        install();
         let Some(slot) = claim(start.as_ptr(), length) else {
-            // SAFETY: mapped by the caller, and nothing refers to it.
-            unsafe { unmap(start.as_ptr().cast(), length, segment) };
             return Err(Error::new(
                 Kind::LimitExceeded,
                 format!(
@@ -106,7 +75,7 @@ impl Mapping {
                 ),
             ));
         };
-        Ok(Self { start, length, slot, writable, segment })
+        Ok(Self { start, length, slot, writable })
     }
 
     pub fn len(&self) -> usize {
@@ -155,6 +124,8 @@ impl Mapping {
 
     /// After an access: whether it found its pages.
     pub(crate) fn must_be_whole(&self) -> Result<()> {
+        // The handler runs within the access, which relaxed operations would not be bound to precede.
+        compiler_fence(Ordering::SeqCst);
         if self.lost() {
             return Err(Error::new(
                 Kind::Gone,
@@ -274,27 +245,10 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let slot = &SLOTS[self.slot];
         slot.length.store(0, Ordering::Release);
-        // What took the place of a lost segment is no longer the segment's, and shmdt(2) would leave it.
-        let segment = self.segment && !slot.lost.load(Ordering::Acquire);
         // SAFETY: this mapping's own range; nothing refers to it any more.
-        unsafe { unmap(self.start.as_ptr().cast(), self.length, segment) };
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
         slot.lost.store(false, Ordering::Release);
         slot.start.store(std::ptr::null_mut(), Ordering::Release);
-    }
-}
-
-/// Undoes mmap(2), or shmat(2) where it is a segment; neither can fail for a whole mapping.
-///
-/// # Safety
-/// The range must be one mapping that nothing refers to any more.
-unsafe fn unmap(start: *mut libc::c_void, length: usize, segment: bool) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        if segment {
-            libc::shmdt(start);
-        } else {
-            let _ = rustix::mm::munmap(start, length);
-        }
     }
 }
 
@@ -391,52 +345,4 @@ fn zeros(start: usize, length: usize) -> bool {
         )
     };
     mapped != libc::MAP_FAILED
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A private segment, removed at the end.
-    struct Segment(i32);
-
-    impl Segment {
-        fn new(size: usize) -> Self {
-            // SAFETY: a system call without pointers.
-            let id = unsafe { libc::shmget(libc::IPC_PRIVATE, size, 0o600) };
-            assert!(id >= 0, "shmget: {}", std::io::Error::last_os_error());
-            Self(id)
-        }
-
-        fn attached(&self) -> libc::shmatt_t {
-            // SAFETY: a zeroed shmid_ds is a valid one to be filled in.
-            unsafe {
-                let mut about: libc::shmid_ds = std::mem::zeroed();
-                assert_eq!(libc::shmctl(self.0, libc::IPC_STAT, &mut about), 0);
-                about.shm_nattch
-            }
-        }
-    }
-
-    impl Drop for Segment {
-        fn drop(&mut self) {
-            // SAFETY: a system call that reads no memory for this command.
-            unsafe { libc::shmctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
-        }
-    }
-
-    #[test]
-    fn a_segment_is_attached_for_as_long_as_its_mapping_lives() {
-        let segment = Segment::new(100);
-        let (one, two) =
-            (Mapping::attach(segment.0, true).unwrap(), Mapping::attach(segment.0, false).unwrap());
-        assert_eq!((one.len(), segment.attached()), (100, 2));
-        one.swap(96, 4, 7).unwrap();
-        assert_eq!(two.load(96, 4).unwrap(), 7);
-        assert_eq!(two.swap(96, 4, 8).unwrap_err().kind, Kind::PermissionDenied);
-        assert_eq!(one.load(100, 4).unwrap_err().kind, Kind::InvalidArgument);
-        drop((one, two));
-        assert_eq!(segment.attached(), 0);
-        assert_eq!(Mapping::attach(-1, true).unwrap_err().kind, Kind::NotFound);
-    }
 }

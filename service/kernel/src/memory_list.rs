@@ -9,7 +9,7 @@ use rustix::{
 };
 
 use crate::{
-    Address, Dict, Result, Value, dict,
+    Address, Dict, Error, Kind, Result, Value, dict,
     guard::MAX_MAPPINGS,
     mechanism::Column,
     memory_io,
@@ -108,6 +108,30 @@ fn row(inode: u64, memfd: &Found) -> Dict {
     row
 }
 
+/// The sizes that huge pages have on some machine.
+pub const HUGE_NAMES: &[&str] =
+    &["64K", "512K", "1M", "2M", "8M", "16M", "32M", "256M", "512M", "1G", "2G", "16G"];
+
+/// The bytes of one of [`HUGE_NAMES`], if the machine has it.
+pub fn huge_page(name: &str) -> Result<u64> {
+    let (number, shift) = match name.split_at(name.len() - 1) {
+        (number, "K") => (number, 10),
+        (number, "M") => (number, 20),
+        (number, _) => (number, 30),
+    };
+    // The table lets only powers of two through.
+    let bytes = number.parse::<u64>().unwrap_or(1) << shift;
+    let sizes = huge_page_sizes();
+    if !sizes.contains(&bytes) {
+        let sizes: Vec<_> = sizes.iter().map(|bytes| format!("{} KiB", bytes >> 10)).collect();
+        return Err(Error::new(
+            Kind::Unavailable,
+            format!("this machine has no huge pages of {name}; it has {}", sizes.join(", ")),
+        ));
+    }
+    Ok(bytes)
+}
+
 /// The sizes of huge pages that this machine has, in bytes, in order.
 pub fn huge_page_sizes() -> Vec<u64> {
     let mut sizes: Vec<u64> = fs::read_dir(HUGE)
@@ -144,6 +168,13 @@ pub fn limits() -> Dict {
             limits.insert(key.to_owned(), value.into());
         }
     }
+    limits.extend(huge_limits());
+    limits
+}
+
+/// The huge pages of each size that there are, and that are free.
+pub fn huge_limits() -> Dict {
+    let mut limits = Dict::new();
     for size in huge_page_sizes() {
         for (key, file) in [("free", "free_hugepages"), ("total", "nr_hugepages")] {
             let path = format!("{HUGE}/hugepages-{}kB/{file}", size >> 10);

@@ -5,7 +5,11 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::{io::Errno, net::sockopt};
 
-use crate::{Error, Kind, Result, error::Attempted, proc};
+use crate::{
+    Error, Kind, Result,
+    error::{Attempted, last_errno},
+    proc,
+};
 
 /// Sets an option of SOL_SOCKET whose value is an int that says yes or no.
 pub fn set_flag(fd: impl AsFd, option: libc::c_int, value: bool) -> rustix::io::Result<()> {
@@ -92,8 +96,4 @@ fn must_be_granted(which: &str, asked: u64, doubled: usize, sysctl: &str, file: 
 
 fn to_usize(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
-}
-
-fn last_errno() -> Errno {
-    crate::error::errno_of(&std::io::Error::last_os_error())
 }

@@ -28,6 +28,7 @@ use crate::{
     leases::Lent,
     named_file::{self, Identity},
     nameless, proc,
+    sysv::{Object, segment::Segment},
 };
 
 /// The key for a POSIX shared memory object, which a mechanism calls as it likes.
@@ -103,6 +104,7 @@ enum Memory {
     },
     Segment {
         id: i32,
+        size: u64,
     },
 }
 
@@ -199,9 +201,12 @@ impl WordPlace {
     }
 
     fn segment(id: i32, offset: u64, room: Room) -> Result<Self> {
-        let mapping = Mapping::attach(id, true)?;
+        let segment = Segment::from(Object::with_id(id)?);
+        let mapping = segment.attach(true)?;
+        // As much as there is of it: whole pages, unless somebody has cut it off.
+        let size = segment.size()?.min(mapping.len() as u64);
         let place = Self {
-            memory: Memory::Segment { id },
+            memory: Memory::Segment { id, size },
             offset,
             room,
             mapped: Mutex::new(Some(Arc::new(mapping))),
@@ -213,7 +218,7 @@ impl WordPlace {
     pub fn size(&self) -> Result<u64> {
         match &self.memory {
             Memory::File { file, .. } => Ok(u64::try_from(fd::stat(file)?.st_size).unwrap_or(0)),
-            Memory::Segment { .. } => Ok(self.cached().as_ref().map_or(0, |mapping| mapping.len() as u64)),
+            Memory::Segment { size, .. } => Ok(*size),
         }
     }
 
@@ -276,7 +281,7 @@ impl WordPlace {
     pub fn address(&self, scheme: &str, shm: &str) -> Address {
         let address = Address::new(scheme);
         let address = match &self.memory {
-            Memory::Segment { id } => address.with("shmid", id.to_string()),
+            Memory::Segment { id, .. } => address.with("shmid", id.to_string()),
             Memory::File { name: Name::Shm(name), .. } => address.with(shm, [b"/", &name[..]].concat()),
             Memory::File { name: Name::Path(path), .. } => address.with("path", path.as_os_str().as_bytes()),
             Memory::File { identity, .. } => address.with("inode", identity.inode.to_string()),
@@ -293,7 +298,7 @@ impl WordPlace {
                 state.insert("file".into(), Value::text_or_bytes(&fd::link(file)?));
                 state.insert("holders".into(), proc::file_holders(file)?.into());
             }
-            Memory::Segment { id } => {
+            Memory::Segment { id, .. } => {
                 let mapped = proc::mapped(|mapped| is_segment(mapped, *id));
                 // A number of the kernel's own that is never negative.
                 state.insert("shmid".into(), id.unsigned_abs().into());
@@ -306,7 +311,7 @@ impl WordPlace {
     /// Whether a process's mapping of a file is one of this place's memory.
     pub fn is_in(&self, mapped: &proc::Mapped) -> bool {
         match &self.memory {
-            Memory::Segment { id } => is_segment(mapped, *id),
+            Memory::Segment { id, .. } => is_segment(mapped, *id),
             Memory::File { file, identity, .. } => {
                 mapped.inode == identity.inode && fd::stat(file).is_ok_and(|stat| mapped.is(&stat))
             }
@@ -316,7 +321,7 @@ impl WordPlace {
     /// The same place has the same name among the leases, however it was found.
     pub fn lent(&self) -> Lent {
         match &self.memory {
-            Memory::Segment { id } => Lent::Segment(*id, self.offset),
+            Memory::Segment { id, .. } => Lent::Segment(*id, self.offset),
             Memory::File { identity, .. } => Lent::Word(*identity, self.offset),
         }
     }
@@ -331,7 +336,7 @@ impl WordPlace {
             Memory::File { file, .. } => {
                 fd::reopen(file, OFlags::RDWR | OFlags::NOCTTY).attempted(|| "open the memory for the caller")
             }
-            Memory::Segment { id } => Err(Error::not_supported(format!(
+            Memory::Segment { id, .. } => Err(Error::not_supported(format!(
                 "a System V segment has no file descriptor to hand out: attach to it with shmat({id}, …)"
             ))),
         }

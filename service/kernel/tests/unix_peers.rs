@@ -7,6 +7,7 @@ use std::os::{
 
 use ipc_kernel::{
     Address, Dict, Error, Kind, Opening, Parameters, Result, Value,
+    blocked::Sent,
     mechanism::{Adoption, Endpoint},
     mechanisms,
     shape::Outgoing,
@@ -35,7 +36,9 @@ fn send(from: &dyn Endpoint, to: Option<&str>) -> Result<()> {
         attributes.insert("address".into(), Value::Text(to.to_owned()));
     }
     let messages = from.messages().expect("a datagram socket");
-    messages.send(Outgoing { data: b"READY=1", attributes: &attributes, fds: &[] }).map(drop)
+    messages
+        .send(Outgoing { data: b"READY=1", attributes: &attributes, fds: &[], sent: &Sent::default() })
+        .map(drop)
 }
 
 fn refused<T>(result: Result<T>) -> Error {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use ipc_harness::{CallError, NAME, TempDir, patience, temp_dir};
 
 use crate::incoming::Incoming;
-use crate::raw::{DRIVER, Raw, outcome};
+use crate::raw::{self, DRIVER, Raw, outcome};
 use crate::wire::{self, Arg, Outgoing, no_options, text};
 
 /// What GetConnectionCredentials answers.
@@ -24,6 +25,8 @@ pub enum Credentials {
     Are(Arg),
     /// An error of this name.
     Fail(&'static str),
+    /// This dictionary, in a reply that comes from another client.
+    Forged(Arg),
     /// A reply that is no dictionary.
     Garbage,
     /// Nothing, ever.
@@ -53,6 +56,8 @@ struct State {
 
 /// The service's own unique name.
 const SERVICE: &str = ":1.1";
+/// A client who answers for the bus. A real one lets nobody do that.
+const FORGER: &str = ":1.66";
 const GUID: &str = "0123456789abcdef0123456789abcdef";
 
 impl FakeBus {
@@ -101,13 +106,24 @@ impl FakeBus {
         address: &str,
         bound: Duration,
     ) -> Option<Result<Incoming, CallError>> {
+        let call = Raw::message("/org/example/IPC", "", verb, &[text(address), no_options()]);
+        let serial = self.send(sender, call, &[]);
+        self.answer(sender, serial, bound)
+    }
+
+    /// A call by the client of this name, with these descriptors; its serial.
+    pub fn send(&self, sender: &str, call: Outgoing, fds: &[BorrowedFd<'_>]) -> u32 {
         let mut state = self.shared.lock();
         state.serial += 1;
-        let serial = state.serial;
-        let mut call = Raw::message("/org/example/IPC", "", verb, &[text(address), no_options()]);
-        call = call.with(wire::SENDER, text(sender));
-        call.serial = serial;
-        state.send(&call);
+        let mut call = call.with(wire::SENDER, text(sender));
+        call.serial = state.serial;
+        state.send(&call, fds);
+        call.serial
+    }
+
+    /// The answer to a call of this client; None if none comes.
+    pub fn answer(&self, sender: &str, serial: u32, bound: Duration) -> Option<Result<Incoming, CallError>> {
+        let mut state = self.shared.lock();
         let deadline = Instant::now() + bound;
         loop {
             let is_it = |answer: &Incoming| {
@@ -132,9 +148,9 @@ impl Shared {
 }
 
 impl State {
-    fn send(&mut self, message: &Outgoing) {
+    fn send(&mut self, message: &Outgoing, fds: &[BorrowedFd<'_>]) {
         let service = self.service.as_mut().expect("the service is connected");
-        service.write_all(&message.encode()).expect("the service reads");
+        raw::send(service, &message.encode(), fds).expect("the service reads");
     }
 
     fn answer(&mut self, call: &Incoming) {
@@ -146,7 +162,9 @@ impl State {
         let mut reply = match (member.as_str(), &self.credentials) {
             ("Hello", _) => Outgoing::reply(SERVICE, call.serial, &[text(SERVICE)]),
             ("GetConnectionCredentials", credentials) => match credentials {
-                Credentials::Are(dict) => Outgoing::reply(SERVICE, call.serial, std::slice::from_ref(dict)),
+                Credentials::Are(dict) | Credentials::Forged(dict) => {
+                    Outgoing::reply(SERVICE, call.serial, std::slice::from_ref(dict))
+                }
                 Credentials::Fail(name) => Outgoing::error(SERVICE, call.serial, name, "the bus says so"),
                 Credentials::Garbage => Outgoing::reply(SERVICE, call.serial, &[Arg::U32(0)]),
                 Credentials::Silence => Outgoing::reply("", 0, &[]),
@@ -166,13 +184,16 @@ impl State {
                 Outgoing::error(SERVICE, call.serial, name, "this bus does not know it")
             }
         };
+        let forged =
+            member == "GetConnectionCredentials" && matches!(self.credentials, Credentials::Forged(_));
+        let sender = if forged { FORGER } else { DRIVER };
         if member.starts_with("GetConnection") {
             self.asked.push((member, about));
         }
         if call.flags & wire::NO_REPLY == 0 && reply.fields.contains(&(wire::DESTINATION, text(SERVICE))) {
             self.serial += 1;
             reply.serial = self.serial;
-            self.send(&reply.with(wire::SENDER, text(DRIVER)));
+            self.send(&reply.with(wire::SENDER, text(sender)), &[]);
         }
     }
 }

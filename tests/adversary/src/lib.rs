@@ -5,7 +5,8 @@
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
 //! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
-//! read the same bytes disagree on. `differential.rs` proves the promise behind all of them: what a caller achieves
+//! read the same bytes disagree on, `dead_files.rs` row C5,
+//! `pids.rs` row A4. `differential.rs` proves the promise behind all of them: what a caller achieves
 //! through the service, he could have done himself, with the same outcome and the same errno. The front's and the
 //! spawner's system calls are looked at in `who.rs`.
 //!
@@ -17,11 +18,9 @@
 //! | A15 | documented: confinement is judged on the process that connected |
 //! | B10, B11, B12 for signals | not applicable yet: no mechanism sends signals; their rules for pids are tested with `lifetime=pid:N` and `pipe:pid=N` |
 //! | B15 | not applicable yet: no mechanism uses netlink |
-//! | C5 | the bus closes what it passes on too, and would hang first; the front's closing thread has unit tests |
 //! | C6, C14 | not applicable yet: no mechanism serves or mounts FUSE |
 //! | D13 for SysV and mounts | not applicable yet: no mechanism makes them |
 //! | netlink ENOBUFS, signalfd, SysV removal | not applicable yet: no such mechanism |
-//! | POSIX message queue full | not applicable yet; the same rule is tested with a full datagram socket |
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |
@@ -31,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod calm;
+mod dead_file;
 mod fake_bus;
 mod incoming;
 mod raw;
@@ -40,6 +40,7 @@ pub mod wire;
 pub mod xml;
 
 pub use calm::{Latencies, pings_during};
+pub use dead_file::{DeadFile, alone};
 pub use fake_bus::{Credentials, FakeBus};
 pub use incoming::Incoming;
 pub use raw::{DRIVER, DRIVER_PATH, Raw, outcome};

@@ -84,15 +84,7 @@ impl Raw {
 
     /// Sends bytes as they are.
     pub fn send_bytes(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        assert!(fds.len() <= FDS_MAX, "the kernel takes no more");
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "there is room for them");
-        }
-        let flags = SendFlags::NOSIGNAL;
-        let sent = rustix::net::sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
-        self.stream.write_all(&bytes[sent..])
+        send(&mut self.stream, bytes, fds)
     }
 
     /// Sends a message, with the next serial if it has none; its serial.
@@ -254,6 +246,18 @@ impl Raw {
             _ => self.ended = true,
         }
     }
+}
+
+/// All of these bytes, with the descriptors at the first.
+pub fn send(stream: &mut UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    assert!(fds.len() <= FDS_MAX, "the kernel takes no more");
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "there is room for them");
+    }
+    let sent = rustix::net::sendmsg(&*stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    stream.write_all(&bytes[sent..])
 }
 
 /// A reply's values, or its error.

@@ -69,7 +69,8 @@ async fn operations_and_their_errors(stage: Stage) {
     assert_eq!(loaded, 5);
     let outcome: String = client.call(&futex, "Futex", "Wait", &(4u32, 0u32)).await.expect("Wait");
     assert_eq!(outcome, "changed", "another value does not wait");
-    let wait = async |timeout: u32| error(client.call::<String, _>(&futex, "Futex", "Wait", &(5u32, timeout)).await);
+    let wait =
+        async |timeout: u32| error(client.call::<String, _>(&futex, "Futex", "Wait", &(5u32, timeout)).await);
     assert_error(&wait(0).await, "Busy", &["without waiting"]);
     assert_error(&wait(30).await, "Timeout", &["within 30 ms"]);
     let bits = (5u32, 0u32, 0u32);
@@ -105,7 +106,11 @@ async fn operations_and_their_errors(stage: Stage) {
         assert_error(&none, "InvalidArgument", &["where is the futex?", "shmid"]);
     }
     let odd = format!("{},offset=2", client.address(&futex).await);
-    assert_error(&error(client.try_attach(&odd, Options::new()).await), "InvalidArgument", &["multiple of 4"]);
+    assert_error(
+        &error(client.try_attach(&odd, Options::new()).await),
+        "InvalidArgument",
+        &["multiple of 4"],
+    );
     client.used("waits", 0).await;
 }
 

@@ -1,19 +1,24 @@
 //! `org.example.IPC.Memory`: memory that processes share.
 
+use ipc_engine::events::Happening;
 use ipc_kernel::{
-    Error,
+    Error, Value,
     shape::{self, Word},
 };
 use serde_bytes::ByteBuf;
-use zbus::{OwnedVariant, Variant, interface, message::Header};
+use zbus::{ObjectPath, OwnedVariant, Variant, interface, message::Header, object_server::SignalEmitter};
 
 use crate::{
     errors::Result,
     interfaces::served,
-    variants::{word, word_variant},
+    paths,
+    variants::{Given, dict, word, word_variant},
 };
 
 served!(Memory);
+
+/// A change that was kept: number, time in microseconds since the epoch, watch, offset, length.
+type Kept = (u64, u64, u32, u64, u64);
 
 impl Memory {
     async fn on_memory<T: Send + 'static>(
@@ -140,6 +145,72 @@ impl Memory {
         let _call = self.face.call(&header)?;
         self.on_memory(|memory| memory.sync()).await
     }
+
+    /// Watches a range: what changes in it is told by Changed. The kernel has no event for stores, so
+    /// the service looks again every interval-ms (u, default 100, at least 10); or, with the option
+    /// with (o), a semaphore of this service, whenever that is posted: each look takes one unit, and
+    /// changes that are posted are never overlooked. What changes and changes back between two looks
+    /// is not seen. A watch ends with UnwatchRange, the endpoint, or the connection that asked for
+    /// it. All watched ranges together are bounded by the limit payload. Errors: InvalidArgument,
+    /// TooLarge, LimitExceeded.
+    #[zbus(out_args("watch"))]
+    async fn watch_range(
+        &self,
+        offset: u64,
+        length: u64,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<u32> {
+        let call = self.face.call(&header)?;
+        let engine = &self.face.engine;
+        let mut options = dict(options)?;
+        let with = match options.remove("with") {
+            Some(Value::Text(path)) => {
+                let path = ObjectPath::try_from(path)
+                    .map_err(|_| Error::invalid("the key \"with\" must be an object path"))?;
+                Some(paths::find_endpoint(engine, &path)?)
+            }
+            Some(_) => {
+                return Err(Error::invalid("the key \"with\" must be an object path (D-Bus type o)").into());
+            }
+            None => None,
+        };
+        Ok(engine.watch_range(&call, &self.endpoint, (offset, length), options, with).await?)
+    }
+
+    /// Ends a watch of this endpoint, whoever began it. Errors: NotFound.
+    fn unwatch_range(&self, watch: u32, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let _call = self.face.call(&header)?;
+        Ok(self.face.engine.unwatch_range(&self.endpoint, watch)?)
+    }
+
+    /// What Changed signals have said since number seq, as far as it is kept (1,024 events): number,
+    /// time in microseconds since the epoch, watch, offset, length; and how many are no longer kept.
+    #[zbus(out_args("events", "lost"))]
+    fn since(&self, seq: u64, #[zbus(header)] header: Header<'_>) -> Result<(Vec<Kept>, u64)> {
+        let _call = self.face.call(&header)?;
+        let (events, lost) = self.endpoint.events.since(seq);
+        let kept = events.into_iter().filter_map(|event| match event.happening {
+            Happening::RangeChanged { watch, offset, length } => {
+                Some((event.seq, event.at, watch, offset, length))
+            }
+            _ => None,
+        });
+        Ok((kept.collect(), lost))
+    }
+
+    /// Memory under a watch has changed: the smallest range that holds all changes since the last
+    /// look. offset counts from the start of the memory, as in Read. A range that can no longer be
+    /// read, or can again, has changed as a whole. A length of 0 says that the watch has ended
+    /// because what drove it has gone.
+    #[zbus(signal)]
+    pub async fn changed(
+        emitter: &SignalEmitter<'_>,
+        seq: u64,
+        watch: u32,
+        offset: u64,
+        length: u64,
+    ) -> zbus::Result<()>;
 
     /// The size in bytes.
     #[zbus(property(emits_changed_signal = "false"))]

@@ -1,8 +1,9 @@
 //! `org.example.IPC.Messages`: bytes with borders.
 
-use ipc_engine::{endpoint::attributes, events::Happening};
+use ipc_engine::{events::Happening, messages::attributes};
 use ipc_kernel::{
     Error, Kind, Value,
+    blocked::Sent,
     shape::{Message, Outgoing},
 };
 use serde_bytes::ByteBuf;
@@ -52,7 +53,7 @@ impl Messages {
             );
             return Err(Error::new(Kind::TooLarge, text).into());
         }
-        let message = Outgoing { data, attributes: &attributes, fds: &fds };
+        let message = Outgoing { data, attributes: &attributes, fds: &fds, sent: &Sent::default() };
         Ok(engine.send(&call, &self.endpoint, message, timeout_ms).await?)
     }
 
@@ -95,7 +96,7 @@ impl Messages {
 #[interface(name = "org.example.IPC.Messages")]
 impl Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
-    /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
+    /// (ah), priority (u), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
     /// 300 s. Errors: TooLarge (MaxMessageSize, 1 MiB, or 2 file descriptors), InvalidArgument (an
     /// attribute that the mechanism does not have), Closed, Busy, Timeout, Cancelled.
     async fn send(
@@ -165,6 +166,15 @@ impl Messages {
     ) -> Result<(String, Vardict)> {
         let message = self.look(selector, timeout_ms, &header).await?;
         self.as_text(message, false)
+    }
+
+    /// Takes every message that waits now and that the selector asks for, without returning them,
+    /// and says how many: at most 65,536, then call again. An empty selector empties the queue.
+    /// Errors as for Receive.
+    #[zbus(out_args("count"))]
+    async fn purge(&self, selector: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<u64> {
+        let call = self.face.call(&header)?;
+        Ok(self.face.engine.purge(&call, &self.endpoint, &dict(selector)?).await?)
     }
 
     /// What Received signals have said since number seq, as far as it is kept (1,024 events and

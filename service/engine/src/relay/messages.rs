@@ -8,6 +8,7 @@ use std::{os::fd::OwnedFd, sync::Arc};
 
 use ipc_kernel::{
     Attempt, Dict, Error, Fd, Kind, Result,
+    blocked::Sent,
     shape::{Message, Outgoing},
 };
 
@@ -76,13 +77,33 @@ async fn take(source: &Endpoint, hold: &mut Hold, largest: Largest) -> Result<Op
     }
 }
 
-async fn send(sink: &Endpoint, hold: &mut Hold, message: Outgoing<'_>) -> Result<()> {
-    let messages = sink.messages()?;
-    loop {
-        match messages.send(message)? {
-            Attempt::Done(()) => return Ok(()),
-            Attempt::Wait(readiness) => hold.until(readiness).await?,
+/// The way into a sink of messages.
+#[derive(Debug, Default)]
+struct Way {
+    hold: Hold,
+    /// Whether the message that is on its way has been sent by a wait that was given up.
+    sent: Sent,
+}
+
+impl Way {
+    /// Sends a message; may be dropped, and called again with the same one.
+    async fn send(&mut self, sink: &Endpoint, data: &[u8], attributes: &Dict, fds: &[Fd]) -> Result<()> {
+        self.hold.settle().await;
+        let messages = sink.messages()?;
+        loop {
+            match messages.send(Outgoing { data, attributes, fds, sent: &self.sent })? {
+                Attempt::Done(()) => break,
+                Attempt::Wait(readiness) => self.hold.until(readiness).await?,
+            }
         }
+        self.sent.clear();
+        Ok(())
+    }
+
+    /// Whether the message that was on its way has arrived, when the sending was given up.
+    async fn arrived(&self) -> bool {
+        self.hold.settle().await;
+        self.sent.is_set()
     }
 }
 
@@ -91,7 +112,7 @@ async fn send(sink: &Endpoint, hold: &mut Hold, message: Outgoing<'_>) -> Result
 pub(super) struct Messages {
     taken: Option<Taken>,
     from: Hold,
-    to: Hold,
+    to: Way,
 }
 
 impl Messages {
@@ -107,8 +128,7 @@ impl Messages {
                     return Ok(Ended::EndOfStream);
                 };
                 let attributes = forwarded(source, sink, &taken.attributes);
-                let message = Outgoing { data: &taken.data, attributes: &attributes, fds: &taken.fds };
-                send(sink, &mut self.to, message).await?;
+                self.to.send(sink, &taken.data, &attributes, &taken.fds).await?;
                 lane.meter.add_bytes(taken.data.len());
                 lane.meter.add_message();
                 self.taken = None;
@@ -117,8 +137,12 @@ impl Messages {
         }
     }
 
-    pub fn give_back(self, source: &Endpoint) {
-        if let Some(taken) = self.taken {
+    pub async fn give_back(self, source: &Endpoint, lane: &Lane) {
+        let Some(taken) = self.taken else { return };
+        if self.to.arrived().await {
+            lane.meter.add_bytes(taken.data.len());
+            lane.meter.add_message();
+        } else {
             taken.give_back(source);
         }
     }
@@ -146,7 +170,9 @@ pub(super) struct Framed {
     max: usize,
     bound: String,
     ended: bool,
-    to: Hold,
+    /// The length of the frame that is on its way, and of the message in it.
+    sending: Option<(usize, usize)>,
+    to: Way,
 }
 
 impl Framed {
@@ -171,7 +197,8 @@ impl Framed {
             max: max.min(buffer),
             bound,
             ended: false,
-            to: Hold::default(),
+            sending: None,
+            to: Way::default(),
         })
     }
 
@@ -187,12 +214,10 @@ impl Framed {
                         _ => error,
                     })?;
                 if let Some(frame) = frame {
-                    let message =
-                        Outgoing { data: &rest[frame.payload.clone()], attributes: &Dict::new(), fds: &[] };
-                    send(sink, &mut self.to, message).await?;
-                    lane.meter.add_bytes(frame.payload.len());
-                    lane.meter.add_message();
-                    self.start += frame.total;
+                    let payload = &rest[frame.payload];
+                    self.sending = Some((frame.total, payload.len()));
+                    self.to.send(sink, payload, &Dict::new(), &[]).await?;
+                    self.arrived(lane);
                 } else if self.ended {
                     return Ok(Ended::EndOfStream);
                 } else {
@@ -200,6 +225,15 @@ impl Framed {
                 }
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// What is on its way is in the sink.
+    fn arrived(&mut self, lane: &Lane) {
+        if let Some((total, length)) = self.sending.take() {
+            lane.meter.add_bytes(length);
+            lane.meter.add_message();
+            self.start += total;
         }
     }
 
@@ -234,7 +268,10 @@ impl Framed {
         }
     }
 
-    pub fn give_back(self, source: &Endpoint) {
+    pub async fn give_back(mut self, source: &Endpoint, lane: &Lane) {
+        if self.to.arrived().await {
+            self.arrived(lane);
+        }
         if source.kernel.stream().is_some() {
             source.keep_bytes(&self.bytes[self.start..]);
         }

@@ -114,7 +114,7 @@ impl Way<'_> {
     }
 
     /// Returns what was taken and not delivered. Says what cannot be undone.
-    fn give_back(&mut self) -> Option<String> {
+    async fn give_back(&mut self) -> Option<String> {
         let sink_works = !matches!(self.ended, Some(Err(_) | Ok(Ended::SinkGone(_))));
         match self.work.take()? {
             Work::Streams(streams) => {
@@ -122,11 +122,11 @@ impl Way<'_> {
                 None
             }
             Work::Messages(messages) => {
-                messages.give_back(self.source);
+                messages.give_back(self.source, self.lane).await;
                 None
             }
             Work::Framed(framed) => {
-                framed.give_back(self.source);
+                framed.give_back(self.source, self.lane).await;
                 None
             }
             Work::Unframed(unframed) => unframed.give_back(self.source),
@@ -175,8 +175,10 @@ pub(super) async fn run(
             () = both => break None,
         }
     };
-    let torn = forth.give_back();
-    let torn = back.as_mut().and_then(Way::give_back).or(torn);
+    let mut torn = forth.give_back().await;
+    if let Some(back) = &mut back {
+        torn = back.give_back().await.or(torn);
+    }
     let back_ended = back.and_then(|back| back.ended);
     let (mut reason, failed) = match stopped {
         Some(reason) => (reason, false),

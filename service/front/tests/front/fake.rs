@@ -158,7 +158,7 @@ async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
     while let Ok((length @ 1.., _pidfd)) = receive(&socket, &mut buffer).await {
         let mut control = None;
         let reply = match Request::decode(&buffer[..length]) {
-            Ok(Request::Examine) => {
+            Ok(Request::Examine { .. }) => {
                 shared.examined.fetch_add(1, Ordering::SeqCst);
                 let confinement = Confinement(shared.confinement.load(Ordering::SeqCst));
                 Reply::Examined { confinement, gid: None }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::{io::Errno, net::AddressFamily};
 
-use crate::{Dict, Error, Kind, Parameter, Parameters, Result, Type, socket_options};
+use crate::{Dict, Error, Kind, Parameter, Parameters, Result, Type, error::last_errno, socket_options};
 
 /// What the scheme of an address says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,8 +291,4 @@ pub fn bytes(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> rustix:
         libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &mut length)
     };
     if result == 0 { Ok((length as usize).min(buffer.len())) } else { Err(last_errno()) }
-}
-
-fn last_errno() -> Errno {
-    crate::error::errno_of(&std::io::Error::last_os_error())
 }

@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 
 use crate::{
-    Address, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Result, Type,
+    Address, Descriptor, Dict, Endpoint, Error, Opening, Parameter, Parameters, Result, Type,
     error::Attempted,
     fd,
     mechanism::{Adoption, Permissions},
@@ -37,7 +37,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         MODE,
         Parameter::new("name", Type::Path, "Name of the memfd in /proc, at most 249 bytes, not unique; org.example.IPC if absent"),
         Parameter::new("seals", Type::Words(SEAL_NAMES), "Seals to put on the memfd (fcntl(2), F_ADD_SEALS)"),
-        Parameter::new("huge", Type::Word(HUGE_NAMES), "Page size of a memfd of huge pages (MFD_HUGETLB)"),
+        Parameter::new("huge", Type::Word(memory_list::HUGE_NAMES), "Page size of a memfd of huge pages (MFD_HUGETLB)"),
     ],
     attach_parameters: &[
         Parameter::new("path", Type::Path, "Absolute path of a regular file"),
@@ -62,8 +62,6 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
 };
 
 const BYTES: Type = Type::Size { min: 1, max: i64::MAX as u64 };
-const HUGE_NAMES: &[&str] = &["64K", "512K", "1M", "2M", "8M", "16M", "32M", "256M", "512M", "1G", "2G", "16G"];
-
 const REFERENCE: &str = "\
 `Create` with `size` makes a memfd (memfd_create(2)): memory without a name, freed when its last
 file descriptor and mapping are gone. It is made with MFD_ALLOW_SEALING and, where the kernel has it,
@@ -141,11 +139,12 @@ fn create_memfd(size: u64, parameters: &Parameters) -> Result<Opening> {
     let mut flags = MemfdFlags::ALLOW_SEALING;
     let mut page = None;
     if let Some(huge) = parameters.text("huge") {
-        let (flag, bytes) = huge_page(huge)?;
+        let bytes = memory_list::huge_page(huge)?;
         if !size.is_multiple_of(bytes) {
             return Err(Error::invalid(format!("with huge={huge}, \"size\" must be a multiple of {bytes}")));
         }
-        flags |= MemfdFlags::HUGETLB | flag;
+        // memfd_create(2): the binary logarithm of the size in the six bits from 26.
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(bytes.trailing_zeros() << 26);
         page = Some(bytes);
     }
     let file = nameless::memfd(name, flags)?;
@@ -159,27 +158,6 @@ fn create_memfd(size: u64, parameters: &Parameters) -> Result<Opening> {
     let identity = Identity::from(&fd::stat(&file)?);
     let memory = SharedFile::new(file, Window::default(), false)?;
     Ok(Mmap { memory, identity, path: None }.into())
-}
-
-/// The flag and the bytes of a huge page size, if the machine has it.
-fn huge_page(name: &str) -> Result<(MemfdFlags, u64)> {
-    let (number, shift) = match name.split_at(name.len() - 1) {
-        (number, "K") => (number, 10),
-        (number, "M") => (number, 20),
-        (number, _) => (number, 30),
-    };
-    // The table lets only powers of two through.
-    let bytes = number.parse::<u64>().unwrap_or(1) << shift;
-    let sizes = memory_list::huge_page_sizes();
-    if !sizes.contains(&bytes) {
-        let sizes: Vec<_> = sizes.iter().map(|bytes| format!("{} KiB", bytes >> 10)).collect();
-        return Err(Error::new(
-            Kind::Unavailable,
-            format!("this machine has no huge pages of {name}; it has {}", sizes.join(", ")),
-        ));
-    }
-    // memfd_create(2): the binary logarithm of the size in the six bits from 26.
-    Ok((MemfdFlags::from_bits_retain(bytes.trailing_zeros() << 26), bytes))
 }
 
 fn attach(parameters: &Parameters) -> Result<Opening> {

@@ -16,7 +16,9 @@ macro_rules! mechanisms {
 mechanisms! {
     pipe,
     fifo,
+    sysvmq,
     posixmq,
+    sysvshm,
     posixshm,
     sysvsem,
     posixsem,
@@ -25,6 +27,7 @@ mechanisms! {
     unix,
     inet,
     inotify,
+    signal,
 }
 
 /// The mechanism of this name.

@@ -9,7 +9,11 @@
 //! table that is part of each id: like /proc/sysvipc, they need no read permission.
 
 mod key;
+pub mod message_queue;
+pub mod queue;
 mod row;
+pub mod segment;
+pub mod selector;
 pub mod set;
 pub mod set_waits;
 pub mod undo;
@@ -54,10 +58,9 @@ pub trait Family: Send + Sync + 'static {
 
     /// The meaning of an errno of msgget(2), shmget(2) or semget(2).
     fn get_error(errno: Errno, attempt: String) -> Error {
-        let error = Error::from_errno(errno, attempt);
         match errno {
-            Errno::EXIST => error.help("Attach opens it; or let Create choose with key=random"),
-            _ => error,
+            Errno::EXIST => exists(attempt),
+            _ => Error::from_errno(errno, attempt),
         }
     }
 
@@ -65,6 +68,11 @@ pub trait Family: Send + Sync + 'static {
     fn set_qbytes(_state: &mut Self::State, _qbytes: u64) -> Result<()> {
         Err(Error::invalid("only System V message queues have qbytes"))
     }
+}
+
+/// Create found the key taken.
+fn exists(attempt: String) -> Error {
+    Error::from_errno(Errno::EXIST, attempt).help("Attach opens it; or let Create choose with key=random")
 }
 
 /// The result of a call of the C library that returns -1 and sets errno.
@@ -137,10 +145,7 @@ impl<F: Family> Object<F> {
     ) -> Result<Self> {
         if let Some(id) = parameters.i32(ID.key) {
             key::alone(parameters)?;
-            return Self::known(id).map_err(|error| match error.kind {
-                Kind::Gone => Error::new(Kind::NotFound, format!("there is no {} with id {id}", F::OBJECT)),
-                _ => error,
-            });
+            return Self::with_id(id);
         }
         let Key::Number(key) = Key::of(parameters)? else {
             return Err(Error::invalid(
@@ -149,6 +154,15 @@ impl<F: Family> Object<F> {
         };
         let attempt = || format!("find the {} with {}", F::OBJECT, key::describe(key));
         Self::known(get(key, 0).map_err(|errno| F::get_error(errno, attempt()))?)
+    }
+
+    pub fn with_id(id: c_int) -> Result<Self> {
+        Self::known(id).map_err(|error| match error.kind {
+            Kind::Gone => {
+                Error::new(Kind::NotFound, format!("there is no {} with id {id} (EINVAL)", F::OBJECT))
+            }
+            _ => error,
+        })
     }
 
     fn known(id: c_int) -> Result<Self> {

@@ -4,6 +4,7 @@ use std::thread;
 
 use ipc_kernel::{
     Dict, Endpoint,
+    blocked::Sent,
     shape::{Listener, Outgoing, Shape},
 };
 
@@ -35,7 +36,7 @@ fn talk(from: &dyn Endpoint, to: &dyn Endpoint, text: &[u8]) {
             finish("reading", || to.read(100)).expect("reading")
         }
         (.., Some(from), Some(to)) => {
-            let message = Outgoing { data: text, attributes: &Dict::new(), fds: &[] };
+            let message = Outgoing { data: text, attributes: &Dict::new(), fds: &[], sent: &Sent::default() };
             finish("sending", || from.send(message)).expect("sending");
             finish("receiving", || to.receive(&Dict::new())).expect("receiving").data
         }
@@ -104,7 +105,12 @@ fn concurrent_accepts_get_one_each() {
                     Some(stream) => drop(finish("writing", || stream.write(&text)).expect("writing")),
                     None => {
                         let messages = accepted.messages().expect("stream or messages");
-                        let message = Outgoing { data: &text, attributes: &Dict::new(), fds: &[] };
+                        let message = Outgoing {
+                            data: &text,
+                            attributes: &Dict::new(),
+                            fds: &[],
+                            sent: &Sent::default(),
+                        };
                         finish("sending", || messages.send(message)).expect("sending");
                     }
                 }

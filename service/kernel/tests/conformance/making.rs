@@ -58,6 +58,17 @@ impl Scratch {
         self.cleanups.push(Box::new(cleanup));
     }
 
+    /// A process that runs until the check ends, killed and reaped then.
+    pub fn sleeper(&mut self) -> u32 {
+        let mut child = std::process::Command::new("sleep").arg("3600").spawn().expect("sleep");
+        let pid = child.id();
+        self.finally(move || {
+            let _ = child.kill();
+            let _ = child.wait();
+        });
+        pid
+    }
+
     /// Removes what has this address for Attach, if it is still there.
     pub fn remove_later(&mut self, address: String) {
         self.finally(move || {
@@ -78,6 +89,13 @@ impl Drop for Scratch {
 pub fn name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("ipc-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A System V key that no other test has: random, so that no other program has it either.
+pub fn key() -> u32 {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("random bytes");
+    u32::from_ne_bytes(bytes).max(1)
 }
 
 pub fn created(address: &str) -> Box<dyn Endpoint> {

@@ -12,6 +12,7 @@ use std::{
 
 use ipc_kernel::{
     Attempt, Dict, Endpoint, Fd, Kind, Result, Value,
+    blocked::Sent,
     shape::{Message, Messages, Outgoing, Shape},
 };
 use rustix::{io::FdFlags, pipe::PipeFlags};
@@ -30,12 +31,17 @@ fn messages(endpoint: &dyn Endpoint) -> &dyn Messages {
     endpoint.messages().expect("the fixture makes messages")
 }
 
+fn attempt(endpoint: &dyn Endpoint, data: &[u8], sent: &Sent) -> Result<Attempt<()>> {
+    messages(endpoint).send(Outgoing { data, attributes: &Dict::new(), fds: &[], sent })
+}
+
 fn try_send(endpoint: &dyn Endpoint, data: &[u8]) -> Result<Attempt<()>> {
-    messages(endpoint).send(Outgoing { data, attributes: &Dict::new(), fds: &[] })
+    attempt(endpoint, data, &Sent::default())
 }
 
 fn send(endpoint: &dyn Endpoint, data: &[u8]) {
-    finish("sending", || try_send(endpoint, data)).expect("sending");
+    let sent = Sent::default();
+    finish("sending", || attempt(endpoint, data, &sent)).expect("sending");
 }
 
 fn try_receive(endpoint: &dyn Endpoint) -> Result<Attempt<Message>> {
@@ -134,10 +140,10 @@ fn a_full_queue_waits_and_loses_nothing() {
         }
         let ends = (row.make)(scratch);
         let numbered = |n: usize| format!("{n:0500}").into_bytes();
-        let mut sent = 0;
+        let (mut sent, waiting) = (0, Sent::default());
         let readiness = loop {
             assert!(sent < ENOUGH, "{ENOUGH} messages went in although nobody receives");
-            match try_send(&*ends.writer, &numbered(sent)).expect("sending") {
+            match attempt(&*ends.writer, &numbered(sent), &waiting).expect("sending") {
                 Attempt::Done(()) => sent += 1,
                 Attempt::Wait(readiness) => break readiness,
             }
@@ -147,6 +153,9 @@ fn a_full_queue_waits_and_loses_nothing() {
             assert_eq!(receive(&*ends.reader), numbered(n), "message {n} of {sent}");
         }
         assert!(wait(readiness, PATIENCE), "the readiness must come with room");
+        let last = attempt(&*ends.writer, &numbered(sent), &waiting).expect("sending");
+        assert!(matches!(last, Attempt::Done(())), "there is room, or the wait has sent it");
+        assert_eq!(receive(&*ends.reader), numbered(sent), "the message that had to wait, once");
         must_be_empty("after all was received", &ends);
     });
 }
@@ -198,7 +207,7 @@ fn unknown_attributes_are_named() {
         let ends = (row.make)(scratch);
         let mut unknown = Dict::new();
         unknown.insert("no-such-key".into(), Value::U32(1));
-        let message = Outgoing { data: b"x", attributes: &unknown, fds: &[] };
+        let message = Outgoing { data: b"x", attributes: &unknown, fds: &[], sent: &Sent::default() };
         let sent = messages(&*ends.writer).send(message);
         let text = must_fail("an unknown attribute", Kind::InvalidArgument, sent);
         assert!(text.contains("no-such-key"), "the error does not name the attribute: {text}");
@@ -221,14 +230,15 @@ fn file_descriptors_pass_or_are_refused() {
         let ends = (row.make)(scratch);
         let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
         let fds = [Fd::from(theirs)];
-        let message = Outgoing { data: b"take this", attributes: &Dict::new(), fds: &fds };
-        let attempt = || messages(&*ends.writer).send(message);
+        let message =
+            Outgoing { data: b"take this", attributes: &Dict::new(), fds: &fds, sent: &Sent::default() };
+        let send = || messages(&*ends.writer).send(message);
         if !row.rules.fds {
-            must_fail("sending a file descriptor", Kind::NotSupported, attempt());
+            must_fail("sending a file descriptor", Kind::NotSupported, send());
             must_be_empty("after a message that was refused", &ends);
             return;
         }
-        finish("sending", attempt).expect("sending");
+        finish("sending", send).expect("sending");
         drop(fds);
         if row.rules.peek {
             let peek = || messages(&*ends.reader).peek(&Dict::new());

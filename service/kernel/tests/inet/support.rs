@@ -8,6 +8,7 @@ use std::{
 
 use ipc_kernel::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Opening, Parameters, Readiness, Result, Value,
+    blocked::Sent,
     mechanisms::inet::DESCRIPTOR,
     shape::{Message, Outgoing},
 };
@@ -132,7 +133,14 @@ pub fn send(endpoint: &dyn Endpoint, data: &[u8], to: Option<&str>) -> Result<()
     if let Some(to) = to {
         attributes.insert("address".into(), to.into());
     }
-    wait(|| endpoint.messages().unwrap().send(Outgoing { data, attributes: &attributes, fds: &[] }))
+    wait(|| {
+        endpoint.messages().unwrap().send(Outgoing {
+            data,
+            attributes: &attributes,
+            fds: &[],
+            sent: &Sent::default(),
+        })
+    })
 }
 
 pub fn receive(endpoint: &dyn Endpoint) -> Result<Message> {

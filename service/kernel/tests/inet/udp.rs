@@ -7,7 +7,9 @@ use std::{
 };
 
 use ipc_kernel::{
-    Attempt, Dict, Endpoint, Fd, Kind, Result, Value, dict,
+    Attempt, Dict, Endpoint, Fd, Kind, Result, Value,
+    blocked::Sent,
+    dict,
     shape::{Outgoing, Shape},
 };
 
@@ -223,7 +225,14 @@ fn a_source_keeps_other_senders_out() {
 fn bad_messages_are_told_with_a_reason() {
     let endpoint = create("udp:").unwrap();
     let try_send = |attributes: Dict, fds: &[Fd]| -> Result<()> {
-        wait(|| endpoint.messages().unwrap().send(Outgoing { data: b"x", attributes: &attributes, fds }))
+        wait(|| {
+            endpoint.messages().unwrap().send(Outgoing {
+                data: b"x",
+                attributes: &attributes,
+                fds,
+                sent: &Sent::default(),
+            })
+        })
     };
     let null = Fd::from(rustix::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
     for (attributes, fds, kind, phrase) in [

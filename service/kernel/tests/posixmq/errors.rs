@@ -180,11 +180,11 @@ fn sending_and_receiving() {
     for wrong in
         [dict! { "priority" => -1 }, dict! { "priority" => 4_294_967_296_u64 }, dict! { "priority" => "1" }]
     {
-        let message = Outgoing { data: b"a", attributes: &wrong, fds: &[] };
+        let message = Outgoing { data: b"a", attributes: &wrong, fds: &[], sent: &Default::default() };
         refused(messages(&*endpoint).send(message), Kind::InvalidArgument, "0 to 32767");
     }
     let urgent = dict! { "type" => 1u32 };
-    let message = Outgoing { data: b"a", attributes: &urgent, fds: &[] };
+    let message = Outgoing { data: b"a", attributes: &urgent, fds: &[], sent: &Default::default() };
     refused(messages(&*endpoint).send(message), Kind::InvalidArgument, "\"type\"; they have priority");
     refused(messages(&*endpoint).receive(&urgent), Kind::InvalidArgument, "no selector \"type\"");
     refused(messages(&*endpoint).peek(&Dict::new()), Kind::NotSupported, "cannot peek");

@@ -49,7 +49,7 @@ fn priorities_and_order_are_the_kernels_both_ways() {
         assert_eq!(receive(&*endpoint), (text.into(), priority.into()));
     }
     // Without the attribute it is 0.
-    let plain = Outgoing { data: b"plain", attributes: &Dict::new(), fds: &[] };
+    let plain = Outgoing { data: b"plain", attributes: &Dict::new(), fds: &[], sent: &Default::default() };
     messages(&*endpoint).send(plain).unwrap();
     assert_eq!(program.ask(&format!("receive {fd} 0")), received("plain", 0));
 }

@@ -80,7 +80,7 @@ fn messages(endpoint: &dyn Endpoint) -> &dyn Messages {
 
 fn try_send(endpoint: &dyn Endpoint, data: &[u8], priority: u32) -> Result<Attempt<()>> {
     let attributes = dict! { "priority" => priority };
-    messages(endpoint).send(Outgoing { data, attributes: &attributes, fds: &[] })
+    messages(endpoint).send(Outgoing { data, attributes: &attributes, fds: &[], sent: &Default::default() })
 }
 
 #[track_caller]

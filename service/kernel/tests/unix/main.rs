@@ -14,7 +14,9 @@ use std::{
 };
 
 use ipc_kernel::{
-    Address, Attempt, Dict, Endpoint, Error, Kind, Opening, Parameters, Readiness, Result, mechanisms,
+    Address, Attempt, Dict, Endpoint, Error, Kind, Opening, Parameters, Readiness, Result,
+    blocked::Sent,
+    mechanisms,
     mechanisms::unix::DESCRIPTOR,
     shape::{Message, Outgoing},
 };
@@ -87,7 +89,7 @@ fn receive(endpoint: &dyn Endpoint) -> Result<Message> {
 
 fn send(endpoint: &dyn Endpoint, data: &[u8]) -> Result<()> {
     let messages = endpoint.messages().expect("shape messages");
-    wait(|| messages.send(Outgoing { data, attributes: &Dict::new(), fds: &[] }))
+    wait(|| messages.send(Outgoing { data, attributes: &Dict::new(), fds: &[], sent: &Sent::default() }))
 }
 
 fn accept(endpoint: &dyn Endpoint) -> Box<dyn Endpoint> {

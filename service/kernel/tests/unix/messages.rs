@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use ipc_kernel::{Fd, Value, dict};
+use ipc_kernel::{Fd, Value, blocked::Sent, dict};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::*;
@@ -23,7 +23,7 @@ fn pair(more: &str) -> (Box<dyn Endpoint>, OwnedFd) {
 
 fn send_with(endpoint: &dyn Endpoint, data: &[u8], attributes: Dict, fds: &[Fd]) -> Result<()> {
     let messages = endpoint.messages().expect("shape messages");
-    wait(|| messages.send(Outgoing { data, attributes: &attributes, fds }))
+    wait(|| messages.send(Outgoing { data, attributes: &attributes, fds, sent: &Sent::default() }))
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_full_queue_is_waited_for() {
     let to = dict! { "address" => format!("unix:abstract={name}") };
     let none = Dict::new();
     let attempt = |endpoint: &dyn Endpoint, attributes: &Dict| {
-        let outgoing = Outgoing { data: b"x", attributes, fds: &[] };
+        let outgoing = Outgoing { data: b"x", attributes, fds: &[], sent: &Sent::default() };
         endpoint.messages().expect("messages").send(outgoing).expect("send")
     };
     let mut sent = 0;

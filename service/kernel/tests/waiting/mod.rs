@@ -22,6 +22,7 @@ pub fn wait(readiness: Readiness, limit: Duration) -> bool {
     match readiness {
         Readiness::Readable(fd) => poll(&fd, PollFlags::IN, limit),
         Readiness::Writable(fd) => poll(&fd, PollFlags::OUT, limit),
+        Readiness::HungUp(fd) => poll(&fd, PollFlags::empty(), limit),
         Readiness::Notified(listener) => {
             use event_listener::Listener;
             listener.wait_timeout(limit).is_some()
