@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use ipc_engine::{Endpoint, Object, Relay, events::Happening};
+use ipc_engine::{
+    Endpoint, Object, Relay,
+    events::{Happening, Numbered},
+};
 use zbus::{Message, ObjectPath, Variant, fdo, names::InterfaceName, object_server::Interface};
 
 use crate::{
@@ -31,6 +34,9 @@ use crate::{
 
 /// Events of one object that are announced before another one has its turn.
 const TURN: usize = 64;
+
+/// Bytes of paths in one signal.
+const MANY_BYTES: usize = 32 * 1024;
 
 /// Announces for as long as the service runs.
 pub async fn run(tree: Arc<Tree>) {
@@ -88,7 +94,10 @@ impl Announcer {
         let object = Object::Endpoint(endpoint.clone());
         let events = endpoint.events.unannounced(TURN);
         let more = events.len() == TURN;
-        for event in events {
+        if endpoint.batch {
+            self.many(&object, &path, &events).await;
+        }
+        for event in events.into_iter().filter(|_| !endpoint.batch) {
             if let Happening::Accepted(accepted) = event.happening
                 && let Some(accepted) = self.tree.engine.endpoint(accepted)
             {
@@ -110,6 +119,34 @@ impl Announcer {
             };
             self.tree.signal(&object, build).await;
             self.removed(&object).await;
+        }
+    }
+
+    /// Announces the events of a watch, as many changes in one signal as come one after the other.
+    async fn many(&self, object: &Object, path: &ObjectPath<'_>, events: &[Numbered]) {
+        let mut left = events;
+        while let Some(first) = left.first() {
+            let mut bytes = 0;
+            let fits = |event: &&Numbered| {
+                bytes += event.happening.bytes();
+                matches!(event.happening, Happening::Changed(_)) && bytes <= MANY_BYTES
+            };
+            // One alone is announced, however large it is; so is what is no change.
+            let count = left.iter().take_while(fits).count().max(1);
+            let (together, rest) = left.split_at(count);
+            left = rest;
+            let changes: Vec<_> = together
+                .iter()
+                .filter_map(|event| match &event.happening {
+                    Happening::Changed(change) => watch::change(change).ok(),
+                    _ => None,
+                })
+                .collect();
+            let build = |to: Option<&str>| match changes.is_empty() {
+                false => signal::<Watch, _>(to, path, "ChangedMany", &(first.seq, &changes)),
+                true => signal::<Watch, _>(to, path, "Overflow", &(first.seq, 0u64)),
+            };
+            self.tree.signal(object, build).await;
         }
     }
 

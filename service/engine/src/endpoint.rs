@@ -44,6 +44,8 @@ pub struct Endpoint {
     pub remove_on_close: bool,
     /// What comes is taken and sent as signals, so that nobody else should read.
     pub deliver: bool,
+    /// Its events are announced many at once.
+    pub batch: bool,
     pub events: Ring,
     /// Set when the endpoint was closed; then there is a reason.
     pub closed: Flag,
@@ -90,6 +92,7 @@ pub(crate) struct Made {
     pub creator: String,
     pub remove_on_close: Option<bool>,
     pub deliver: bool,
+    pub batch: bool,
 }
 
 impl Endpoint {
@@ -102,6 +105,7 @@ impl Endpoint {
             remove_on_close: made.remove_on_close.unwrap_or_else(|| made.kernel.remove_by_default()),
             kernel: made.kernel,
             deliver: made.deliver,
+            batch: made.batch,
             lifetime: made.lifetime,
             creator: made.creator,
             created_at: crate::events::now(),

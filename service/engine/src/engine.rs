@@ -16,6 +16,7 @@ use std::{
 
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
+    inotify::budget::{Budget, Share},
     mechanism::{self, Adoption},
     mechanisms,
     shape::Shape,
@@ -137,9 +138,10 @@ impl Engine {
         options: Dict,
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
-        let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
+        let mut parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
         self.may_create(mechanism, &parameters)?;
         let place = self.place_for_process(mechanism, place)?;
+        parameters.budget = self.watches_budget();
         let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
                 self.may_attach(mechanism)?;
@@ -227,6 +229,12 @@ impl Engine {
         self.place_for_endpoint()
     }
 
+    /// For the watches that an endpoint makes besides its first.
+    fn watches_budget(&self) -> Budget {
+        let (watches, limit) = (self.counters.watches.clone(), self.limits.watches);
+        Budget::new(move || watches.take(limit, "there are too many watches", "watches").map(Share::new))
+    }
+
     pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
         let endpoints = &self.counters.endpoints;
         let taken = endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints")?;
@@ -268,6 +276,7 @@ impl Engine {
             creator: call.client.name.clone(),
             remove_on_close: own.remove_on_close,
             deliver: own.deliver,
+            batch: own.batch,
         };
         let endpoint = self.enter(made, place);
         crate::lifetime::guard(self, &endpoint, &call.client, guardian);
@@ -304,6 +313,7 @@ impl Engine {
             creator: listener.creator.clone(),
             remove_on_close: Some(false),
             deliver: false,
+            batch: false,
         };
         let endpoint = self.enter(made, place);
         let guardian = match listener.lifetime {
@@ -477,6 +487,7 @@ fn fits(kernel: &dyn mechanism::Endpoint, own: &Options) -> Result<Option<OwnedF
         (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
         (own.notify && !has(Shape::Messages) && !has(Shape::Futex), "notify", "messages or futex"),
         (own.accept && !has(Shape::Listener), "accept", "listener"),
+        (own.batch && !has(Shape::Watch), "batch", "watch"),
     ]
     .into_iter()
     .find(|(wrong, ..)| *wrong);

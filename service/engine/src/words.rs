@@ -248,25 +248,24 @@ fn register(wait: &WordWait) -> Result<Registered> {
     Ok(Registered { worker, id, entry })
 }
 
-/// The thread that another wait is to go to; none: a new one, if there may be one.
+/// The thread that another wait is to go to; none: a new one, if there may be one. One that has
+/// ended meanwhile does not count.
 fn choose(workers: &[Arc<Worker>], exact: bool) -> Option<&Arc<Worker>> {
-    let places = workers.iter().filter_map(|worker| {
-        let entries = worker.entries();
-        let room = !entries.ended && entries.waiting.len() < WORDS;
-        room.then_some((worker, entries.waiting.len(), entries.exact))
-    });
-    if exact {
+    let state = |worker| {
+        let entries = Worker::entries(worker);
+        (!entries.ended).then_some((entries.waiting.len(), entries.exact))
+    };
+    let alive: Vec<_> =
+        workers.iter().filter_map(|worker| state(worker).map(|(load, exact)| (worker, load, exact))).collect();
+    let places = alive.iter().filter(|(_, load, _)| *load < WORDS);
+    let chosen = if exact {
         // One that is about to end has no other words, and may go on.
-        let may_start = workers.len() < OWN_THREADS;
-        return places
-            .min_by_key(|(_, load, _)| *load)
-            .filter(|(_, load, _)| *load == 0 || !may_start)
-            .map(|(worker, ..)| worker);
-    }
-    // Its coming and going would disturb exact waits.
-    let may_start = workers.len() < MAX_THREADS;
-    places
-        .min_by_key(|(.., exact)| *exact)
-        .filter(|(.., exact)| !exact || !may_start)
-        .map(|(worker, ..)| worker)
+        let may_start = alive.len() < OWN_THREADS;
+        places.min_by_key(|(_, load, _)| *load).filter(|(_, load, _)| *load == 0 || !may_start)
+    } else {
+        // Its coming and going would disturb exact waits.
+        let may_start = alive.len() < MAX_THREADS;
+        places.min_by_key(|(.., exact)| *exact).filter(|(.., exact)| !exact || !may_start)
+    };
+    chosen.map(|(worker, ..)| *worker)
 }

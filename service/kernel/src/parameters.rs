@@ -5,9 +5,14 @@
 //! same key with its D-Bus type. Unknown keys, keys given twice, wrong types and values out of
 //! range are `InvalidArgument`, naming the key and what was expected.
 
-use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+};
 
-use crate::{Address, Dict, Error, Result, Value, signal::names};
+use crate::{Address, Dict, Error, Result, Value, inotify::budget::Budget, signal::names};
 
 /// The type of a parameter: how it is written in an address and which D-Bus type it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +241,10 @@ pub struct Parameters {
     /// The scheme that the address was written with (`tcp`, `udp`, `unix`, …).
     pub scheme: String,
     values: BTreeMap<&'static str, Value>,
+    /// The keys that were given; the others have their defaults.
+    given: BTreeSet<&'static str>,
+    /// How many watches the endpoint may make besides its first.
+    pub budget: Budget,
 }
 
 impl Parameters {
@@ -274,6 +283,7 @@ impl Parameters {
                 )));
             }
         }
+        let given = values.keys().copied().collect();
         for parameter in table {
             if values.contains_key(parameter.key) {
                 continue;
@@ -293,11 +303,20 @@ impl Parameters {
                 }
             }
         }
-        Ok(Self { scheme: address.scheme.clone(), values })
+        Ok(Self { scheme: address.scheme.clone(), values, given, budget: Budget::default() })
     }
 
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
+    }
+
+    /// A value as it would be written in an address, if it was given: not those of sets and paths.
+    pub fn written(&self, key: &str) -> Option<String> {
+        match self.values.get(self.given.get(key)?)? {
+            Value::Bool(value) => Some(value.to_string()),
+            Value::Text(text) => Some(text.clone()),
+            number => number.integer().map(|number| number.to_string()),
+        }
     }
 
     pub fn bool(&self, key: &str) -> bool {

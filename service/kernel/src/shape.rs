@@ -392,6 +392,8 @@ pub struct Event {
     pub path: Vec<u8>,
     /// The former path of what was renamed.
     pub from: Vec<u8>,
+    /// What the names do not say: why a directory is not watched.
+    pub note: String,
 }
 
 /// What a source of events has to say.
