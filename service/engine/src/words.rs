@@ -255,8 +255,10 @@ fn choose(workers: &[Arc<Worker>], exact: bool) -> Option<&Arc<Worker>> {
         let entries = Worker::entries(worker);
         (!entries.ended).then_some((entries.waiting.len(), entries.exact))
     };
-    let alive: Vec<_> =
-        workers.iter().filter_map(|worker| state(worker).map(|(load, exact)| (worker, load, exact))).collect();
+    let alive: Vec<_> = workers
+        .iter()
+        .filter_map(|worker| state(worker).map(|(load, exact)| (worker, load, exact)))
+        .collect();
     let places = alive.iter().filter(|(_, load, _)| *load < WORDS);
     let chosen = if exact {
         // One that is about to end has no other words, and may go on.
