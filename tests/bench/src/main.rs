@@ -14,6 +14,7 @@ mod relay;
 mod rounds;
 mod system;
 mod table;
+mod waits;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
@@ -48,6 +49,9 @@ enum Role {
     /// Serves org.example.Echo on a bus.
     #[command(hide = true)]
     Echo { address: String },
+    /// Waits for words in the memory at this address, with a thread each.
+    #[command(hide = true)]
+    Waiters { address: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,6 +66,8 @@ enum Name {
     List,
     /// Changes of files as signals.
     Events,
+    /// Thousands of waits for futexes and semaphores.
+    Waits,
 }
 
 /// What all benchmarks are told.
@@ -87,6 +93,7 @@ impl Name {
             Name::Idle => "idle",
             Name::List => "list",
             Name::Events => "events",
+            Name::Waits => "waits",
         }
     }
 
@@ -97,6 +104,7 @@ impl Name {
             Name::Idle => idle::run(settings),
             Name::List => list::run(settings),
             Name::Events => events::run(settings),
+            Name::Waits => waits::run(settings),
         }
     }
 }
@@ -105,6 +113,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match &arguments.role {
         Some(Role::Echo { address }) => peers::be_echo(address),
+        Some(Role::Waiters { address }) => waits::be_waiters(address),
         None => measure(&arguments),
     };
     match outcome {

@@ -3,6 +3,7 @@
 //! same owner and mode of what they made, or both fail with the same errno.
 
 mod queues;
+mod semaphores;
 mod sysv_queues;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ enum Does {
     Chmod,
     MakeSemaphore,
     OpenSemaphore,
+    OpenFutex,
     MakeQueue,
     ReadQueue,
     WriteQueue,
@@ -89,6 +91,7 @@ what = {
     'Chmod': lambda p: os.chmod(p, 0o640),
     'MakeSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
     'OpenSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_RDWR | os.O_NOFOLLOW),
+    'OpenFutex': lambda p: open_('/dev/shm/' + p, os.O_RDWR | os.O_NOFOLLOW),
     'BindPort': lambda p: port(p, 'bind'),
     'ConnectPort': lambda p: port(p, 'connect'),
     'AskSignal': lambda p: os.kill(int(p), 0),
@@ -119,6 +122,7 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             alice.try_make("Create", &format!("posixsem:name=/{path},remove-on-close=false")).map(drop)
         }
         OpenSemaphore => alice.try_make("Attach", &format!("posixsem:name=/{path}")).map(drop),
+        OpenFutex => alice.try_make("Attach", &format!("futex:name=/{path}")).map(drop),
         MakeQueue | ReadQueue | WriteQueue | OpenQueue | ChmodQueue | RemoveQueue => {
             queues::through_the_service(alice, does, path)
         }
@@ -409,12 +413,15 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
             own(&path, owner, mode);
         }
         both(OpenSemaphore, &|mark| format!("{mark}-{name}"));
+        // To a futex it is a file with a word.
+        both(OpenFutex, &|mark| format!("sem.{mark}-{name}"));
         both(MakeSemaphore, &|mark| format!("{mark}-{name}"));
     }
     for (does, name) in queues::cases() {
         both(does, &|mark| format!("{mark}-{name}"));
     }
     both(OpenSemaphore, &|mark| format!("{mark}-missing"));
+    both(OpenFutex, &|mark| format!("sem.{mark}-missing"));
     both(MakeSemaphore, &|mark| format!("{mark}-new"));
     for address in ["127.0.0.1 0", "127.0.0.1 79", "192.0.2.1 0", "::1 0"] {
         both(BindPort, &|_| address.to_owned());
@@ -434,27 +441,13 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
     cases
 }
 
-/// The marks of semaphores that are to be removed at the end, however it ends.
-struct Semaphores([String; 2]);
-
-impl Drop for Semaphores {
-    fn drop(&mut self) {
-        for name in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
-            let is_ours = |mark: &String| name.file_name().to_string_lossy().contains(mark);
-            if self.0.iter().any(is_ours) {
-                let _gone = fs::remove_file(name.path());
-            }
-        }
-    }
-}
-
 #[test]
 fn directly_and_through_the_service() {
     let stage = or_skip!(Stage::new());
     let roots = ["directly", "service"].map(|name| stage.directory((ROOT, 0), 0o755, name));
     let _listeners = [&roots[0], &roots[1]].map(|root| furnish(&stage, root));
     let (first, second) = (unique("direct"), unique("served"));
-    let _semaphores = Semaphores([first.clone(), second.clone()]);
+    let _semaphores = semaphores::Marks([first.clone(), second.clone()]);
     let queues = queues::MessageQueues::new(&stage.bus, [first.clone(), second.clone()]);
     let global = global_cases(&stage, [&first, &second]);
     let mut rows: Vec<(Does, [String; 2])> = cases()
