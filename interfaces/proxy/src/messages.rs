@@ -9,7 +9,7 @@ use zbus::{OwnedVariant, Variant, proxy};
 #[proxy(interface = "org.example.IPC.Messages", default_service = "org.example.IPC")]
 pub trait Messages {
     /// Sends one message, whole or not at all. Attributes are the mechanism's: address (s), fds
-    /// (ah), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
+    /// (ah), priority (u), … timeout_ms: 0 does not wait (Busy), 4294967295 is the default of 20 s, at most
     /// 300 s. Errors: TooLarge (MaxMessageSize, 1 MiB, or 2 file descriptors), InvalidArgument (an
     /// attribute that the mechanism does not have), Closed, Busy, Timeout, Cancelled.
     fn send(&self, data: &[u8], attributes: HashMap<&str, Variant<'_>>, timeout_ms: u32) -> zbus::Result<()>;

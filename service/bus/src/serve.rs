@@ -5,8 +5,9 @@ use std::{num::NonZeroUsize, os::fd::OwnedFd, sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use ipc_engine::Engine;
 use ipc_kernel::{Error, Kind, socket_io};
+use ipc_stream::BusSocket;
 use zbus::{
-    Connection, Guid, MatchRule, MessageStream,
+    Address, Connection, Guid, MatchRule, MessageStream,
     connection::Builder,
     fdo::{DBusProxy, RequestNameFlags},
     message,
@@ -57,8 +58,7 @@ impl From<zbus::Error> for StartError {
 impl Service {
     /// Connects to a bus (None: the session bus), serves the tree and takes the name.
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
-        let builder = address.map_or_else(Builder::session, Builder::address);
-        let connection = builder.build().await?;
+        let connection = connect(address).await?;
         let tree = Tree::new(engine.clone());
         let face = Face::on_bus(engine);
         tree.serve(face.clone(), &connection)
@@ -78,6 +78,14 @@ impl Service {
             tracing::debug!("the connection could not be closed: {error}");
         }
     }
+}
+
+/// By a socket of our own, if the bus has one: anybody could end zbus's with one odd message.
+async fn connect(address: Option<&str>) -> zbus::Result<Connection> {
+    let address = address.map_or_else(Address::session, str::parse)?;
+    let socket = BusSocket::connect(&address, Arc::new(drop))
+        .map_err(|error| zbus::Error::Connection(Arc::new(error), Box::new(address.clone())))?;
+    socket.map_or_else(|| Builder::address(address), Builder::socket).build().await
 }
 
 async fn take_name(connection: &Connection) -> std::result::Result<(), StartError> {

@@ -17,6 +17,8 @@ limits! {
     relays("relays") = 64, "any" at most 1024;
     /// inotify watches, and watches on ranges of memory.
     watches("watches") = 1024, "any" at most 16384;
+    /// Mailboxes for signals, each of which is a process; they count as endpoints, too.
+    mailboxes("mailboxes") = 32, "any" at most 256;
     /// Subscriptions, of endpoints and of the manager.
     subscriptions("subscriptions") = 128, "any" at most 512;
     /// Leases of semaphores that are held.

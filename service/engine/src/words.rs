@@ -228,10 +228,12 @@ fn choose(workers: &[Arc<Worker>], exact: bool) -> Option<&Arc<Worker>> {
         room.then_some((worker, entries.waiting.len(), entries.exact))
     });
     if exact {
-        if workers.len() < OWN_THREADS {
-            return None;
-        }
-        return places.min_by_key(|(_, load, _)| *load).map(|(worker, ..)| worker);
+        // One that is about to end has no other words, and may go on.
+        let may_start = workers.len() < OWN_THREADS;
+        return places
+            .min_by_key(|(_, load, _)| *load)
+            .filter(|(_, load, _)| *load == 0 || !may_start)
+            .map(|(worker, ..)| worker);
     }
     // Its coming and going would disturb exact waits.
     let may_start = workers.len() < MAX_THREADS;

@@ -2,8 +2,9 @@
 //!
 //! Always asked for with the unique name that the bus wrote into the message's header, never by a
 //! well-known name, and never guessed: what the bus does not say is a refusal. The process id decides
-//! nothing; it only leads to the process that is examined where the bus gives no pidfd. What that says
-//! may be another's by then, so it can confine, and choose among the groups that the bus vouches for.
+//! nothing; it only leads to the process that is examined where the bus gives no pidfd. That may be
+//! another one by then, so what it is can confine, and choose among the groups that the bus vouches for;
+//! and if it is another user's, it says nothing: then the caller is confined.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -64,7 +65,7 @@ pub async fn identify(bus: &Bus, spawner: &Spawner, name: &str) -> Result<Caller
         None => open_process(bus, name, pid).await?,
     };
     let (confinement, effective) = match pidfd {
-        Some(pidfd) => examine(spawner, pidfd).await?,
+        Some(pidfd) => examine(spawner, uid, pidfd).await?,
         None => (UNKNOWN, None),
     };
     let gid = effective
@@ -122,9 +123,9 @@ async fn open_process(bus: &Bus, name: &str, pid: Option<u32>) -> Result<Option<
     }
 }
 
-/// Its confinement, and its effective group.
-async fn examine(spawner: &Spawner, pidfd: OwnedFd) -> Result<(Confinement, Option<u32>), Unknown> {
-    match spawner.ask(Request::Examine, Some(pidfd)).await {
+/// Its confinement, and its effective group, if it is this user's.
+async fn examine(spawner: &Spawner, uid: u32, pidfd: OwnedFd) -> Result<(Confinement, Option<u32>), Unknown> {
+    match spawner.ask(Request::Examine { uid }, Some(pidfd)).await {
         Ok((Reply::Examined { confinement, gid }, _)) => Ok((confinement, gid)),
         Ok((Reply::Refused(SpawnerRefusal::Errno(_)), _)) => Ok((UNKNOWN, None)),
         Ok(_) | Err(_) => Err(Unknown::Unavailable(no_spawner())),

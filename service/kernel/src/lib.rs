@@ -40,6 +40,7 @@ pub mod semaphore_lease;
 pub mod semaphore_place;
 pub mod semaphore_word;
 pub mod shape;
+pub mod signal;
 pub mod sock_diag;
 pub mod socket_io;
 pub mod socket_messages;

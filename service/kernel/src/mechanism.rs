@@ -14,7 +14,7 @@ use event_listener::EventListener;
 use crate::{
     Address, Dict, Error, Fd, Parameter, Parameters, Result,
     blocked::Blocked,
-    shape::{Events, Futex, Listener, Memory, Messages, Semaphore, Shape, Stream},
+    shape::{Events, Futex, Listener, Mailbox, Memory, Messages, Process, Semaphore, Shape, Stream},
     word::WordWait,
 };
 
@@ -42,6 +42,8 @@ pub enum Readiness {
     Readable(Fd),
     /// The fd polls writable, or was hung up.
     Writable(Fd),
+    /// The fd was hung up, whether or not it can be read: a process that was reaped.
+    HungUp(Fd),
     /// A 32-bit word in shared memory no longer has the expected value.
     Word(WordWait),
     /// A blocking system call has ended.
@@ -198,6 +200,14 @@ pub trait Endpoint: Send + Sync {
     }
 
     fn events(&self) -> Option<&dyn Events> {
+        None
+    }
+
+    fn process(&self) -> Option<&dyn Process> {
+        None
+    }
+
+    fn mailbox(&self) -> Option<&dyn Mailbox> {
         None
     }
 }

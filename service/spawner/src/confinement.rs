@@ -47,15 +47,15 @@ impl Surroundings {
     }
 
     /// The effective group of this process, and the reasons to confine it; one that cannot be looked
-    /// at has its own.
-    pub fn examine(&self, pidfd: Option<&OwnedFd>) -> Reply {
-        match pidfd.and_then(|pidfd| self.look_at(pidfd)) {
+    /// at, or is not this user's and so not the caller's, has its own.
+    pub fn examine(&self, pidfd: Option<&OwnedFd>, uid: u32) -> Reply {
+        match pidfd.and_then(|pidfd| self.look_at(pidfd, uid)) {
             Some((reasons, gid)) => Reply::Examined { confinement: Confinement(reasons), gid },
             None => Reply::Examined { confinement: Confinement(Confinement::UNKNOWN), gid: None },
         }
     }
 
-    fn look_at(&self, pidfd: &OwnedFd) -> Option<(u32, Option<u32>)> {
+    fn look_at(&self, pidfd: &OwnedFd, uid: u32) -> Option<(u32, Option<u32>)> {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
         // 0: a process of another pid namespace; -1: it has been reaped.
         let pid: u32 = field(&info, "Pid:")?.parse().ok().filter(|pid| *pid > 0)?;
@@ -70,6 +70,9 @@ impl Surroundings {
             }
         }
         let status = String::from_utf8_lossy(&read(&process, "status")?).into_owned();
+        if !is_of(&status, uid) {
+            return None;
+        }
         // A kernel without seccomp has no such line.
         if field(&status, "Seccomp:").is_some_and(|mode| mode != "0") {
             reasons |= Confinement::SECCOMP;
@@ -87,6 +90,12 @@ impl Surroundings {
 /// The real, the effective, the saved and the file system's group are on one line, proc_pid_status(5).
 fn effective_gid(status: &str) -> Option<u32> {
     field(status, "Gid:")?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Whether a process may have connected as this user, who is its real, effective or saved one.
+fn is_of(status: &str, uid: u32) -> bool {
+    let ids = field(status, "Uid:").into_iter().flat_map(str::split_whitespace).take(3);
+    ids.filter_map(|id| id.parse().ok()).any(|id: u32| id == uid)
 }
 
 /// What identifies the file that a link in /proc/PID leads to.
@@ -125,6 +134,13 @@ mod tests {
         assert_eq!(effective_gid("Name:\tGid:\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9\n"), Some(6));
         assert_eq!(effective_gid("Gid:\t5\n"), None);
         assert_eq!(effective_gid(""), None);
+    }
+
+    #[test]
+    fn the_user_is_one_of_the_first_three() {
+        let status = "Name:\tUid:\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n";
+        assert_eq!([1, 2, 3, 4, 5].map(|uid| is_of(status, uid)), [true, true, true, false, false]);
+        assert!(!is_of("Gid:\t1\n", 1));
     }
 
     #[test]

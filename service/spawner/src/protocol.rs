@@ -6,7 +6,7 @@
 
 /// Changes with every change of the layout: after an upgrade an old spawner and a new front do not
 /// misunderstand each other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The most supplementary groups of a worker; a caller in more is refused.
 pub const GROUPS_MAX: usize = 1024;
@@ -38,7 +38,8 @@ impl Confinement {
     pub const SECCOMP: u32 = 1 << 5;
     /// A security label other than that of the service's own kind.
     pub const LABEL: u32 = 1 << 6;
-    /// The process could not be looked at: it has gone, or the bus did not tell which it is.
+    /// The process could not be looked at: it has gone, it is another user's by now, or the bus did not
+    /// tell which it is.
     pub const UNKNOWN: u32 = 1 << 7;
     const ALL: u32 = (1 << 8) - 1;
 
@@ -75,8 +76,8 @@ pub struct Identity {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Is this process confined? Comes with its pidfd.
-    Examine,
+    /// Is this process, of a caller with this uid, confined? Comes with its pidfd.
+    Examine { uid: u32 },
     /// Start a worker. The reply comes with the front's end of its control socket.
     Start { name: String, identity: Identity },
     /// End the worker of this name with SIGKILL.
@@ -111,11 +112,12 @@ pub enum Refusal {
 
 impl Request {
     pub fn encode(&self) -> [u8; REQUEST_SIZE] {
-        let nobody = Identity { uid: 0, gid: 0, groups: Vec::new(), confinement: Confinement(0) };
+        let uid = if let Self::Examine { uid } = self { *uid } else { 0 };
+        let user = Identity { uid, gid: 0, groups: Vec::new(), confinement: Confinement(0) };
         let (kind, name, identity) = match self {
-            Self::Examine => (1, "", &nobody),
+            Self::Examine { .. } => (1, "", &user),
             Self::Start { name, identity } => (2, name.as_str(), identity),
-            Self::Kill { name } => (3, name.as_str(), &nobody),
+            Self::Kill { name } => (3, name.as_str(), &user),
         };
         let name = &name.as_bytes()[..name.len().min(NAME_MAX)];
         let groups = &identity.groups[..identity.groups.len().min(GROUPS_MAX)];
@@ -151,7 +153,7 @@ impl Request {
         }
         let name = name.to_owned();
         match number(bytes, 1) {
-            1 => Ok(Self::Examine),
+            1 => Ok(Self::Examine { uid: number(bytes, 2) }),
             2 if !name.is_empty() => {
                 let first = 7 + NAME_MAX / 4;
                 let groups = (first..first + count).map(|index| number(bytes, index)).collect();
@@ -231,7 +233,7 @@ mod tests {
     #[test]
     fn requests_survive_the_way() {
         let start = Request::Start { name: "w-1000-abc".into(), identity: identity() };
-        for request in [Request::Examine, start, Request::Kill { name: "w-1000-abc".into() }] {
+        for request in [Request::Examine { uid: 1000 }, start, Request::Kill { name: "w-1000-abc".into() }] {
             assert_eq!(Request::decode(&request.encode()), Ok(request));
         }
     }

@@ -166,7 +166,7 @@ impl Spawner {
         let request = bytes.get(..length).ok_or(Refusal::Malformed).and_then(Request::decode);
         let mut control = None;
         let reply = match request {
-            Ok(Request::Examine) => self.surroundings.examine(fd.as_ref()),
+            Ok(Request::Examine { uid }) => self.surroundings.examine(fd.as_ref(), uid),
             Ok(Request::Kill { name }) => self.kill(&name),
             Ok(Request::Start { name, identity }) => match self.start(name, identity) {
                 Ok(Started::Parent(pid, front_end)) => {

@@ -25,6 +25,8 @@ pub enum Credentials {
     Are(Arg),
     /// An error of this name.
     Fail(&'static str),
+    /// This dictionary, in a reply that comes from another client.
+    Forged(Arg),
     /// A reply that is no dictionary.
     Garbage,
     /// Nothing, ever.
@@ -54,6 +56,8 @@ struct State {
 
 /// The service's own unique name.
 const SERVICE: &str = ":1.1";
+/// A client who answers for the bus. A real one lets nobody do that.
+const FORGER: &str = ":1.66";
 const GUID: &str = "0123456789abcdef0123456789abcdef";
 
 impl FakeBus {
@@ -158,7 +162,9 @@ impl State {
         let mut reply = match (member.as_str(), &self.credentials) {
             ("Hello", _) => Outgoing::reply(SERVICE, call.serial, &[text(SERVICE)]),
             ("GetConnectionCredentials", credentials) => match credentials {
-                Credentials::Are(dict) => Outgoing::reply(SERVICE, call.serial, std::slice::from_ref(dict)),
+                Credentials::Are(dict) | Credentials::Forged(dict) => {
+                    Outgoing::reply(SERVICE, call.serial, std::slice::from_ref(dict))
+                }
                 Credentials::Fail(name) => Outgoing::error(SERVICE, call.serial, name, "the bus says so"),
                 Credentials::Garbage => Outgoing::reply(SERVICE, call.serial, &[Arg::U32(0)]),
                 Credentials::Silence => Outgoing::reply("", 0, &[]),
@@ -178,13 +184,16 @@ impl State {
                 Outgoing::error(SERVICE, call.serial, name, "this bus does not know it")
             }
         };
+        let forged =
+            member == "GetConnectionCredentials" && matches!(self.credentials, Credentials::Forged(_));
+        let sender = if forged { FORGER } else { DRIVER };
         if member.starts_with("GetConnection") {
             self.asked.push((member, about));
         }
         if call.flags & wire::NO_REPLY == 0 && reply.fields.contains(&(wire::DESTINATION, text(SERVICE))) {
             self.serial += 1;
             reply.serial = self.serial;
-            self.send(&reply.with(wire::SENDER, text(DRIVER)), &[]);
+            self.send(&reply.with(wire::SENDER, text(sender)), &[]);
         }
     }
 }

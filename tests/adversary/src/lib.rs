@@ -5,9 +5,10 @@
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
 //! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
-//! read the same bytes disagree on, `dead_files.rs` row C5. `differential.rs` proves the promise behind all of them: what a caller achieves
-//! through the service, he could have done himself, with the same outcome and the same errno; `memory.rs` the same of
-//! shared memory with names. The front's and the spawner's system calls are looked at in `who.rs`.
+//! read the same bytes disagree on, `dead_files.rs` row C5, `pids.rs` row A4. `differential.rs` proves the promise
+//! behind all of them: what a caller achieves through the service, he could have done himself, with the same outcome
+//! and the same errno; `memory.rs` the same of shared memory with names. The front's and the spawner's system calls are
+//! looked at in `who.rs`.
 //!
 //! # Rows without a test
 //!
@@ -20,7 +21,6 @@
 //! | C6, C14 | not applicable yet: no mechanism serves or mounts FUSE |
 //! | D13 for SysV and mounts | not applicable yet: no mechanism makes them |
 //! | netlink ENOBUFS, signalfd, SysV removal | not applicable yet: no such mechanism |
-//! | POSIX message queue full | not applicable yet; the same rule is tested with a full datagram socket |
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |

@@ -3,11 +3,12 @@
 //! user could stop the service for all with one odd message, from either side.
 
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use ipc_adversary::wire::{self, Arg, Outgoing, no_options, path, text};
 use ipc_adversary::{DRIVER, DRIVER_PATH, Raw, Stage, Streams, outcome};
 use ipc_harness::system::{ALICE, BOB};
-use ipc_harness::{Kind, PATH, SystemBus, or_skip, patience, wait_gone};
+use ipc_harness::{Bus, Kind, PATH, Service, SystemBus, or_skip, patience, wait_gone};
 
 /// Messages that a bus may take and pass on, and that hardly anybody sends.
 fn odd() -> Vec<(&'static str, Vec<u8>)> {
@@ -126,29 +127,47 @@ fn what_a_bus_lets_through_does_not_end_the_front() {
         let bus = or_skip!(SystemBus::start(kind));
         let service = bus.launch().start();
         let mut bob = Raw::new(bus.socket_of(&BOB.into()), BOB.uid);
-        bob.ping().expect("the service answers");
-        let owner = bob.owner();
-        let mut sender = alice(&bus);
-        let mut passed = 0;
-        let odd = odd().into_iter().map(|(what, bytes)| (what.to_owned(), bytes));
-        let changed = changed(400).into_iter().map(|bytes| (format!("{bytes:02x?}"), bytes));
-        for (what, bytes) in odd.chain(changed) {
-            // The other half of half a message would be the question.
-            let said = sender.send_bytes(&bytes, &[]).is_ok() && is_whole(&bytes);
-            let asked = Outgoing::call(DRIVER, DRIVER_PATH, DRIVER, "GetId", &[]);
-            let serial = if said { sender.try_send(asked, &[]).ok() } else { None };
-            let known = serial.and_then(|serial| sender.reply_within(serial, patience())).is_some();
-            passed += u32::from(known);
-            if !known {
-                sender = alice(&bus);
-            }
-            let ping = bob.ping();
-            assert!(ping.is_ok(), "{kind}, {what}: {ping:?}\n{}", service.log());
-            assert_eq!(bob.owner(), owner, "{kind}, {what}: the front was started anew\n{}", service.log());
-        }
-        assert!(passed > 20, "{kind}: only {passed} of them were no reason to close the connection");
-        descriptors_stay_with_their_message(&mut sender);
+        nobody_minds(&format!("system bus, {kind}"), &|| alice(&bus), &mut bob, &service);
     }
+}
+
+/// Nor the service on a session bus, where there is one user only.
+#[test]
+fn what_a_session_bus_lets_through_does_not_end_the_service() {
+    for kind in Kind::ALL {
+        let bus = or_skip!(Bus::start(kind));
+        let service = Service::on(&bus);
+        let path = bus.address().strip_prefix("unix:path=").expect("it has a path").to_owned();
+        let uid = rustix::process::geteuid().as_raw();
+        let connect = || Raw::new(UnixStream::connect(&path).expect("the bus listens"), uid);
+        nobody_minds(&format!("session bus, {kind}"), &connect, &mut connect(), &service);
+    }
+}
+
+/// One says all of it, and the other does not notice.
+fn nobody_minds(bus: &str, connect: &dyn Fn() -> Raw, other: &mut Raw, service: &Service) {
+    other.ping().expect("the service answers");
+    let owner = other.owner();
+    let mut sender = connect();
+    let mut passed = 0;
+    let odd = odd().into_iter().map(|(what, bytes)| (what.to_owned(), bytes));
+    let changed = changed(400).into_iter().map(|bytes| (format!("{bytes:02x?}"), bytes));
+    for (what, bytes) in odd.chain(changed) {
+        // The other half of half a message would be the question.
+        let said = sender.send_bytes(&bytes, &[]).is_ok() && is_whole(&bytes);
+        let asked = Outgoing::call(DRIVER, DRIVER_PATH, DRIVER, "GetId", &[]);
+        let serial = if said { sender.try_send(asked, &[]).ok() } else { None };
+        let known = serial.and_then(|serial| sender.reply_within(serial, patience())).is_some();
+        passed += u32::from(known);
+        if !known {
+            sender = connect();
+        }
+        let ping = other.ping();
+        assert!(ping.is_ok(), "{bus}, {what}: {ping:?}\n{}", service.log());
+        assert_eq!(other.owner(), owner, "{bus}, {what}: the service was started anew\n{}", service.log());
+    }
+    assert!(passed > 20, "{bus}: only {passed} of them were no reason to close the connection");
+    descriptors_stay_with_their_message(&mut sender);
 }
 
 /// What is left out takes its descriptors along, and no others.

@@ -2,6 +2,9 @@
 //! twice, by a program of her own and through the service, in two directories that are alike: both succeed, with the
 //! same owner and mode of what they made, or both fail with the same errno.
 
+#[path = "differential/queues.rs"]
+mod queues;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -27,6 +30,12 @@ enum Does {
     Chmod,
     MakeSemaphore,
     OpenSemaphore,
+    MakeQueue,
+    ReadQueue,
+    WriteQueue,
+    OpenQueue,
+    ChmodQueue,
+    RemoveQueue,
     BindPort,
     ConnectPort,
     OpenDescriptor,
@@ -55,6 +64,10 @@ def port(path, call):
     host, number = path.rsplit(' ', 1)
     s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET); kept.append(s)
     getattr(s, call)((host, int(number)))
+def mq(result):
+    if result < 0: raise OSError(ctypes.get_errno(), '')
+    return result
+def queue(name, flags): return mq(libc.mq_open(b'/' + name.encode(), flags, 0o600, None))
 what = {
     'MakeFifo': lambda p: os.mkfifo(p, 0o600),
     'MakeFile': lambda p: open_(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
@@ -69,6 +82,12 @@ what = {
     'Chmod': lambda p: os.chmod(p, 0o640),
     'MakeSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
     'OpenSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_RDWR | os.O_NOFOLLOW),
+    'MakeQueue': lambda p: queue(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
+    'ReadQueue': lambda p: queue(p, os.O_RDONLY),
+    'WriteQueue': lambda p: queue(p, os.O_WRONLY),
+    'OpenQueue': lambda p: queue(p, os.O_RDWR),
+    'ChmodQueue': lambda p: os.fchmod(queue(p, os.O_RDWR), 0o640),
+    'RemoveQueue': lambda p: mq(libc.mq_unlink(b'/' + p.encode())),
     'BindPort': lambda p: port(p, 'bind'),
     'ConnectPort': lambda p: port(p, 'connect'),
     'OpenDescriptor': lambda p: open_('/proc/%s/fd/%s' % tuple(p.split(' ')), os.O_RDONLY | os.O_NONBLOCK),
@@ -93,6 +112,17 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             alice.try_make("Create", &format!("posixsem:name=/{path},remove-on-close=false")).map(drop)
         }
         OpenSemaphore => alice.try_make("Attach", &format!("posixsem:name=/{path}")).map(drop),
+        MakeQueue => {
+            alice.try_make("Create", &format!("posixmq:name=/{path},remove-on-close=false")).map(drop)
+        }
+        ReadQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=read")).map(drop),
+        WriteQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=write")).map(drop),
+        OpenQueue => alice.try_make("Attach", &format!("posixmq:name=/{path}")).map(drop),
+        ChmodQueue => {
+            let args = [dict(&[("mode", Arg::U32(0o640))])];
+            at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "SetPermissions", &args)
+        }
+        RemoveQueue => at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "Remove", &[]),
         ReadFifo => at(alice, &format!("fifo:path={path}"), "Stream", "Read", &[Arg::U32(1), Arg::U32(0)]),
         WriteFifo => {
             let args = [Arg::Array("y".into(), vec![Arg::Byte(1)]), Arg::U32(0)];
@@ -371,6 +401,9 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
         both(OpenSemaphore, &|mark| format!("{mark}-{name}"));
         both(MakeSemaphore, &|mark| format!("{mark}-{name}"));
     }
+    for (does, name) in queues::cases() {
+        both(does, &|mark| format!("{mark}-{name}"));
+    }
     both(OpenSemaphore, &|mark| format!("{mark}-missing"));
     both(MakeSemaphore, &|mark| format!("{mark}-new"));
     for address in ["127.0.0.1 0", "127.0.0.1 79", "192.0.2.1 0", "::1 0"] {
@@ -406,6 +439,7 @@ fn directly_and_through_the_service() {
     let _listeners = [&roots[0], &roots[1]].map(|root| furnish(&stage, root));
     let (first, second) = (unique("direct"), unique("served"));
     let _semaphores = Semaphores([first.clone(), second.clone()]);
+    let queues = queues::MessageQueues::new(&stage.bus, [first.clone(), second.clone()]);
     let global = global_cases(&stage, [&first, &second]);
     let mut rows: Vec<(Does, [String; 2])> = cases()
         .into_iter()
@@ -432,6 +466,9 @@ fn directly_and_through_the_service() {
             differing.push(format!("{does:?} {path}: directly {directly}, through the service {served}"));
         }
     }
+    let (made, served) = (queues.inventory(&first), queues.inventory(&second));
+    assert_eq!(made, served, "owners and modes of message queues");
+    assert_eq!(made.len(), queues::QUEUES.len() - 1, "her own one was removed: {made:?}");
     println!("{} operations: {outcomes:?}", rows.len());
     let (made, served) = (inventory(&roots[0]), inventory(&roots[1]));
     for (path, line) in &made {

@@ -3,16 +3,20 @@
 
 use ipc_adversary::wire::{Outgoing, bytes, text};
 use ipc_adversary::{DRIVER, DRIVER_PATH, Raw, Stage, assert_error, entry, error, number, outcome};
-use ipc_harness::system::{ALICE, ROOT};
+use ipc_harness::system::{ALICE, BOB, CAROL, ROOT, User};
 use ipc_harness::{PATH, Signal, or_skip, patience};
 use rustix::process::{Pid, kill_process};
 
-/// Alice's worker, which does nothing until this is dropped.
+/// A worker that does nothing until this is dropped.
 struct Still(Pid);
 
 impl Still {
     fn new(stage: &Stage) -> Still {
-        let worker = Pid::from_raw(stage.worker_of(ALICE)).expect("a pid");
+        Still::of(stage, ALICE)
+    }
+
+    fn of(stage: &Stage, user: User) -> Still {
+        let worker = Pid::from_raw(stage.worker_of(user)).expect("a pid");
         kill_process(worker, Signal::STOP).expect("root may");
         Still(worker)
     }
@@ -74,6 +78,23 @@ fn calls_of_a_user_stop_at_the_front() {
     connections.iter_mut().for_each(|raw| drop(raw.create("pipe:")));
     let _still = Still::new(&stage);
     assert_eq!(refusals(&mut connections, 12, "calls-per-user is 30"), 6);
+}
+
+/// Who comes late finds a place, though less than he might have had.
+#[test]
+fn the_last_places_are_shared() {
+    let stage = or_skip!(Stage::with_config(&format!("[front]\ncalls = 40\ncalls-per-user = 30\n{PATIENT}")));
+    let (mut alices, mut bobs) = ([stage.alice(), stage.alice()], [stage.bob()]);
+    alices.iter_mut().chain(&mut bobs).for_each(|raw| drop(raw.create("pipe:")));
+    let _still = (Still::new(&stage), Still::of(&stage, BOB));
+    // Alone she may have all that a user may.
+    assert_eq!(refusals(&mut alices, 15, ""), 0);
+    // He may have half of the ten that are left.
+    assert_eq!(
+        refusals(&mut bobs, 12, "calls is 40; more than half of it is in use, and this user's share is 5"),
+        7
+    );
+    stage.raw(CAROL).ping().expect("there is a place for carol");
 }
 
 /// What the bus holds for a client that does not read stays small, for the bus reads nothing more from the service

@@ -389,6 +389,7 @@ fn c12_names_that_spoil_logs() {
         for address in [
             format!("fifo:path={directory}/{name}"),
             format!("posixsem:name=/{name},remove-on-close"),
+            format!("posixmq:name=/{name},depth=1,size=1,remove-on-close"),
             format!("unix:path=/{name}/missing"),
             format!("pipe:{name}=1"),
             format!("{name}:"),

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use ipc_adversary::wire::{self, Arg, dict, no_options};
 use ipc_adversary::{Raw, Stage, assert_limit, descriptors, error, object, resident};
 use ipc_harness::system::{ALICE, CAROL, ROOT};
-use ipc_harness::{CallError, PATH, or_skip};
+use ipc_harness::{CallError, PATH, or_skip, unique};
 
 /// Takes until it is refused; the refusal names the limit. Gives one back, and may take one again.
 fn quota(
@@ -148,6 +148,36 @@ fn d9_no_processes_left() {
     }
     assert!(stage.workers_of(CAROL).len() <= 1);
     stage.bob().create("pipe:");
+}
+
+/// What the kernel counts of a user's message queues, whoever of his processes made them.
+#[test]
+fn d9_no_memory_left_for_message_queues() {
+    let stage = or_skip!(Stage::new());
+    let (mut carol, mut bob) = (stage.raw(CAROL), stage.bob());
+    let mark = unique("queues");
+    let mut next = 0;
+    let mut make = |raw: &mut Raw| {
+        next += 1;
+        raw.try_make("Create", &format!("posixmq:name=/{mark}-{next},remove-on-close"))
+    };
+    let mut made = Vec::new();
+    let refusal = loop {
+        match make(&mut carol) {
+            Ok(queue) => made.push(queue),
+            Err(refusal) => break refusal,
+        }
+        assert!(made.len() <= 256, "the kernel does not count them");
+    };
+    assert!(refusal.is("LimitExceeded") && refusal.text.contains("RLIMIT_MSGQUEUE"), "{refusal}");
+    carol.close(&made.pop().expect("something was made"));
+    stage.until("she may have one again", || make(&mut carol).is_ok());
+    assert!(error(make(&mut carol)).is("LimitExceeded"));
+    assert!(make(&mut bob).is_ok(), "it is a limit of hers");
+    // They would go with the service in any case; the names would not.
+    let endpoints = carol.usage("endpoints");
+    assert_eq!(endpoints as usize, made.len() + 1);
+    made.iter().for_each(|queue| carol.close(queue));
 }
 
 /// What is refused is not written down call by call.

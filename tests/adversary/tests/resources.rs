@@ -146,26 +146,31 @@ fn a_peer_has_gone() {
 fn a_queue_is_full() {
     let stage = or_skip!(Stage::new());
     let mut alice = stage.alice();
-    let name = unique("queue");
-    let receiver = alice.create(&format!("unix:abstract={name},type=dgram"));
-    let sender = alice.attach(&format!("unix:abstract={name},type=dgram"));
-    let send = |alice: &mut Raw, timeout| {
-        alice.call(&sender, "Messages", "Send", &[bytes(b"message"), no_options(), Arg::U32(timeout)])
-    };
-    let mut sent = 0;
-    let refusal = loop {
-        match send(&mut alice, 0) {
-            Ok(_) => sent += 1,
-            Err(refusal) => break refusal,
+    let datagrams = format!("unix:abstract={},type=dgram", unique("queue"));
+    let queue = format!("posixmq:name=/{}", unique("queue"));
+    for (made, attached) in [(&datagrams, &datagrams), (&format!("{queue},remove-on-close"), &queue)] {
+        let receiver = alice.create(made);
+        let sender = alice.attach(attached);
+        let send = |alice: &mut Raw, timeout| {
+            alice.call(&sender, "Messages", "Send", &[bytes(b"message"), no_options(), Arg::U32(timeout)])
+        };
+        let mut sent = 0;
+        let refusal = loop {
+            match send(&mut alice, 0) {
+                Ok(_) => sent += 1,
+                Err(refusal) => break refusal,
+            }
+        };
+        assert!(refusal.is("Busy") && sent > 0, "{refusal}");
+        assert!(error(send(&mut alice, 50)).is("Timeout"));
+        for _ in 0..sent {
+            let args = [no_options(), Arg::U32(0)];
+            alice.call(&receiver, "Messages", "Receive", &args).expect("what was accepted");
         }
-    };
-    assert!(refusal.is("Busy") && sent > 0, "{refusal}");
-    assert!(error(send(&mut alice, 50)).is("Timeout"));
-    for _ in 0..sent {
-        let args = [no_options(), Arg::U32(0)];
-        alice.call(&receiver, "Messages", "Receive", &args).expect("what was accepted");
+        let nothing = alice.call(&receiver, "Messages", "Receive", &[no_options(), Arg::U32(0)]);
+        assert!(error(nothing).is("Busy"));
+        alice.close(&receiver);
     }
-    assert!(error(alice.call(&receiver, "Messages", "Receive", &[no_options(), Arg::U32(0)])).is("Busy"));
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn the_command_line() {
         ("[limits]\nendpoints = 7\nendpoint = 8\n", "line 3", "unknown field `endpoint`"),
         ("\n[limit]\n", "line 2", "unknown field `limit`"),
         ("[limits]\nendpoints = \"many\"\n", "line 2", "invalid type"),
-        ("[limits]\n\n\nwaits = 100000\n", "line 4", "at most 128"),
+        ("[limits]\n\n\nwaits = 100000\n", "line 4", "at most 16384"),
         ("[limits]\npayload = 0\n", "line 2", "at least 1"),
         ("[limits\n", "line 1", ""),
     ] {

@@ -47,7 +47,7 @@ async fn serve(socket: OwnedFd, words: Arc<[u8]>) {
         let Ok((length, _pidfd)) = receive(&socket, &mut bytes).await else { return };
         let request = Request::decode(&bytes[..length]).expect("the front follows the protocol");
         let (reply, control) = match request {
-            Request::Examine => (Reply::Examined { confinement: Confinement(0), gid: None }, None),
+            Request::Examine { .. } => (Reply::Examined { confinement: Confinement(0), gid: None }, None),
             Request::Start { name, identity } => {
                 let (front, ours) = pair();
                 let words = if identity.uid == HOSTILE { words.clone() } else { Arc::default() };

@@ -32,7 +32,7 @@ fn protocol() -> BTreeMap<&'static str, Vec<u8>> {
         Identity { uid: 1000, gid: 100, groups: vec![4, 100, 1000], confinement: Confinement(0x81) };
     let name = || "w-1000-0123456789abcdef0123456789abcdef".to_owned();
     BTreeMap::from([
-        ("examine", Request::Examine.encode().to_vec()),
+        ("examine", Request::Examine { uid: 1000 }.encode().to_vec()),
         ("start", Request::Start { name: name(), identity }.encode().to_vec()),
         ("kill", Request::Kill { name: name() }.encode().to_vec()),
         ("examined", Reply::Examined { confinement: Confinement(0x21), gid: Some(1000) }.encode().to_vec()),

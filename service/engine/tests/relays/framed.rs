@@ -237,12 +237,29 @@ async fn framing_is_demanded_where_it_is_needed_and_only_there() {
     }
 }
 
-/// A queue that is removed at the end, and as small as it may be: all queues of a user share one limit.
-async fn queue(world: &World, attributes: &str) -> Arc<Endpoint> {
+/// A queue that is removed at the end, however that comes.
+struct Queue(Arc<Endpoint>);
+
+impl std::ops::Deref for Queue {
+    type Target = Arc<Endpoint>;
+
+    fn deref(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let _ = self.0.kernel.remove();
+    }
+}
+
+/// As small as it may be: all queues of a user share one limit.
+async fn queue(world: &World, attributes: &str) -> Queue {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("ipc-relay-{}-{number}", std::process::id());
-    world.create(&format!("posixmq:name=/{name},{attributes},remove-on-close")).await
+    Queue(world.create(&format!("posixmq:name=/{name},{attributes}")).await)
 }
 
 async fn send(world: &World, queue: &Arc<Endpoint>, data: &[u8], priority: u32) {
@@ -345,7 +362,7 @@ async fn a_queue_into_itself_is_refused() {
     let source = queue(&world, "depth=2,size=8").await;
     let again =
         world.engine.attach(&world.call, &source.address, dict! { "access" => "write" }).await.unwrap();
-    for sink in [&source, &again] {
+    for sink in [&*source, &again] {
         let refused = world.relay(&source, sink, Dict::new()).await.unwrap_err();
         assert!(refused.kind == Kind::InvalidArgument && refused.text.contains("come back"), "{refused}");
     }

@@ -10,9 +10,14 @@ use super::{Peer, TemporaryPath};
 impl Peer {
     /// Compiles and starts a program that says "ready"; `None`, visibly, where there is no compiler.
     pub fn compiled(source: &str) -> Option<Self> {
+        Self::compiled_in(source, &[])
+    }
+
+    /// The same, started by another command.
+    pub fn compiled_in(source: &str, with: &[&str]) -> Option<Self> {
         let program = TemporaryPath::new();
         let compiler = Command::new("cc")
-            .args(["-O1", "-Wall", "-Werror", "-x", "c", "-o", program.text(), "-", "-lrt"])
+            .args(["-O1", "-Wall", "-Werror", "-pthread", "-x", "c", "-o", program.text(), "-", "-lrt"])
             .stdin(Stdio::piped())
             .spawn();
         let mut compiler = match compiler {
@@ -24,6 +29,9 @@ impl Peer {
         };
         compiler.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
         assert!(compiler.wait().unwrap().success(), "the C program does not compile");
-        Some(Self::run(Command::new(program.text())).unwrap())
+        let words: Vec<_> = with.iter().copied().chain([program.text()]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        Some(Self::run(command).unwrap())
     }
 }

@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipc_kernel::{Address, Dict, Endpoint, Error, Kind, Opening, Parameters, Result, mechanisms};
+use ipc_kernel::{
+    Address, Attempt, Dict, Endpoint, Error, Kind, Opening, Parameters, Readiness, Result, mechanisms,
+};
 
 pub fn create(address: &str) -> Result<Box<dyn Endpoint>> {
     let address = Address::parse(address)?;
@@ -28,9 +30,16 @@ pub fn attach(address: &str) -> Result<Box<dyn Endpoint>> {
 }
 
 fn done(opening: Opening) -> Result<Box<dyn Endpoint>> {
-    match opening {
-        Opening::Done(endpoint) => Ok(endpoint),
-        Opening::Pending(_) => panic!("memory and semaphores open at once"),
+    let mut pending = match opening {
+        Opening::Done(endpoint) => return Ok(endpoint),
+        Opening::Pending(pending) => pending,
+    };
+    loop {
+        match pending()? {
+            Attempt::Done(endpoint) => return Ok(endpoint),
+            Attempt::Wait(Readiness::After(pause)) => std::thread::sleep(pause),
+            Attempt::Wait(other) => panic!("a semaphore set is looked at again and again, not {other:?}"),
+        }
     }
 }
 
@@ -136,6 +145,13 @@ impl Peer {
     pub fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.line()
+    }
+}
+
+impl Peer {
+    /// Kills it; says which process it was.
+    pub fn kill(self) -> u32 {
+        self.pid()
     }
 }
 

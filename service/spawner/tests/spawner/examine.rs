@@ -10,12 +10,13 @@ use ipc_spawner::sandbox::{self, Violation};
 use crate::forked::{become_user, child_of, exit, forked};
 use crate::spawner::{Spawner, call, pidfd};
 
+/// As a process of root's.
 fn examine(front: &OwnedFd, process: Option<BorrowedFd<'_>>) -> Confinement {
-    examine_all(front, process).0
+    examine_all(front, 0, process).0
 }
 
-fn examine_all(front: &OwnedFd, process: Option<BorrowedFd<'_>>) -> (Confinement, Option<u32>) {
-    match call(front, &Request::Examine, process).0 {
+fn examine_all(front: &OwnedFd, uid: u32, process: Option<BorrowedFd<'_>>) -> (Confinement, Option<u32>) {
+    match call(front, &Request::Examine { uid }, process).0 {
         Reply::Examined { confinement, gid } => (confinement, gid),
         other => panic!("{other:?}"),
     }
@@ -26,8 +27,11 @@ pub fn own_kind() {
     let front = spawner.connect();
     let root = forked(|| {});
     let user = forked(|| become_user(54_321));
-    for (process, gid) in [(root, 0), (user, 54_321)] {
-        assert_eq!(examine_all(&front, Some(process.pidfd.as_fd())), (Confinement(0), Some(gid)));
+    for (process, id) in [(root, 0), (user, 54_321)] {
+        let examined = |uid| examine_all(&front, uid, Some(process.pidfd.as_fd()));
+        assert_eq!(examined(id), (Confinement(0), Some(id)));
+        // It cannot be the one that a caller of another user has.
+        assert_eq!(examined(54_322), (Confinement(Confinement::UNKNOWN), None));
     }
 }
 
@@ -92,7 +96,7 @@ pub fn unknown() {
     let spawner = Spawner::serve();
     let front = spawner.connect();
     let unknown = Confinement(Confinement::UNKNOWN);
-    assert_eq!(examine_all(&front, None), (unknown, None));
+    assert_eq!(examine_all(&front, 0, None), (unknown, None));
     assert_eq!(examine(&front, Some(front.as_fd())), unknown, "a socket");
     // A zombie, and after it a pid that is free again.
     let ended = forked(|| exit(0));

@@ -26,7 +26,7 @@ fn signal(pid: i32, signal: Signal) {
 pub fn malformed_requests_are_refused() {
     let spawner = Spawner::serve();
     let front = spawner.connect();
-    let good = Request::Examine.encode();
+    let good = Request::Examine { uid: 0 }.encode();
     let mut version = good;
     version[0] ^= 0xff;
     let long = [good.as_slice(), &[0]].concat();

@@ -24,7 +24,7 @@ pub fn refuses() {
     assert!(ask(&control, "facts").contains("reopens true"));
     // No way out, and none deeper in.
     assert!(ask(&control, "sandbox").contains("Operation not permitted"));
-    let (reply, _) = call(&front, &Request::Examine, Some(pidfd(pid).as_fd()));
+    let (reply, _) = call(&front, &Request::Examine { uid: 54_321 }, Some(pidfd(pid).as_fd()));
     let Reply::Examined { confinement, .. } = reply else { panic!("{reply:?}") };
     assert!(confinement.0 & Confinement::SECCOMP != 0, "{confinement:?}");
 }

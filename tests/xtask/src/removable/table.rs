@@ -125,6 +125,15 @@ pub const CHECKS: &[Check] = &[
         &[edit("service/stream/src/bus.rs", "LONGEST, Unreadable::IsLeftOut,", "LONGEST, Unreadable::Ends,")],
     ),
     check(
+        "a message that cannot be read is left out on a session bus",
+        Adversary("bytes", "what_a_session_bus_lets_through_does_not_end_the_service"),
+        &[edit(
+            "service/bus/src/serve.rs",
+            "socket.map_or_else(|| Builder::address(address), Builder::socket)",
+            "socket.map_or_else(|| Builder::address(address.clone()), |_| Builder::address(address.clone()))",
+        )],
+    ),
+    check(
         "a call has a size",
         Adversary("front", "a_large_call_stops_at_the_front"),
         &[edit(ROUTER, "if parcel.size() > self.limits.payload as usize + HEADER {", "if false {")],
@@ -151,6 +160,11 @@ pub const CHECKS: &[Check] = &[
             "pools.connections.take(connection, wanted.calls, limit).is_err()",
             "pools.connections.take(connection, wanted.calls, u64::MAX).is_err()",
         )],
+    ),
+    check(
+        "who comes late finds a place",
+        Adversary("front", "the_last_places_are_shared"),
+        &[edit("service/front/src/admission.rs", "if wanted > share {", "if false {")],
     ),
     check(
         "who does not read gets no signals",
@@ -201,6 +215,47 @@ pub const CHECKS: &[Check] = &[
             WHO,
             "let (uid, groups) = check(uid, groups)?;",
             "let (uid, groups) = check(uid, groups.or(uid.map(|uid| vec![uid])))?;",
+        )],
+    ),
+    check(
+        "who has gone is nobody",
+        Adversary("who", "a1_caller_leaves_before_the_lookup"),
+        &[
+            // As polkit did, CVE-2021-3560.
+            edit(
+                WHO,
+                "            return Err(Unknown::Gone);",
+                r#"            let identity = Identity { uid: 0, gid: 0, groups: vec![0], confinement: UNKNOWN };
+            return Ok(Caller { identity, worker: format!("w-0-{:032}", 0) });"#,
+            ),
+            edit(ROUTER, "lock(&self.callers).remove(name)", r#"lock(&self.callers).remove("")"#),
+        ],
+    ),
+    check(
+        "an answer of the bus comes from the bus",
+        Adversary("who", "a2_credentials_that_are_missing"),
+        &[edit(
+            "service/front/src/bus.rs",
+            "Some(sender) if is_bus(sender) => Ok(reply)",
+            "Some(_) => Ok(reply)",
+        )],
+    ),
+    check(
+        "the process of another user tells nothing",
+        Adversary("pids", "a4_a_recycled_pid_gives_nobody_more"),
+        &[edit(
+            "service/spawner/src/confinement.rs",
+            "if !is_of(&status, uid) {",
+            "if !is_of(&status, uid) && false {",
+        )],
+    ),
+    check(
+        "a descriptor that cannot be closed stops its sender only",
+        Adversary("dead_files", "c5_through_a_bus"),
+        &[edit(
+            "service/front/src/parcel.rs",
+            "self.closer.close(self.user, Box::new((message, held)));",
+            "drop((message, held));",
         )],
     ),
     check(
