@@ -8,7 +8,7 @@
 //! memory, and what a look costs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -66,9 +66,8 @@ impl RangeWatches {
         loop {
             table.last = table.last.wrapping_add(1).max(1);
             let key = (endpoint, table.last);
-            if !table.ends.contains_key(&key) {
-                let end = Arc::<Flag>::default();
-                table.ends.insert(key, end.clone());
+            if let Entry::Vacant(vacant) = table.ends.entry(key) {
+                let end = vacant.insert(Arc::default()).clone();
                 return Ok(Place { watches: self.clone(), key, end, bytes, _counted: counted });
             }
         }
