@@ -169,17 +169,6 @@ fn both_kinds_of_waiters_are_in_one_queue() {
     assert_eq!(set.values(), [0, 5]);
 }
 
-/// The errno that an error's text names.
-fn errno(error: &Error) -> String {
-    let words = error.text.split(|c: char| !c.is_ascii_alphanumeric());
-    let is_errno = |word: &&str| {
-        word.len() > 3
-            && word.starts_with('E')
-            && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
-    };
-    words.filter(is_errno).next_back().unwrap_or_else(|| panic!("no errno in {error}")).to_owned()
-}
-
 /// What the C library says, and what we say: the same errno, and its kind.
 #[track_caller]
 fn same<T>(program: &mut Peer, line: &str, kind: Kind, ours: Result<T>) {

@@ -14,6 +14,9 @@ use zbus::{OwnedVariant, Variant};
 
 const DEFAULT: u32 = u32::MAX;
 
+/// Number of the semaphore, operation, flags.
+type Operation = (u16, i16, u16);
+
 /// A key that nobody has. Its set is removed at the end, whoever made it.
 struct Key(String);
 
@@ -104,7 +107,7 @@ fn numbers(value: &OwnedVariant) -> Vec<u32> {
 async fn operate(
     client: &Client,
     set: &str,
-    operations: &[(u16, i16, u16)],
+    operations: &[Operation],
     timeout: u32,
 ) -> Result<(), ipc_harness::CallError> {
     client.call(set, "Semaphore", "Operate", &(operations, timeout)).await
@@ -174,7 +177,7 @@ async fn what_sets_refuse(stage: Stage) {
     let client = stage.client().await;
     let key = Key::new();
     let set = client.create(&format!("{},values=1+0,remove-on-close", key.address())).await;
-    let refused: [(&[(u16, i16, u16)], u32, &str, &[&str]); 9] = [
+    let refused: [(&[Operation], u32, &str, &[&str]); 9] = [
         (&[(0, -2, 0)], 0, "Busy", &["timeout_ms other than 0"]),
         (&[(0, -2, 0)], 50, "Timeout", &["within 50 ms"]),
         (&[(0, -1, 0), (1, -1, 2048)], 50, "Busy", &["IPC_NOWAIT"]),
@@ -236,7 +239,7 @@ async fn what_sets_refuse(stage: Stage) {
     );
 }
 
-async fn acquire_set(client: &Client, set: &str, operations: &[(u16, i16, u16)]) -> OwnedFd {
+async fn acquire_set(client: &Client, set: &str, operations: &[Operation]) -> OwnedFd {
     let lease: zbus::OwnedFd =
         client.call(set, "Semaphore", "AcquireSet", &(operations, DEFAULT)).await.expect("AcquireSet");
     lease.into()

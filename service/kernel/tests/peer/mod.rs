@@ -62,6 +62,17 @@ pub fn refused<T>(result: Result<T>, kind: Kind, phrase: &str) {
     }
 }
 
+/// The errno that an error's text names; else its kind.
+pub fn errno(error: &Error) -> String {
+    let mut words = error.text.split(|c: char| !c.is_ascii_alphanumeric());
+    let is_errno = |word: &&str| {
+        word.len() > 3
+            && word.starts_with('E')
+            && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+    };
+    words.rfind(is_errno).map_or_else(|| format!("{:?}", error.kind), str::to_owned)
+}
+
 /// A name that no other test and no other process uses.
 pub fn unique() -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
