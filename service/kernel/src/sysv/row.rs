@@ -77,15 +77,17 @@ impl Commands {
         self.of(pid).is_some()
     }
 
-    /// Puts a process into a row under `key`, and its command name under `key`-command.
+    /// Puts a process into a row under `key`, and its command name under `key`-command where there is one.
     pub fn put(&mut self, row: &mut Dict, key: &str, pid: libc::pid_t) {
-        row.insert(format!("{key}-command"), self.name(pid));
+        if let Some(name) = self.name(pid) {
+            row.insert(format!("{key}-command"), name.into());
+        }
         row.insert(key.to_owned(), Value::U32(pid.cast_unsigned()));
     }
 
-    /// The command name; empty for no process, and for one that has ended.
-    pub fn name(&mut self, pid: libc::pid_t) -> Value {
-        self.of(pid).unwrap_or_default().into()
+    /// The command name; None for no process, and for one that has ended.
+    pub fn name(&mut self, pid: libc::pid_t) -> Option<&str> {
+        self.of(pid)
     }
 }
 
