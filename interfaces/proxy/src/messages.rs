@@ -52,6 +52,11 @@ pub trait Messages {
         timeout_ms: u32,
     ) -> zbus::Result<(String, HashMap<String, OwnedVariant>)>;
 
+    /// Takes every message that waits now and that the selector asks for, without returning them,
+    /// and says how many: at most 65,536, then call again. An empty selector empties the queue.
+    /// Errors as for Receive.
+    fn purge(&self, selector: HashMap<&str, Variant<'_>>) -> zbus::Result<u64>;
+
     /// What Received signals have said since number seq, as far as it is kept (1,024 events and
     /// 1 MiB), and how many are no longer kept.
     fn since(&self, seq: u64) -> zbus::Result<(Vec<(u64, u64, Vec<u8>, HashMap<String, OwnedVariant>)>, u64)>;
