@@ -50,15 +50,15 @@ pub fn row(id: c_int, state: &libc::msqid_ds, commands: &mut Commands) -> impl I
         ("cbytes", Value::U64(state.__msg_cbytes as u64)),
         ("qbytes", Value::U64(state.msg_qbytes as u64)),
         ("lspid", Value::U32(lspid.cast_unsigned())),
-        ("lspid-command", commands.name(lspid).into()),
         ("lrpid", Value::U32(lrpid.cast_unsigned())),
-        ("lrpid-command", commands.name(lrpid).into()),
         ("stime", Value::U64(micros(state.msg_stime))),
         ("rtime", Value::U64(micros(state.msg_rtime))),
         ("ctime", Value::U64(micros(state.msg_ctime))),
         ("stale", Value::Bool(stale)),
     ];
-    permission_cells::<Queue>(id, state).into_iter().chain(own)
+    let names = [("lspid-command", lspid), ("lrpid-command", lrpid)]
+        .map(|(key, pid)| commands.name(pid).map(|name| (key, name.into())));
+    permission_cells::<Queue>(id, state).into_iter().chain(own).chain(names.into_iter().flatten())
 }
 
 /// MSGMAX, the most that msgsnd(2) takes.

@@ -72,20 +72,22 @@ impl Commands {
         self.0.entry(pid).or_insert_with(|| look(pid)).as_deref()
     }
 
-    /// The command name; empty where there is no such process.
-    pub fn name(&mut self, pid: libc::pid_t) -> String {
-        self.of(pid).unwrap_or_default().to_owned()
-    }
-
     /// Whether the process lives, or another one that has got its number.
     pub fn lives(&mut self, pid: libc::pid_t) -> bool {
         self.of(pid).is_some()
     }
 
-    /// Puts a process into a row under `key`, and its command name under `key`-command.
+    /// Puts a process into a row under `key`, and its command name under `key`-command where there is one.
     pub fn put(&mut self, row: &mut Dict, key: &str, pid: libc::pid_t) {
-        row.insert(format!("{key}-command"), self.name(pid).into());
+        if let Some(name) = self.name(pid) {
+            row.insert(format!("{key}-command"), name.into());
+        }
         row.insert(key.to_owned(), Value::U32(pid.cast_unsigned()));
+    }
+
+    /// The command name; None for no process, and for one that has ended.
+    pub fn name(&mut self, pid: libc::pid_t) -> Option<&str> {
+        self.of(pid)
     }
 }
 
