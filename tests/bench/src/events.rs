@@ -2,8 +2,8 @@
 //!
 //! P9 times single writes, from before write(2) to the handler, on the clock that all processes share. Its peers are
 //! Gio.FileMonitor (python3-gi, whose handler does nothing but look at the clock) and inotifywait, read through a pipe.
-//! P10 renames a file to and fro: each rename is one event with two paths. Its peer is the smallest zbus service,
-//! which emits one signal after the other.
+//! P10 stops the service while files are opened, until the kernel's queue is full, and times how long it takes to tell
+//! everybody. Its peer is the smallest zbus service, which emits one signal after the other.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::StreamExt;
 use ipc_harness::{Bus, connect, need_tool, peer, temp_dir};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    time::{ClockId, clock_gettime},
+};
 use tokio::time::timeout;
 use zbus::{Connection, MatchRule, MessageStream, message::Type};
 
@@ -61,7 +64,9 @@ fn now() -> i64 {
 
 /// Writes so many times, each after what the one before has led to; the median in µs.
 fn writes(directory: &Path, times: usize, mut heard: impl FnMut() -> Result<i64>) -> Result<f64> {
-    let mut file = File::create(directory.join("file")).context("a file")?;
+    // Neither making nor emptying it is a change of its content.
+    let file = directory.join("file");
+    let mut file = File::options().append(true).create(true).open(file).context("a file")?;
     let mut delays = Vec::with_capacity(times);
     for _ in 0..times {
         let written = now();
@@ -75,6 +80,7 @@ fn writes(directory: &Path, times: usize, mut heard: impl FnMut() -> Result<i64>
 struct Signals {
     client: Client,
     stream: MessageStream,
+    path: String,
 }
 
 impl Signals {
@@ -87,17 +93,20 @@ impl Signals {
             let rule = MatchRule::builder().msg_type(Type::Signal).interface(interface).path(path.to_owned());
             MessageStream::for_match_rule(rule.build()?, connection, NonZeroUsize::new(1 << 16)).await
         });
-        Ok(Signals { client, stream: stream.context("a match rule")? })
+        Ok(Signals { client, stream: stream.context("a match rule")?, path: path.to_owned() })
     }
 
-    /// Waits for the next signal that is one of these; gives it.
+    /// Waits for the next signal of the path that is one of these; gives it.
     fn next(&mut self, members: &[&str]) -> Result<zbus::Message> {
-        let stream = &mut self.stream;
+        let (stream, path) = (&mut self.stream, self.path.as_str());
         self.client.with(async |_: &Connection| {
             let wanted = async {
                 while let Some(message) = stream.next().await {
                     let message = message?;
-                    if message.header().member().is_some_and(|member| members.contains(&member.as_str())) {
+                    let header = message.header();
+                    let is_wanted = header.member().is_some_and(|member| members.contains(&member.as_str()));
+                    // A private connection gets those of all objects.
+                    if is_wanted && header.path().is_some_and(|of| of.as_str() == path) {
                         return Ok(message);
                     }
                 }
@@ -199,12 +208,16 @@ fn inotifywait(directory: &Path) -> Result<Teller> {
 
 /// Events a second, from the first rename to the last subscriber's last event.
 fn throughput(settings: &Settings) -> Result<Vec<Row>> {
-    let events = if settings.quick { 2_000 } else { 20_000 };
+    // As many as the kernel's queue takes by default, and full signals.
+    let events = if settings.quick { 1_600 } else { 16_000 };
     let mut rows = Vec::new();
     for subscribers in [1, 10] {
         let ipc = Ipc::start()?;
         let directory = temp_dir();
-        let watch = ipc.create(&format!("inotify:path={},events=move,batch", directory.path().display()))?;
+        let watch = ipc.create(&format!("inotify:path={},events=open,batch", directory.path().display()))?;
+        for name in ["a", "b"] {
+            fs::write(directory.path().join(name), "").context("a file")?;
+        }
         let listen = |bus: &Bus, interface, path: &str| {
             let listen = || Signals::on(Client::on(bus)?, true, interface, path);
             (0..subscribers).map(|_| listen()).collect::<Result<Vec<_>>>()
@@ -214,7 +227,7 @@ fn throughput(settings: &Settings) -> Result<Vec<Row>> {
         let mut theirs = listen(&ipc.bus, ECHO, ECHO_PATH)?;
         let caller = Client::on(&ipc.bus)?;
         let mut contenders: [Contender<'_, f64>; 2] = [
-            Box::new(|| renames(directory.path(), events, &mut ours)),
+            Box::new(|| opened(&ipc, directory.path(), events, &mut ours)),
             Box::new(|| emitted(&caller, events, &mut theirs)),
         ];
         let samples = interleave(settings.rounds, &mut contenders)?;
@@ -226,16 +239,16 @@ fn throughput(settings: &Settings) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn renames(directory: &Path, events: usize, subscribers: &mut [Signals]) -> Result<f64> {
-    let [a, b] = ["a", "b"].map(|name| directory.join(name));
-    fs::write(&a, "").context("a file")?;
+/// All events wait in the kernel's queue when the clock starts, so that it is the service that is measured.
+fn opened(ipc: &Ipc, directory: &Path, events: usize, subscribers: &mut [Signals]) -> Result<f64> {
+    let service = Pid::from_raw(ipc.pid()).context("a process")?;
+    kill_process(service, Signal::STOP).context("SIGSTOP")?;
+    for turn in 0..events {
+        // Two in turn, as successive events that are the same become one.
+        File::open(directory.join(["a", "b"][turn % 2])).context("a file")?;
+    }
     let started = Instant::now();
-    let worker = std::thread::spawn(move || -> std::io::Result<()> {
-        for turn in 0..events {
-            if turn % 2 == 0 { fs::rename(&a, &b)? } else { fs::rename(&b, &a)? }
-        }
-        Ok(())
-    });
+    kill_process(service, Signal::CONT).context("SIGCONT")?;
     for subscriber in subscribers {
         let (mut heard, mut next) = (0, None);
         while heard < events {
@@ -252,12 +265,7 @@ fn renames(directory: &Path, events: usize, subscribers: &mut [Signals]) -> Resu
             heard += changes.len();
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
-    match worker.join() {
-        Ok(done) => done.context("renaming")?,
-        Err(_) => bail!("the renaming thread panicked"),
-    }
-    Ok(events as f64 / seconds)
+    Ok(events as f64 / started.elapsed().as_secs_f64())
 }
 
 fn emitted(caller: &Client, events: usize, subscribers: &mut [Signals]) -> Result<f64> {

@@ -199,7 +199,7 @@ impl Echo {
         #[zbus(signal_emitter)] emitter: zbus::object_server::SignalEmitter<'_>,
     ) -> zbus::fdo::Result<()> {
         for seq in 1..=u64::from(count) {
-            emitter.changed(seq, &["MOVED_FROM", "MOVED_TO"], "/tmp/directory/a", "/tmp/directory/b").await?;
+            emitter.changed(seq, &["OPEN"], "/tmp/directory/a", "").await?;
         }
         Ok(())
     }
