@@ -56,8 +56,10 @@ what = {
 print('ready', flush=True)
 for line in sys.stdin:
     name, *arguments = line.split()
-    try: what[name](*arguments); print('ok', flush=True)
-    except OSError as e: print(errno.errorcode[e.errno], flush=True)
+    # Whoever waits for the answer gives the line a number.
+    number = arguments.pop() if arguments and arguments[-1].startswith('#') else ''
+    try: what[name](*arguments); print('ok' + number, flush=True)
+    except OSError as e: print(errno.errorcode[e.errno] + number, flush=True)
 "#;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +132,11 @@ impl Furniture {
                 fs::write(&path, [0; 4096]).expect("root may");
                 std::os::unix::fs::chown(&path, Some(user.uid), Some(group)).expect("root may");
                 fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("root may");
-                let line = format!("furnish {mark}-{name} {} {group} {mode:o}\n", user.uid);
+                let number = format!("#{mark}-{name}");
+                let line = format!("furnish {mark}-{name} {} {group} {mode:o} {number}\n", user.uid);
                 furniture.program.write(line);
-                furniture.program.wait_for(|line| line == "ok");
+                let answer = furniture.program.wait_for(|line| line.ends_with(&number));
+                assert!(answer.starts_with("ok"), "{answer}");
             }
         }
         furniture
@@ -176,8 +180,8 @@ impl Drop for Furniture {
     fn drop(&mut self) {
         for name in self.names().collect::<Vec<_>>() {
             let _gone = fs::remove_file(format!("/dev/shm/{name}"));
-            self.program.write(format!("RemoveSegment {name}\n"));
-            self.program.wait_for(|line| line == "ok" || line.starts_with('E'));
+            self.program.write(format!("RemoveSegment {name} #removed-{name}\n"));
+            self.program.wait_for(|line| line.ends_with(&format!("#removed-{name}")));
         }
     }
 }
