@@ -42,6 +42,16 @@ refused() { # what, command...
     fi
 }
 
+# As the documentation says it, with either bus.
+reload() {
+    busctl call org.freedesktop.DBus / org.freedesktop.DBus ReloadConfig || fail "the bus reads nothing anew"
+}
+
+denied() { # what, command...
+    refused "$@"
+    grep -q -i 'denied\|not authorized\|rejected' /tmp/why || fail "$1 is refused for another reason: $(cat /tmp/why)"
+}
+
 # An endpoint of alice, with something in it that nobody else holds.
 create_pipe() { # text
     pipe=$(call alice $manager $name Create 'sa{sv}' pipe: 0 | cut -d '"' -f 2) || fail "alice cannot create"
@@ -88,6 +98,23 @@ step "the system: systemd $(systemctl --version | cut -d ' ' -f 2 | head -n 1), 
 for user in alice bob; do
     useradd --create-home "$user"
 done
+
+step "without installing it, as the README says"
+dpkg-deb --extract /package/old.deb /tmp/unpacked
+useradd --system --shell /usr/sbin/nologin ipcd
+cp /tmp/unpacked/usr/share/dbus-1/system.d/$name.conf /usr/share/dbus-1/system.d/
+reload
+/tmp/unpacked/usr/bin/ipcd --bus system &
+foreground=$!
+timeout 20 sh -c "until busctl --system status $name; do sleep 0.1; done" >/dev/null 2>&1 || fail "it is not on the bus"
+call alice $manager $name Create 'sa{sv}' pipe: 0 || fail "alice cannot call"
+kill $foreground
+wait $foreground || fail "it ends with $?"
+rm /usr/share/dbus-1/system.d/$name.conf
+rm -r /tmp/unpacked
+userdel ipcd
+reload
+
 # Made beforehand: useradd leaves copies of the databases beside them.
 files >/tmp/before
 
@@ -135,15 +162,39 @@ grep -q -i mount /tmp/why || fail "a confined caller is told: $(cat /tmp/why)"
 [ ! -e /home/alice/other ] || fail "a confined caller has made /home/alice/other"
 rm /home/alice/bell /home/alice/socket /home/alice/memory
 
-step "the policy is in force: no property is set, and an administrator closes what he likes"
-refused "Properties.Set" call alice $manager org.freedesktop.DBus.Properties Set ssv $name Version s no
-grep -q -i 'denied\|not authorized\|rejected' /tmp/why || fail "$(cat /tmp/why)"
+step "the policy is in force: no property is set"
+denied "Properties.Set" call alice $manager org.freedesktop.DBus.Properties Set ssv $name Version s no
+
+step "an administrator opens it to a group only, as the cookbook says"
 cp /usr/share/doc/ipcd/examples/$name-group.conf /etc/dbus-1/system.d/
-systemctl reload dbus.service
-refused "a call of one who is not in the group" call alice $manager org.freedesktop.DBus.Peer Ping
+groupadd --system ipc && usermod --append --groups ipc alice
+reload
+create_pipe member
+kept member
+denied "a call of one who is not in the group" call bob $manager org.freedesktop.DBus.Peer Ping
 rm /etc/dbus-1/system.d/$name-group.conf
-systemctl reload dbus.service
-call alice $manager org.freedesktop.DBus.Peer Ping
+gpasswd --delete alice ipc >/dev/null
+groupdel ipc
+reload
+call bob $manager org.freedesktop.DBus.Peer Ping
+
+step "and closes one interface"
+cp /usr/share/doc/ipcd/examples/$name-no-memory.conf /etc/dbus-1/system.d/
+reload
+for user in alice root; do
+    memory=$(call $user $manager $name Create 'sa{sv}' mmap:size=4096 0 | cut -d '"' -f 2) || fail "$user cannot create"
+    read="call $user $memory $name.Memory Read tt 0 4"
+    case $user in
+    root) $read || fail "root cannot read" ;;
+    *) denied "Memory.Read" $read ;;
+    esac
+done
+create_pipe other
+kept other
+rm /etc/dbus-1/system.d/$name-no-memory.conf
+reload
+memory=$(call alice $manager $name Create 'sa{sv}' mmap:size=4096 0 | cut -d '"' -f 2)
+call alice "$memory" $name.Memory Read tt 0 4 || fail "alice cannot read"
 
 step "the front is restarted: endpoints stay"
 create_pipe second

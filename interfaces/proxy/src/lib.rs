@@ -43,5 +43,7 @@ interfaces! {
     memory: MemoryProxy,
     semaphore: SemaphoreProxy,
     watch: WatchProxy,
+    process: ProcessProxy,
+    mailbox: MailboxProxy,
     relay: RelayProxy,
 }

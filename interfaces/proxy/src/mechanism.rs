@@ -14,7 +14,8 @@ pub trait Mechanism {
 
     /// Every object of this mechanism on the machine that the caller may see, made through this
     /// service or not. The filter holds columns and the values that they must have; an empty one
-    /// lists everything. Which columns there are, the reference page says.
+    /// lists everything. Which columns there are, the reference page says. TooLarge: the reply would
+    /// have more than 24 MiB (list), on the system bus 1 MiB (payload) except through Connect().
     fn list(&self, filter: HashMap<&str, Variant<'_>>) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
 
     /// Whether it can be used on this machine now.

@@ -44,6 +44,14 @@ pub trait Memory {
     /// a shrink seal prevents that.
     fn resize(&self, size: u64) -> zbus::Result<()>;
 
+    /// Sets memory or disk space aside for a range, so that stores into it do not run out of it
+    /// (fallocate(2)). Errors: InvalidArgument, LimitExceeded, NotSupported.
+    fn allocate(&self, offset: u64, length: u64) -> zbus::Result<()>;
+
+    /// Gives back what a range takes up; it reads as zeros then, for everybody (fallocate(2),
+    /// FALLOC_FL_PUNCH_HOLE). Errors: InvalidArgument, PermissionDenied, NotSupported.
+    fn punch_hole(&self, offset: u64, length: u64) -> zbus::Result<()>;
+
     /// Adds seals: shrink, grow, write, future-write, exec, seal. They cannot be taken back.
     fn seal(&self, seals: &[&str]) -> zbus::Result<()>;
 
@@ -51,12 +59,12 @@ pub trait Memory {
     fn sync(&self) -> zbus::Result<()>;
 
     /// Watches a range: what changes in it is told by Changed. The kernel has no event for stores, so
-    /// the service looks again every interval-ms (u, default 100, at least 10); or, with the option
-    /// with (o), a semaphore of this service, whenever that is posted: each look takes one unit, and
-    /// changes that are posted are never overlooked. What changes and changes back between two looks
-    /// is not seen. A watch ends with UnwatchRange, the endpoint, or the connection that asked for
-    /// it. All watched ranges together are bounded by the limit payload. Errors: InvalidArgument,
-    /// TooLarge, LimitExceeded.
+    /// the service looks again every interval-ms (u, default 100, at least 10). Or it looks when it is
+    /// told to, by an endpoint of this service in the option with (o): a semaphore, of which each look
+    /// takes one unit; or a futex, at each wake-up and each new value. What changes and changes back
+    /// between two looks is not seen. A watch ends with UnwatchRange, the endpoint, or the
+    /// connection that asked for it. All watched ranges together are bounded by the limit payload.
+    /// Errors: InvalidArgument, TooLarge, LimitExceeded.
     fn watch_range(&self, offset: u64, length: u64, options: HashMap<&str, Variant<'_>>) -> zbus::Result<u32>;
 
     /// Ends a watch of this endpoint, whoever began it. Errors: NotFound.

@@ -15,9 +15,11 @@ pub trait Watch {
         seq: u64,
     ) -> zbus::Result<(Vec<(u64, u64, Vec<String>, String, String, HashMap<String, OwnedVariant>)>, u64)>;
 
-    /// A file changed. The events are those of inotify(7) without IN_: CREATE, ISDIR, … A path
-    /// that is not UTF-8 has U+FFFD in the text, and its bytes in details as path-bytes (ay) or
-    /// from-bytes (ay); otherwise details are empty.
+    /// A file changed. The events are those of inotify(7) without IN_: CREATE, ISDIR, … A rename
+    /// has both MOVED_FROM and MOVED_TO, and its former path in from; one of them alone was moved out of
+    /// what is watched, or in. UNWATCHED: that directory is not watched, details say why in reason (s). How
+    /// the service came to know, where no event said so: INITIAL, FOUND, RESCANNED, POLLED. A path that is
+    /// not UTF-8 has U+FFFD in the text, and its bytes in details as path-bytes (ay) or from-bytes (ay).
     #[zbus(signal)]
     fn changed(
         &self,
@@ -28,7 +30,17 @@ pub trait Watch {
         details: HashMap<String, OwnedVariant>,
     ) -> zbus::Result<()>;
 
-    /// The kernel dropped events (IN_Q_OVERFLOW). How many, it does not say: lost is 0 then.
+    /// With the option batch, instead of Changed: up to 64 changes, of which the first has this number and
+    /// the others the next ones; each with its events, path, from and details as in Changed.
+    #[zbus(signal)]
+    fn changed_many(
+        &self,
+        first: u64,
+        changes: Vec<(Vec<String>, String, String, HashMap<String, OwnedVariant>)>,
+    ) -> zbus::Result<()>;
+
+    /// The kernel dropped events (IN_Q_OVERFLOW). How many, it does not say: lost is 0 then. With
+    /// recursive or rescan, what has changed meanwhile follows, marked RESCANNED.
     #[zbus(signal)]
     fn overflow(&self, seq: u64, lost: u64) -> zbus::Result<()>;
 }

@@ -9,17 +9,21 @@ use std::{
     sync::Arc,
 };
 
-use ipc_engine::{Endpoint, Object, Relay, events::Happening};
-use zbus::{Message, ObjectPath, Variant, fdo, object_server::Interface};
+use ipc_engine::{
+    Endpoint, Object, Relay,
+    events::{Happening, Numbered},
+};
+use zbus::{Message, ObjectPath, Variant, fdo, names::InterfaceName, object_server::Interface};
 
 use crate::{
     interfaces::{
         self,
         futex::Futex,
         listener::Listener,
+        mailbox,
         memory::Memory,
         messages::Messages,
-        object_manager, relay,
+        object_manager, process, relay,
         stream::Stream,
         watch::{self, Watch},
     },
@@ -30,6 +34,9 @@ use crate::{
 
 /// Events of one object that are announced before another one has its turn.
 const TURN: usize = 64;
+
+/// Bytes of paths in one signal.
+const MANY_BYTES: usize = 32 * 1024;
 
 /// Announces for as long as the service runs.
 pub async fn run(tree: Arc<Tree>) {
@@ -87,7 +94,10 @@ impl Announcer {
         let object = Object::Endpoint(endpoint.clone());
         let events = endpoint.events.unannounced(TURN);
         let more = events.len() == TURN;
-        for event in events {
+        if endpoint.batch {
+            self.many(&object, &path, &events).await;
+        }
+        for event in events.into_iter().filter(|_| !endpoint.batch) {
             if let Happening::Accepted(accepted) = event.happening
                 && let Some(accepted) = self.tree.engine.endpoint(accepted)
             {
@@ -95,6 +105,10 @@ impl Announcer {
             }
             let build = |to: Option<&str>| self.event(to, endpoint, &path, event.seq, &event.happening);
             self.tree.signal(&object, build).await;
+            if matches!(event.happening, Happening::Exited(_)) {
+                let changed = BTreeMap::from([("Alive", Variant::from(false))]);
+                self.changed(&object, &path, process::Process::name(), changed).await;
+            }
         }
         if more {
             // The rest has its turn after the others.
@@ -105,6 +119,34 @@ impl Announcer {
             };
             self.tree.signal(&object, build).await;
             self.removed(&object).await;
+        }
+    }
+
+    /// Announces the events of a watch, as many changes in one signal as come one after the other.
+    async fn many(&self, object: &Object, path: &ObjectPath<'_>, events: &[Numbered]) {
+        let mut left = events;
+        while let Some(first) = left.first() {
+            let mut bytes = 0;
+            let fits = |event: &&Numbered| {
+                bytes += event.happening.bytes();
+                matches!(event.happening, Happening::Changed(_)) && bytes <= MANY_BYTES
+            };
+            // One alone is announced, however large it is; so is what is no change.
+            let count = left.iter().take_while(fits).count().max(1);
+            let (together, rest) = left.split_at(count);
+            left = rest;
+            let changes: Vec<_> = together
+                .iter()
+                .filter_map(|event| match &event.happening {
+                    Happening::Changed(change) => watch::change(change).ok(),
+                    _ => None,
+                })
+                .collect();
+            let build = |to: Option<&str>| match changes.is_empty() {
+                false => signal::<Watch, _>(to, path, "ChangedMany", &(first.seq, &changes)),
+                true => signal::<Watch, _>(to, path, "Overflow", &(first.seq, 0u64)),
+            };
+            self.tree.signal(object, build).await;
         }
     }
 
@@ -146,23 +188,39 @@ impl Announcer {
                 signal::<Memory, _>(to, path, "Changed", &(seq, watch, offset, length))
             }
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
+            Happening::Signalled(received) => {
+                signal::<mailbox::Mailbox, _>(to, path, "Received", &mailbox::body(seq, received))
+            }
+            Happening::Exited(exit) => {
+                signal::<process::Process, _>(to, path, "Exited", &(exit.code, exit.signal, exit.core))
+            }
         }
     }
 
     async fn relay(&mut self, relay: &Arc<Relay>) {
         let path = paths::relay(relay);
         let object = Object::Relay(relay.clone());
-        // Not by zbus's emitter: it would pass by the outbox.
         let changed = BTreeMap::from([("State", Variant::from(relay.state().name()))]);
-        let body = (relay::Relay::name(), changed, [""; 0].as_slice());
-        let build = |to: Option<&str>| signal::<fdo::Properties, _>(to, &path, "PropertiesChanged", &body);
-        self.tree.signal(&object, build).await;
+        self.changed(&object, &path, relay::Relay::name(), changed).await;
         if let Some(end) = relay.finished() {
             let body = (end.reason.as_str(), end.bytes, end.messages);
             let build = |to: Option<&str>| signal::<relay::Relay, _>(to, &path, "Finished", &body);
             self.tree.signal(&object, build).await;
             self.removed(&object).await;
         }
+    }
+
+    /// PropertiesChanged; not by zbus's emitter, which would pass by the outbox.
+    async fn changed(
+        &self,
+        object: &Object,
+        path: &ObjectPath<'_>,
+        interface: InterfaceName<'_>,
+        changed: BTreeMap<&str, Variant<'_>>,
+    ) {
+        let body = (interface, changed, [""; 0].as_slice());
+        let build = |to: Option<&str>| signal::<fdo::Properties, _>(to, path, "PropertiesChanged", &body);
+        self.tree.signal(object, build).await;
     }
 
     async fn removed(&mut self, object: &Object) {

@@ -49,6 +49,15 @@ impl Face {
         self.peer.is_some()
     }
 
+    /// The most bytes that a list may have, and the limit that says so: behind the front, the front's.
+    pub fn longest_list(&self) -> (u32, &'static str) {
+        let limits = &self.engine.limits;
+        match self.present {
+            Some(_) => (limits.list.min(limits.payload), "payload"),
+            None => (limits.list, "list"),
+        }
+    }
+
     /// Who sent the message: the unique name that the bus vouches for, or the private connection.
     pub fn client_name<'a>(&'a self, header: &'a Header<'_>) -> Result<&'a str> {
         match (&self.peer, header.sender()) {

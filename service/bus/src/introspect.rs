@@ -12,8 +12,9 @@ use crate::{
     face::Face,
     interfaces::{
         Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
-        manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
-        object_manager::ObjectManager, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+        mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
+        object_manager::ObjectManager, process::Process, relay::Relay, semaphore::Semaphore, stream::Stream,
+        watch::Watch,
     },
     paths,
     tree::Tree,
@@ -123,6 +124,8 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
         named(doc::SEMAPHORE, Semaphore::new(&face, &source)),
         named(doc::FUTEX, Futex::new(&face, &source)),
         named(doc::WATCH, Watch::new(&face, &source)),
+        named(doc::PROCESS, Process::new(&face, &source)),
+        named(doc::MAILBOX, Mailbox::new(&face, &source)),
         named(doc::RELAY, Relay::new(&face, &relay)),
     ];
     let documents = interfaces
@@ -174,6 +177,11 @@ A word of 32 bits in shared memory, on which processes sleep until another one w
 (futex(2)).";
     pub const WATCH: &str = "\
 A watch on a file or directory (inotify(7)).";
+    pub const PROCESS: &str = "\
+A process (or one of its threads, or the group that it leads), to send signals to and to watch
+until it ends. It is held as a pidfd: its number cannot come to mean another process.";
+    pub const MAILBOX: &str = "\
+A process of the service's own that receives signals for the caller (signal(7)).";
     pub const RELAY: &str = "\
 A relay moves everything that comes out of its source into its sink, with back-pressure: when
 the sink is full, it stops reading.";

@@ -23,8 +23,9 @@ use crate::{
     face::Face,
     interfaces::{
         Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
-        manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages, object_manager,
-        object_manager::ObjectManager, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
+        mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
+        object_manager, object_manager::ObjectManager, process::Process, relay::Relay, semaphore::Semaphore,
+        stream::Stream, watch::Watch,
     },
     outbox::Outbox,
     paths,
@@ -206,6 +207,8 @@ impl Tree {
                         Shape::Semaphore => drop(server.at(path, Semaphore::new(face, endpoint)).await?),
                         Shape::Futex => drop(server.at(path, Futex::new(face, endpoint)).await?),
                         Shape::Watch => drop(server.at(path, Watch::new(face, endpoint)).await?),
+                        Shape::Process => drop(server.at(path, Process::new(face, endpoint)).await?),
+                        Shape::Mailbox => drop(server.at(path, Mailbox::new(face, endpoint)).await?),
                     }
                 }
             }

@@ -17,10 +17,6 @@ pub fn vardict(dict: Dict) -> Result<Vardict> {
     dict.into_iter().map(|(key, value)| Ok((key, OwnedVariant::try_from(variant(value)?)?))).collect()
 }
 
-pub fn vardicts(dicts: Vec<Dict>) -> Result<Vec<Vardict>> {
-    dicts.into_iter().map(vardict).collect()
-}
-
 fn variant(value: Value) -> Result<Variant<'static>> {
     Ok(match value {
         Value::Bool(value) => value.into(),

@@ -24,6 +24,7 @@ use ipc_engine::Engine;
 use ipc_front::{FdStore, Front, NoStore, Reconnect, Start};
 use ipc_kernel::{
     Address,
+    signal::address,
     unix::{name::Name, peers},
 };
 use ipc_spawner::{
@@ -203,6 +204,8 @@ fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation
     let mut forbidden: Vec<Name> = PEERS.iter().map(|path| Name::Path(PathBuf::from(path))).collect();
     forbidden.extend(carried.get("DBUS_SYSTEM_BUS_ADDRESS").map(bus_sockets).unwrap_or_default());
     peers::forbid(forbidden);
+    // The spawner is root's, as a worker of root's is.
+    address::protect(rustix::process::getppid().map(|spawner| spawner.as_raw_pid()));
     let confined = |confinement: Confinement| (!confinement.is_none()).then(|| confinement.reasons());
     let engine = Engine::confined(config.limits, confined(identity.confinement));
     let runtime = runtime::Builder::new_current_thread()

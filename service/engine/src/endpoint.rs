@@ -44,6 +44,8 @@ pub struct Endpoint {
     pub remove_on_close: bool,
     /// What comes is taken and sent as signals, so that nobody else should read.
     pub deliver: bool,
+    /// Its events are announced many at once.
+    pub batch: bool,
     pub events: Ring,
     /// Set when the endpoint was closed; then there is a reason.
     pub closed: Flag,
@@ -69,19 +71,6 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-impl Drop for Endpoint {
-    /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
-    /// and others receive from it.
-    fn drop(&mut self) {
-        let kept = std::mem::take(&mut *self.kept());
-        if let Some(messages) = self.kernel.messages() {
-            for message in &kept {
-                messages.put_back(message);
-            }
-        }
-    }
-}
-
 /// What a new endpoint is made of.
 pub(crate) struct Made {
     pub mechanism: &'static Descriptor,
@@ -90,6 +79,7 @@ pub(crate) struct Made {
     pub creator: String,
     pub remove_on_close: Option<bool>,
     pub deliver: bool,
+    pub batch: bool,
 }
 
 impl Endpoint {
@@ -102,6 +92,7 @@ impl Endpoint {
             remove_on_close: made.remove_on_close.unwrap_or_else(|| made.kernel.remove_by_default()),
             kernel: made.kernel,
             deliver: made.deliver,
+            batch: made.batch,
             lifetime: made.lifetime,
             creator: made.creator,
             created_at: crate::events::now(),
@@ -141,7 +132,7 @@ impl Endpoint {
         self.kernel.futex().ok_or_else(|| self.lacks(Shape::Futex))
     }
 
-    fn lacks(&self, shape: Shape) -> Error {
+    pub(crate) fn lacks(&self, shape: Shape) -> Error {
         let shapes: Vec<_> = self.shapes.iter().map(|shape| shape.name()).collect();
         Error::not_supported(format!(
             "{} has no shape {}; it has {}",

@@ -16,6 +16,8 @@ use std::{
 
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
+    inotify::budget::{Budget, Share},
+    listing::Listing,
     mechanism::{self, Adoption},
     mechanisms,
     shape::Shape,
@@ -53,6 +55,7 @@ pub struct Counters {
     pub waits: Arc<Counter>,
     pub endpoints: Arc<Counter>,
     pub watches: Arc<Counter>,
+    pub mailboxes: Arc<Counter>,
     pub leases: Arc<Counter>,
     pub subscriptions: Arc<Counter>,
     pub connections: Arc<Counter>,
@@ -68,7 +71,7 @@ struct Table {
 
 /// The right to one more endpoint, given back when the endpoint leaves the table.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "held, never looked at")] Taken);
+pub struct Place(pub(crate) Vec<Taken>);
 
 /// What an address and its options ask for.
 struct Asked {
@@ -136,8 +139,10 @@ impl Engine {
         options: Dict,
     ) -> Result<Arc<Endpoint>> {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
-        let parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
+        let mut parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
         self.may_create(mechanism, &parameters)?;
+        let place = self.place_for_process(mechanism, place)?;
+        parameters.budget = self.watches_budget();
         let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
                 self.may_attach(mechanism)?;
@@ -219,14 +224,22 @@ impl Engine {
     fn place_for(&self, mechanism: &Descriptor) -> Result<Place> {
         if mechanism.shapes.contains(&Shape::Watch) {
             let watches = &self.counters.watches;
-            return watches.take(self.limits.watches, "there are too many watches", "watches").map(Place);
+            let taken = watches.take(self.limits.watches, "there are too many watches", "watches")?;
+            return Ok(Place(vec![taken]));
         }
         self.place_for_endpoint()
     }
 
+    /// For the watches that an endpoint makes besides its first.
+    fn watches_budget(&self) -> Budget {
+        let (watches, limit) = (self.counters.watches.clone(), self.limits.watches);
+        Budget::new(move || watches.take(limit, "there are too many watches", "watches").map(Share::new))
+    }
+
     pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
         let endpoints = &self.counters.endpoints;
-        endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints").map(Place)
+        let taken = endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints")?;
+        Ok(Place(vec![taken]))
     }
 
     fn add(
@@ -254,6 +267,7 @@ impl Engine {
             creator: call.client.name.clone(),
             remove_on_close: own.remove_on_close,
             deliver: own.deliver,
+            batch: own.batch,
         };
         let endpoint = self.enter(made, place);
         crate::lifetime::guard(self, &endpoint, &call.client, guardian);
@@ -290,6 +304,7 @@ impl Engine {
             creator: listener.creator.clone(),
             remove_on_close: Some(false),
             deliver: false,
+            batch: false,
         };
         let endpoint = self.enter(made, place);
         let guardian = match listener.lifetime {
@@ -345,6 +360,7 @@ impl Engine {
             // The name may be gone already; closing succeeds all the same.
             let _ = endpoint.kernel.remove();
         }
+        endpoint.give_back_kept();
         let mut table = self.table();
         table.endpoints.remove(&endpoint.id);
         for relay in table.relays.values() {
@@ -391,7 +407,7 @@ impl Engine {
     }
 
     /// Objects of a mechanism on the whole machine that match the filter.
-    pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Vec<Dict>> {
+    pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Listing> {
         for key in filter.keys() {
             if !mechanism.columns.iter().any(|column| column.key == key) {
                 let known: Vec<_> = mechanism.columns.iter().map(|column| column.key).collect();
@@ -403,11 +419,15 @@ impl Engine {
             }
         }
         self.may_list(mechanism)?;
-        let mut rows = blocking(move || (mechanism.list)()).await?;
-        rows.retain(|row| {
-            filter.iter().all(|(key, wanted)| row.get(key).is_some_and(|value| value.same(wanted)))
-        });
-        Ok(rows)
+        blocking(move || {
+            let mut listing = match mechanism.listing {
+                Some(listing) => listing()?,
+                None => (mechanism.list)()?.into(),
+            };
+            listing.filter(&filter);
+            Ok(listing)
+        })
+        .await
     }
 
     /// Whether nobody has anything here: no call, endpoint, relay, private connection,
@@ -439,6 +459,7 @@ impl Engine {
             "endpoints" => self.counters.endpoints.value(),
             "relays" => relays,
             "watches" => self.counters.watches.value(),
+            "mailboxes" => self.counters.mailboxes.value(),
             "leases" => self.counters.leases.value(),
             "subscriptions" => self.counters.subscriptions.value(),
             "connections" => self.counters.connections.value(),
@@ -462,6 +483,7 @@ fn fits(kernel: &dyn mechanism::Endpoint, own: &Options) -> Result<Option<OwnedF
         (own.deliver && !has(Shape::Stream) && !has(Shape::Messages), "deliver", "stream or messages"),
         (own.notify && !has(Shape::Messages) && !has(Shape::Futex), "notify", "messages or futex"),
         (own.accept && !has(Shape::Listener), "accept", "listener"),
+        (own.batch && !has(Shape::Watch), "batch", "watch"),
     ]
     .into_iter()
     .find(|(wrong, ..)| *wrong);

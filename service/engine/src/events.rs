@@ -9,7 +9,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ipc_kernel::{Dict, shape::Event};
+use event_listener::{Event as Bell, EventListener};
+use ipc_kernel::{
+    Dict,
+    shape::{Event, Exit, Received},
+};
 
 /// One thing that happened.
 #[derive(Debug, Clone)]
@@ -28,16 +32,25 @@ pub enum Happening {
     Woken(u32),
     /// Memory under a watch has changed; where nothing has (length 0), the watch has ended.
     RangeChanged { watch: u32, offset: u64, length: u64 },
+    /// A process has ended.
+    Exited(Exit),
+    /// A mailbox has received a signal.
+    Signalled(Received),
 }
 
 impl Happening {
-    fn bytes(&self) -> usize {
+    /// About as many as it takes to keep it or to send it.
+    pub fn bytes(&self) -> usize {
         64 + match self {
-            Self::Changed(event) => event.path.len() + event.from.len(),
+            Self::Changed(event) => event.path.len() + event.from.len() + event.note.len(),
             Self::Received { data, .. } => data.len(),
-            Self::Overflow | Self::Accepted(_) | Self::Ready | Self::Woken(_) | Self::RangeChanged { .. } => {
-                0
-            }
+            Self::Overflow
+            | Self::Accepted(_)
+            | Self::Ready
+            | Self::Woken(_)
+            | Self::RangeChanged { .. }
+            | Self::Exited(_)
+            | Self::Signalled(_) => 0,
         }
     }
 }
@@ -57,6 +70,8 @@ const RING_BYTES: usize = 1 << 20;
 pub struct Ring {
     kept: usize,
     inner: Mutex<Inner>,
+    /// Rings when events were announced.
+    announced: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +84,7 @@ struct Inner {
 
 impl Ring {
     pub fn new(kept: u32) -> Self {
-        Self { kept: kept as usize, inner: Mutex::default() }
+        Self { kept: kept as usize, inner: Mutex::default(), announced: Bell::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -107,8 +122,30 @@ impl Ring {
         let (events, _) = inner.since(inner.announced, max);
         if let Some(newest) = events.last() {
             inner.announced = newest.seq;
+            self.announced.notify(usize::MAX);
         }
         events
+    }
+
+    /// How many events nobody has announced yet.
+    pub fn backlog(&self) -> u64 {
+        let inner = self.inner();
+        inner.last - inner.announced
+    }
+
+    /// What to wait for while so many events are not announced yet that one more might push one of them out;
+    /// None: there is room.
+    pub fn full(&self) -> Option<EventListener> {
+        let is_full = || {
+            let inner = self.inner();
+            inner.last - inner.announced > (self.kept / 2) as u64
+                || inner.bytes > RING_BYTES / 2 && inner.last > inner.announced + 64
+        };
+        if !is_full() {
+            return None;
+        }
+        let listener = self.announced.listen();
+        is_full().then_some(listener)
     }
 }
 

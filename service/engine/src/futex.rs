@@ -104,7 +104,7 @@ pub(crate) async fn notify(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Erro
 }
 
 /// Completes when the word was woken, or does not have the value that was seen last.
-async fn woken(futex: &dyn Futex, seen: u32) -> Result<()> {
+pub(crate) async fn woken(futex: &dyn Futex, seen: u32) -> Result<()> {
     let wait = futex.word()?.wait(seen, ANY);
     while let Attempt::Wait(readiness) = wait.attempt()? {
         until(readiness).await?;

@@ -15,8 +15,10 @@ limits! {
     endpoints("endpoints") = 256, "any" at most 4096;
     /// Relays.
     relays("relays") = 64, "any" at most 1024;
-    /// inotify watches, and watches on ranges of memory.
+    /// inotify watches (each directory of a tree is one), and watches on ranges of memory.
     watches("watches") = 1024, "any" at most 16384;
+    /// Mailboxes for signals, each of which is a process; they count as endpoints, too.
+    mailboxes("mailboxes") = 32, "any" at most 256;
     /// Subscriptions, of endpoints and of the manager.
     subscriptions("subscriptions") = 128, "any" at most 512;
     /// Leases of semaphores that are held.
@@ -27,6 +29,8 @@ limits! {
     idle_s("idle-s") = 30, "positive" at most 86400;
     /// Bytes of payload of one call, reply or message.
     payload("payload") = 1048576, "positive" at most 4194304;
+    /// Bytes of one reply to List(); on the system bus no more than payload, but through Connect().
+    list("list") = 25165824, "positive" at most 33554432;
     /// Bytes of payload of one signal.
     signal_payload("signal-payload") = 65536, "positive" at most 65536;
     /// File descriptors of one reply.

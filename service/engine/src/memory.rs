@@ -16,6 +16,16 @@ impl Engine {
         if !endpoint.memory()?.may_block() {
             return operation(endpoint.memory()?);
         }
+        self.on_memory_at_length(endpoint, operation).await
+    }
+
+    /// Runs what may take long even where nothing blocks, such as filling gigabytes, on the blocking
+    /// pool.
+    pub async fn on_memory_at_length<T: Send + 'static>(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        operation: impl FnOnce(&dyn Memory) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let endpoint = endpoint.clone();
         blocking(move || operation(endpoint.memory()?)).await
     }

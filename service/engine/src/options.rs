@@ -12,6 +12,7 @@ pub static OPTIONS: &[Parameter] = &[
     Parameter::new("deliver", Type::Bool, "Take bytes or messages as they come and send them as signals Received").default("false"),
     Parameter::new("notify", Type::Bool, "Messages: send a signal Ready when one waits; nothing is taken. Futexes: send a signal Woken for each wake-up, and take it").default("false"),
     Parameter::new("accept", Type::Bool, "Accept connections as they come and send signals Accepted").default("false"),
+    Parameter::new("batch", Type::Bool, "Watch: send up to 64 changes in one signal ChangedMany, 20 ms late at most").default("false"),
 ];
 
 /// How long an endpoint lives.
@@ -41,6 +42,7 @@ pub struct Options {
     pub deliver: bool,
     pub notify: bool,
     pub accept: bool,
+    pub batch: bool,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ impl Options {
             deliver: own.bool("deliver"),
             notify: own.bool("notify"),
             accept: own.bool("accept"),
+            batch: own.bool("batch"),
         };
         if parsed.deliver && parsed.notify {
             return Err(Error::invalid(

@@ -19,8 +19,10 @@ use crate::{
 pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Options) {
     let has = |shape| endpoint.shapes.contains(&shape);
     if has(Shape::Watch) {
-        spawn(engine, endpoint, watch);
+        let (engine, endpoint) = (engine.clone(), endpoint.clone());
+        until_closed(engine.clone(), endpoint.clone(), watch(engine, endpoint));
     }
+    crate::process::start_pumps(engine, endpoint);
     if options.accept {
         spawn(engine, endpoint, accept);
     }
@@ -70,9 +72,9 @@ pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One step of a pump; an error ends it and closes the endpoint.
-type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
+pub(crate) type Step = fn(&Arc<Engine>, &Arc<Endpoint>) -> Result<Attempt<()>>;
 
-fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
+pub(crate) fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) {
     let (engine, endpoint) = (engine.clone(), endpoint.clone());
     until_closed(engine.clone(), endpoint.clone(), run(engine, endpoint, step));
 }
@@ -113,22 +115,66 @@ pub(crate) fn happened(engine: &Engine, endpoint: &Arc<Endpoint>, happening: Hap
     engine.announce(Object::Endpoint(endpoint.clone()));
 }
 
-fn watch(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
+/// How many events of an endpoint with `batch` are announced at once, and how long fewer wait.
+const BATCH: u64 = 64;
+const BATCH_WAIT: Duration = Duration::from_millis(20);
+
+/// Puts events into the ring no faster than they are announced, so that a burst costs nobody a signal:
+/// what waits, waits in the queue of the mechanism, which says when it is full.
+async fn watch(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Error {
     let Some(events) = endpoint.kernel.events() else {
-        return Err(Error::new(Kind::Closed, "the endpoint has no events"));
+        return Error::new(Kind::Closed, "the endpoint has no events");
     };
-    let notices = match events.next()? {
-        Attempt::Done(notices) => notices,
-        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
-    };
-    for notice in notices {
-        match notice {
-            Notice::Event(event) => happened(engine, endpoint, Happening::Changed(event)),
-            Notice::Overflow => happened(engine, endpoint, Happening::Overflow),
-            Notice::End(reason) => return Err(Error::new(Kind::Gone, reason)),
+    let announce = || engine.announce(Object::Endpoint(endpoint.clone()));
+    // When a batch that is not full is announced.
+    let mut due = None;
+    loop {
+        let notices = match events.next() {
+            Ok(Attempt::Done(notices)) => notices,
+            Ok(Attempt::Wait(readiness)) => {
+                let mut ready = until(readiness);
+                loop {
+                    let late = async {
+                        match due {
+                            Some(due) => tokio::time::sleep_until(due).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        done = &mut ready => match done {
+                            Ok(()) => break,
+                            Err(error) => return error,
+                        },
+                        () = late => {
+                            due = None;
+                            announce();
+                        }
+                    }
+                }
+                continue;
+            }
+            Err(error) => return error,
+        };
+        for notice in notices {
+            let happening = match notice {
+                Notice::Event(event) => Happening::Changed(event),
+                Notice::Overflow => Happening::Overflow,
+                Notice::End(reason) => return Error::new(Kind::Gone, reason),
+            };
+            while let Some(room) = endpoint.events.full() {
+                announce();
+                room.await;
+            }
+            endpoint.events.push(happening);
+            if !endpoint.batch || endpoint.events.backlog() >= BATCH {
+                announce();
+                due = None;
+            } else if due.is_none() {
+                due = Some(tokio::time::Instant::now() + BATCH_WAIT);
+            }
         }
+        tokio::task::yield_now().await;
     }
-    Ok(Attempt::Done(()))
 }
 
 fn accept(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {

@@ -2,21 +2,23 @@
 //!
 //! The kernel has no event for a store through a mapping. So a watch looks again and again and
 //! compares with a copy, at an interval, or whenever somebody who has changed the memory says so
-//! by posting a semaphore. What changes and changes back between two looks is not seen.
+//! by posting a semaphore or waking a futex. What changes and changes back between two looks is not seen.
 //!
 //! The copies of all watches together are no longer than one call's payload; that bounds their
 //! memory, and what a look costs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
 use ipc_kernel::{Address, Attempt, Dict, Error, Kind, Parameter, Parameters, Result, Type};
 
 use crate::{
-    Call, Client, Endpoint, Engine, client::Taken, events::Happening, flag::Flag, pump::happened, wait::until,
+    Call, Client, Endpoint, Engine, client::Taken, events::Happening, flag::Flag, futex::woken,
+    pump::happened, wait::until,
 };
 
 /// The options of WatchRange besides `with`.
@@ -64,9 +66,8 @@ impl RangeWatches {
         loop {
             table.last = table.last.wrapping_add(1).max(1);
             let key = (endpoint, table.last);
-            if !table.ends.contains_key(&key) {
-                let end = Arc::<Flag>::default();
-                table.ends.insert(key, end.clone());
+            if let Entry::Vacant(vacant) = table.ends.entry(key) {
+                let end = vacant.insert(Arc::default()).clone();
                 return Ok(Place { watches: self.clone(), key, end, bytes, _counted: counted });
             }
         }
@@ -95,12 +96,14 @@ impl Drop for Place {
 /// When a watch looks.
 enum Driver {
     Every(Duration),
-    /// When this endpoint says so.
-    With(Arc<Endpoint>),
+    /// For each unit of this semaphore.
+    Semaphore(Arc<Endpoint>),
+    /// When this futex is woken, or no longer has the value that was seen last.
+    Futex(Arc<Endpoint>, u32),
 }
 
 impl Driver {
-    fn of(options: &Dict, with: Option<Arc<Endpoint>>) -> Result<Self> {
+    async fn of(engine: &Engine, options: &Dict, with: Option<Arc<Endpoint>>) -> Result<Self> {
         let parameters = Parameters::check(OPTIONS, &[], &Address::new("WatchRange"), options)?;
         let Some(endpoint) = with else {
             // The table has a default.
@@ -112,42 +115,58 @@ impl Driver {
                 "give either interval-ms or with: a watch that is driven looks when it is told to",
             ));
         }
-        if endpoint.kernel.semaphore().is_none() {
-            return Err(Error::invalid(format!(
-                "with must be a semaphore, which {} is not: it has {}",
-                endpoint.address,
-                endpoint.shapes.iter().map(|shape| shape.name()).collect::<Vec<_>>().join(", ")
-            )));
+        if endpoint.kernel.semaphore().is_some() {
+            return Ok(Self::Semaphore(endpoint));
         }
-        Ok(Self::With(endpoint))
+        if endpoint.kernel.futex().is_some() {
+            let seen = engine.on_futex(&endpoint, |word| word.load()).await?;
+            return Ok(Self::Futex(endpoint, seen));
+        }
+        Err(Error::invalid(format!(
+            "with must be a semaphore or a futex, which {} is not: it has {}",
+            endpoint.address,
+            endpoint.shapes.iter().map(|shape| shape.name()).collect::<Vec<_>>().join(", ")
+        )))
     }
 
     /// Completes when it is time to look.
-    async fn next(&self) -> Result<()> {
-        match self {
+    async fn next(&mut self, engine: &Engine) -> Result<()> {
+        let (endpoint, told): (_, BoxFuture<'_, Result<()>>) = match self {
             Self::Every(interval) => {
                 tokio::time::sleep(*interval).await;
-                Ok(())
+                return Ok(());
             }
-            Self::With(endpoint) => loop {
-                match told(endpoint)? {
-                    // A semaphore that is far above zero must not starve the others.
-                    Attempt::Done(()) => return Ok(tokio::task::yield_now().await),
-                    Attempt::Wait(readiness) => tokio::select! {
-                        () = endpoint.closed.wait() => {
-                            return Err(Error::new(Kind::Closed, "the endpoint that drives the watch was closed"));
-                        }
-                        ready = until(readiness) => ready?,
-                    },
-                }
-            },
+            Self::Semaphore(endpoint) => (&*endpoint, posted(endpoint).boxed()),
+            Self::Futex(endpoint, seen) => {
+                let endpoint = &*endpoint;
+                let told = async move {
+                    woken(endpoint.futex()?, *seen).await?;
+                    // Before the look at the memory: who changes that later changes this later still.
+                    *seen = engine.on_futex(endpoint, |word| word.load()).await?;
+                    Ok(())
+                };
+                (endpoint, told.boxed())
+            }
+        };
+        tokio::select! {
+            () = endpoint.closed.wait() => {
+                Err(Error::new(Kind::Closed, "the endpoint that drives the watch was closed"))
+            }
+            told = told => {
+                // One that is told all the time must not starve the others.
+                tokio::task::yield_now().await;
+                told
+            }
         }
     }
 }
 
-/// One attempt to be told: a unit of the semaphore for each look.
-fn told(endpoint: &Endpoint) -> Result<Attempt<()>> {
-    endpoint.semaphore()?.wait()
+/// Takes a unit.
+async fn posted(semaphore: &Endpoint) -> Result<()> {
+    while let Attempt::Wait(readiness) = semaphore.semaphore()?.wait()? {
+        until(readiness).await?;
+    }
+    Ok(())
 }
 
 /// A range, and what it held at the last look; nothing where it could not be read.
@@ -196,7 +215,7 @@ impl Engine {
         with: Option<Arc<Endpoint>>,
     ) -> Result<u32> {
         endpoint.memory()?;
-        let driver = Driver::of(&options, with)?;
+        let driver = Driver::of(self, &options, with).await?;
         if length == 0 {
             return Err(Error::invalid("the length of a watched range must be at least 1 byte"));
         }
@@ -233,12 +252,12 @@ async fn watch(
     client: Arc<Client>,
     place: Place,
     mut looker: Looker,
-    driver: Driver,
+    mut driver: Driver,
 ) {
     let number = place.key.1;
     let (offset, length) = (looker.offset, looker.length);
     let look = async {
-        while driver.next().await.is_ok() {
+        while driver.next(&engine).await.is_ok() {
             // What cannot be read has changed, too; Read says why.
             let now = engine.memory_read(&endpoint, offset, length).await.ok();
             if let Some((offset, length)) = looker.compare(now) {

@@ -150,6 +150,7 @@ fn until_noting(readiness: Readiness, calls: &Calls) -> BoxFuture<'static, Resul
     match readiness {
         Readiness::Readable(fd) => ready(fd, PollFlags::IN).boxed(),
         Readiness::Writable(fd) => ready(fd, PollFlags::OUT).boxed(),
+        Readiness::HungUp(fd) => ready(fd, PollFlags::ERR).boxed(),
         Readiness::Word(word) => words::changed(word).boxed(),
         Readiness::Blocked(call) => blocked(call, calls.clone()).boxed(),
         Readiness::Notified(listener) => listener.map(Ok).boxed(),

@@ -6,10 +6,10 @@
 //! Where the value tells what happened (semaphores), a thread is filled before the next one starts.
 //! Not so for waits that are *exact* (futexes): of words that are woken at once the call names only
 //! one, and while a thread takes in a longer list, it waits for nothing. So each of these has a
-//! thread of its own as long as there are not many (docs/decisions/0011-exact-waits.md).
+//! thread of its own as long as there are not many (docs/decisions/0013-exact-waits.md).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -19,6 +19,7 @@ use std::{
 use ipc_kernel::{
     Error, Kind, Result,
     futex_word::{Outcome, Shared},
+    guard::Mapping,
     word::{self, MAX_WORDS, Watched, WordWait},
 };
 
@@ -77,12 +78,11 @@ impl Worker {
         loop {
             let (control, waiting): (u32, Vec<_>) = {
                 let mut entries = self.entries();
-                entries.waiting.retain(|_, entry| !entry.done.is_set() && !entry.is_lost());
                 if entries.waiting.is_empty() {
                     entries.ended = true;
                     return;
                 }
-                (self.control.load(Ordering::SeqCst), entries.waiting.values().cloned().collect())
+                (self.control.load(Ordering::SeqCst), entries.to_wait_for())
             };
             let mut words = vec![Watched::Private { word: self.control.clone(), expected: control }];
             words.extend(waiting.iter().map(|entry| entry.watched.clone()));
@@ -106,9 +106,30 @@ impl Worker {
     }
 }
 
-/// Ends the waits for words that have changed; says how many those are.
+impl Entries {
+    /// Those that have not ended. Where one has, and its caller has not yet looked at the value, the
+    /// others for the same word come after him: a post is for one of them, not for a crowd.
+    fn to_wait_for(&self) -> Vec<Arc<Entry>> {
+        let ended = |entry: &&Arc<Entry>| entry.is_lost() || entry.done.is_set();
+        let before: HashSet<_> =
+            self.waiting.values().filter(ended).filter_map(|entry| entry.turn()).collect();
+        let next = self.waiting.values().filter(|entry| !ended(entry));
+        next.filter(|entry| entry.turn().is_none_or(|word| !before.contains(&word))).cloned().collect()
+    }
+}
+
+/// Ends the waits for words that have changed, one for each word where they take turns; says how
+/// many those are.
 fn changed_among(waiting: &[Arc<Entry>]) -> usize {
-    waiting.iter().filter(|entry| entry.end_if_changed()).count()
+    let mut had = HashSet::new();
+    let mut turn = |entry: &Entry| {
+        entry.turn().is_none_or(|word| !had.contains(&word)) && {
+            let changed = entry.end_if_changed();
+            had.extend(entry.turn().filter(|_| changed));
+            changed
+        }
+    };
+    waiting.iter().filter(|entry| turn(entry)).count()
 }
 
 impl Entry {
@@ -117,6 +138,16 @@ impl Entry {
             exact.settle(outcome);
         }
         self.done.set();
+    }
+
+    /// The word for which waits take turns: the value tells each of them what there is.
+    fn turn(&self) -> Option<(*const Mapping, usize)> {
+        match &self.watched {
+            Watched::Shared { mapping, offset, .. } if self.exact.is_none() => {
+                Some((Arc::as_ptr(mapping), *offset))
+            }
+            _ => None,
+        }
     }
 
     /// Says whether it ended.
@@ -154,10 +185,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.worker.entries().waiting.remove(&self.id);
-        // Where it has ended, the thread knows.
-        if !self.entry.done.is_set() {
-            word::interrupt(&self.worker.control);
-        }
+        word::interrupt(&self.worker.control);
     }
 }
 
@@ -220,25 +248,26 @@ fn register(wait: &WordWait) -> Result<Registered> {
     Ok(Registered { worker, id, entry })
 }
 
-/// The thread that another wait is to go to; none: a new one, if there may be one.
+/// The thread that another wait is to go to; none: a new one, if there may be one. One that has
+/// ended meanwhile does not count.
 fn choose(workers: &[Arc<Worker>], exact: bool) -> Option<&Arc<Worker>> {
-    let places = workers.iter().filter_map(|worker| {
-        let entries = worker.entries();
-        let room = !entries.ended && entries.waiting.len() < WORDS;
-        room.then_some((worker, entries.waiting.len(), entries.exact))
-    });
-    if exact {
+    let state = |worker| {
+        let entries = Worker::entries(worker);
+        (!entries.ended).then_some((entries.waiting.len(), entries.exact))
+    };
+    let alive: Vec<_> = workers
+        .iter()
+        .filter_map(|worker| state(worker).map(|(load, exact)| (worker, load, exact)))
+        .collect();
+    let places = alive.iter().filter(|(_, load, _)| *load < WORDS);
+    let chosen = if exact {
         // One that is about to end has no other words, and may go on.
-        let may_start = workers.len() < OWN_THREADS;
-        return places
-            .min_by_key(|(_, load, _)| *load)
-            .filter(|(_, load, _)| *load == 0 || !may_start)
-            .map(|(worker, ..)| worker);
-    }
-    // Its coming and going would disturb exact waits.
-    let may_start = workers.len() < MAX_THREADS;
-    places
-        .min_by_key(|(.., exact)| *exact)
-        .filter(|(.., exact)| !exact || !may_start)
-        .map(|(worker, ..)| worker)
+        let may_start = alive.len() < OWN_THREADS;
+        places.min_by_key(|(_, load, _)| *load).filter(|(_, load, _)| *load == 0 || !may_start)
+    } else {
+        // Its coming and going would disturb exact waits.
+        let may_start = alive.len() < MAX_THREADS;
+        places.min_by_key(|(.., exact)| *exact).filter(|(.., exact)| !exact || !may_start)
+    };
+    chosen.map(|(worker, ..)| *worker)
 }

@@ -200,5 +200,13 @@ async fn semaphores_fill_a_thread_before_the_next_starts() {
         assert!(poll(&mut until).is_pending());
         waits.push(until);
     }
+    // They give themselves their names.
+    timeout(PATIENCE, async {
+        while threads() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("two threads");
     assert_eq!(threads(), 2);
 }

@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use rustix::{io::Errno, mm::Advice};
+
 use crate::{Error, Kind, Result, guard::Mapping, shape::Word};
 
 /// How often an addition of floating-point numbers is tried against other writers.
@@ -54,6 +56,44 @@ impl Mapping {
             Kind::Busy,
             format!("another process changed the word {MAX_TRIES} times between reading and writing it"),
         ))
+    }
+
+    /// Sets memory aside for a range, or says that there is none, as no store could.
+    pub fn populate(&self, offset: usize, length: usize) -> Result<()> {
+        self.must_be_writable()?;
+        let page = rustix::param::page_size();
+        let first = offset - offset % page;
+        self.advise(first, offset.saturating_add(length).saturating_sub(first), Advice::LinuxPopulateWrite)
+    }
+
+    /// Gives the memory of a range back; it reads as zeros then.
+    pub fn remove(&self, offset: usize, length: usize) -> Result<()> {
+        let page = rustix::param::page_size();
+        let end = offset.saturating_add(length);
+        // Pages as a whole; the rest is written.
+        let (first, last) = (offset.next_multiple_of(page).min(end), (end - end % page).max(offset));
+        if first >= last {
+            return self.write_bytes(offset, &vec![0; length]);
+        }
+        self.write_bytes(offset, &vec![0; first - offset])?;
+        self.advise(first, last - first, Advice::LinuxRemove)?;
+        self.write_bytes(last, &vec![0; end - last])
+    }
+
+    fn advise(&self, offset: usize, length: usize, advice: Advice) -> Result<()> {
+        let start = self.range(offset, length)?;
+        // SAFETY: a range of this mapping, which nobody refers to but by atomic operations: what is
+        // given back reads as zeros, and what is populated is not changed.
+        unsafe { rustix::mm::madvise(start.cast(), length, advice) }.map_err(|errno| match errno {
+            Errno::FAULT => Error::new(
+                Kind::Gone,
+                "the memory was truncated by another process while it was in use (EFAULT)",
+            ),
+            Errno::INVAL => Error::not_supported(
+                "the kernel cannot do this with memory of this kind (madvise(2), EINVAL)",
+            ),
+            errno => Error::from_errno(errno, format!("act on {length} bytes of memory (madvise(2))")),
+        })
     }
 
     /// Copies a range out of the memory.

@@ -14,7 +14,8 @@ use event_listener::EventListener;
 use crate::{
     Address, Dict, Error, Fd, Parameter, Parameters, Result,
     blocked::Blocked,
-    shape::{Events, Futex, Listener, Memory, Messages, Semaphore, Shape, Stream},
+    listing::Listing,
+    shape::{Events, Futex, Listener, Mailbox, Memory, Messages, Process, Semaphore, Shape, Stream},
     word::WordWait,
 };
 
@@ -42,6 +43,8 @@ pub enum Readiness {
     Readable(Fd),
     /// The fd polls writable, or was hung up.
     Writable(Fd),
+    /// The fd was hung up, whether or not it can be read: a process that was reaped.
+    HungUp(Fd),
     /// A 32-bit word in shared memory no longer has the expected value.
     Word(WordWait),
     /// A blocking system call has ended.
@@ -105,6 +108,8 @@ pub struct Descriptor {
     pub adopt: fn(OwnedFd) -> Result<Adoption>,
     /// Every object on the machine that the caller may see.
     pub list: fn() -> Result<Vec<Dict>>,
+    /// The same where there can be very many.
+    pub listing: Option<fn() -> Result<Listing>>,
     /// The kernel's limits, with the current use where the kernel tells.
     pub limits: fn() -> Dict,
     /// Err says why it cannot be used on this machine, and what to do.
@@ -198,6 +203,14 @@ pub trait Endpoint: Send + Sync {
     }
 
     fn events(&self) -> Option<&dyn Events> {
+        None
+    }
+
+    fn process(&self) -> Option<&dyn Process> {
+        None
+    }
+
+    fn mailbox(&self) -> Option<&dyn Mailbox> {
         None
     }
 }

@@ -174,6 +174,21 @@ impl SharedFile {
         })
     }
 
+    fn fallocate(&self, flags: FallocateFlags, offset: u64, length: u64, verb: &str) -> Result<()> {
+        let at = self.locate(offset, length, verb)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let attempt = || format!("{verb} {length} bytes at offset {offset}");
+        retry(|| rustix::fs::fallocate(&self.fd, flags, at, length)).map_err(|errno| match errno {
+            Errno::OPNOTSUPP | Errno::NOSYS => Error::not_supported(format!(
+                "cannot {}: the file system has no such operation (fallocate(2))",
+                attempt()
+            )),
+            errno => Error::from_errno(errno, attempt()),
+        })
+    }
+
     /// A description of the caller's own, so that his flags and ours are independent.
     pub fn open(&self, read_only: bool) -> Result<OwnedFd> {
         if !read_only && !self.writable {
@@ -283,6 +298,20 @@ impl Memory for SharedFile {
             return Err(read_only("resize it"));
         }
         resize(&self.fd, size, self.reserve, self.huge.then_some(self.page))
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        if !self.writable {
+            return Err(read_only("allocate it"));
+        }
+        // Where a peer cuts it off at this moment, it must not become longer again.
+        self.fallocate(FallocateFlags::KEEP_SIZE, offset, length, "allocate")
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()> {
+        self.must_be_writable()?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(flags, offset, length, "punch a hole of")
     }
 
     fn seal(&self, seals: &[String]) -> Result<()> {

@@ -17,7 +17,9 @@ use rustix::{
 };
 
 use crate::{
-    Error, Kind, Result, fd,
+    Error, Kind, Result,
+    error::Attempted,
+    fd,
     memory_list::MEMFD,
     named_file::{self, Identity},
     proc,
@@ -75,6 +77,36 @@ pub fn open_held((pid, fd): (u32, u32), flags: OFlags) -> Result<(OwnedFd, Stat)
         refuse_secret(link.as_bytes())?;
     }
     named_file::open_regular(&path, flags, OFlags::empty())
+}
+
+/// Opens what a process has mapped at an address and shares: also memory that no fd of any process
+/// refers to (mmap(2), MAP_SHARED | MAP_ANONYMOUS), by /proc/PID/map_files.
+pub fn open_mapped(pid: u32, address: u64, flags: OFlags) -> Result<(OwnedFd, Stat)> {
+    let attempt = || format!("open what process {pid} has mapped at address {address:#x}");
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).attempted(attempt)?;
+    let found = maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+        (start..end).contains(&address).then_some((range, rest))
+    });
+    let not = |why: &str| Err(Error::invalid(format!("cannot {}: {why}", attempt())));
+    let Some((range, rest)) = found else {
+        return Err(Error::new(Kind::NotFound, format!("cannot {}: nothing is mapped there", attempt())));
+    };
+    // "rw-s": shared, or private to the process.
+    if rest.as_bytes().get(3) != Some(&b's') {
+        return not("that memory is private to the process (MAP_PRIVATE)");
+    }
+    refuse_secret(rest.split_ascii_whitespace().nth(4).unwrap_or_default().as_bytes())?;
+    let path = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
+    named_file::open_regular(&path, flags, OFlags::empty()).map_err(|error| match error.kind {
+        Kind::PermissionDenied => error.help(
+            "the kernel gives out memory by /proc/PID/map_files to processes with CAP_CHECKPOINT_RESTORE or \
+             CAP_SYS_ADMIN only (proc(5))",
+        ),
+        _ => error,
+    })
 }
 
 pub fn refuse_secret(link: &[u8]) -> Result<()> {

@@ -5,9 +5,14 @@
 //! same key with its D-Bus type. Unknown keys, keys given twice, wrong types and values out of
 //! range are `InvalidArgument`, naming the key and what was expected.
 
-use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+};
 
-use crate::{Address, Dict, Error, Result, Value};
+use crate::{Address, Dict, Error, Result, Value, inotify::budget::Budget, signal::names};
 
 /// The type of a parameter: how it is written in an address and which D-Bus type it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,9 @@ pub enum Type {
     Words(&'static [&'static str]),
     /// Whole numbers within the bounds, joined with `+` in an address; D-Bus `ai`.
     Numbers { min: i32, max: i32 },
+    /// Signals by name or number, joined with `/` in an address, as `+` is part of their names;
+    /// or `all`; D-Bus `as`.
+    Signals,
     /// A System V key: 32 bits, decimal or `0x…`, or one of the words; D-Bus `u`, or `s` as in an
     /// address.
     Key { words: &'static [&'static str] },
@@ -48,7 +56,7 @@ impl Type {
             Self::I32 { .. } => "i",
             Self::U64 { .. } | Self::Size { .. } => "t",
             Self::Text | Self::Word(_) | Self::Path => "s",
-            Self::Words(_) => "as",
+            Self::Words(_) | Self::Signals => "as",
             Self::Numbers { .. } => "ai",
         }
     }
@@ -72,6 +80,7 @@ impl Type {
             Self::Numbers { min, max } => {
                 format!("whole numbers from {min} to {max}, joined with '+' (D-Bus type ai)")
             }
+            Self::Signals => format!("all, or joined with '/' {} (D-Bus type as)", names::EXPECTED),
             Self::Key { words } => format!(
                 "a key of 32 bits, decimal or 0x…{}{} (D-Bus type u, or s)",
                 if words.is_empty() { "" } else { ", or one of " },
@@ -99,6 +108,7 @@ impl Type {
                 let numbers = text.split('+').map(|number| whole(number)?.try_into().ok());
                 self.check(Value::I32s(numbers.collect::<Option<_>>()?))
             }
+            Self::Signals => self.check(Value::Texts(text.split('/').map(str::to_owned).collect())),
             Self::Path => None,
         }
     }
@@ -148,6 +158,12 @@ impl Type {
                 };
                 numbers.iter().all(|number| (min..=max).contains(number)).then_some(Value::I32s(numbers))
             }
+            Self::Signals => match value {
+                Value::Texts(texts) if texts.iter().all(|t| t == "all" || names::number(t).is_some()) => {
+                    Some(Value::Texts(texts))
+                }
+                _ => None,
+            },
             Self::Key { words } => match value {
                 Value::Text(text) if words.contains(&text.as_str()) => Some(Value::Text(text)),
                 Value::Text(text) => key(whole(&text)?),
@@ -225,6 +241,10 @@ pub struct Parameters {
     /// The scheme that the address was written with (`tcp`, `udp`, `unix`, …).
     pub scheme: String,
     values: BTreeMap<&'static str, Value>,
+    /// The keys that were given; the others have their defaults.
+    given: BTreeSet<&'static str>,
+    /// How many watches the endpoint may make besides its first.
+    pub budget: Budget,
 }
 
 impl Parameters {
@@ -263,6 +283,7 @@ impl Parameters {
                 )));
             }
         }
+        let given = values.keys().copied().collect();
         for parameter in table {
             if values.contains_key(parameter.key) {
                 continue;
@@ -282,11 +303,20 @@ impl Parameters {
                 }
             }
         }
-        Ok(Self { scheme: address.scheme.clone(), values })
+        Ok(Self { scheme: address.scheme.clone(), values, given, budget: Budget::default() })
     }
 
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
+    }
+
+    /// A value as it would be written in an address, if it was given: not those of sets and paths.
+    pub fn written(&self, key: &str) -> Option<String> {
+        match self.values.get(self.given.get(key)?)? {
+            Value::Bool(value) => Some(value.to_string()),
+            Value::Text(text) => Some(text.clone()),
+            number => number.integer().map(|number| number.to_string()),
+        }
     }
 
     pub fn bool(&self, key: &str) -> bool {

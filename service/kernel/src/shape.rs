@@ -20,6 +20,8 @@ pub enum Shape {
     Semaphore,
     Futex,
     Watch,
+    Process,
+    Mailbox,
 }
 
 impl Shape {
@@ -31,6 +33,8 @@ impl Shape {
         Self::Semaphore,
         Self::Futex,
         Self::Watch,
+        Self::Process,
+        Self::Mailbox,
     ];
 
     pub fn name(self) -> &'static str {
@@ -42,6 +46,8 @@ impl Shape {
             Self::Semaphore => "semaphore",
             Self::Futex => "futex",
             Self::Watch => "watch",
+            Self::Process => "process",
+            Self::Mailbox => "mailbox",
         }
     }
 }
@@ -297,6 +303,12 @@ pub trait Memory: Send + Sync {
 
     fn resize(&self, size: u64) -> Result<()>;
 
+    /// Sets memory or disk space aside for a range, so that stores into it find some.
+    fn allocate(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Gives back what a range takes up; it reads as zeros then.
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()>;
+
     /// Adds seals (`shrink`, `grow`, `write`, `future-write`, `exec`, `seal`); they cannot be taken back.
     fn seal(&self, seals: &[String]) -> Result<()>;
 
@@ -386,6 +398,8 @@ pub struct Event {
     pub path: Vec<u8>,
     /// The former path of what was renamed.
     pub from: Vec<u8>,
+    /// What the names do not say: why a directory is not watched.
+    pub note: String,
 }
 
 /// What a source of events has to say.
@@ -402,6 +416,75 @@ pub enum Notice {
 pub trait Events: Send + Sync {
     /// What has happened since the last call, at least one; else what to wait for.
     fn next(&self) -> Result<Attempt<Vec<Notice>>>;
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; -1 where a signal ended it, or where the kernel does not say.
+    pub code: i32,
+    /// The signal that ended it; 0 where none did, or where the kernel does not say.
+    pub signal: i32,
+    /// Whether it left a core dump.
+    pub core: bool,
+}
+
+impl Exit {
+    /// It has ended, and the kernel tells nobody but its parent how.
+    pub const UNKNOWN: Self = Self { code: -1, signal: 0, core: false };
+
+    /// From a status as waitpid(2) gives it, of a process that has ended.
+    pub fn from_status(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self { code: status >> 8 & 0xff, signal: 0, core: false },
+            signal => Self { code: -1, signal, core: status & 0x80 != 0 },
+        }
+    }
+}
+
+/// A process that signals can be sent to.
+pub trait Process: Send + Sync {
+    fn pid(&self) -> i32;
+
+    /// Its command name (comm), the last known one when it has ended.
+    fn command(&self) -> String;
+
+    fn alive(&self) -> bool;
+
+    /// Sends a signal with a value; signal 0 only asks whether it might be sent.
+    fn send(&self, signal: i32, value: i32) -> Result<()>;
+
+    /// Whether it has a handler for the signal, or blocks it, so that the default action does not
+    /// happen. A thread in sigwaitinfo(2) does not block what it waits for, for all that /proc shows.
+    fn handles(&self, signal: i32) -> Result<bool>;
+
+    /// How it ended, as often as it is asked.
+    fn exit(&self) -> Result<Attempt<Exit>>;
+}
+
+/// A signal that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    pub number: i32,
+    /// The sender, as si_pid and si_uid of sigaction(2) say.
+    pub pid: i32,
+    pub uid: u32,
+    /// What sigqueue(3) sent along.
+    pub value: i32,
+    /// si_code: 0 (SI_USER) is kill(2), -1 (SI_QUEUE) sigqueue(3), -6 (SI_TKILL) tgkill(2), …
+    pub code: i32,
+}
+
+/// A process that receives signals for the caller.
+pub trait Mailbox: Send + Sync {
+    fn pid(&self) -> i32;
+
+    /// The signals that it receives.
+    fn numbers(&self) -> Vec<i32>;
+
+    /// What has come since the last call, at least one; else what to wait for. An error says why
+    /// no more will come.
+    fn next(&self) -> Result<Attempt<Vec<Received>>>;
 }
 
 /// The readiness of an fd that is about to be read.

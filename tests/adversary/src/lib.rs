@@ -5,10 +5,10 @@
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
 //! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
-//! read the same bytes disagree on, `dead_files.rs` row C5,
-//! `pids.rs` row A4. `differential.rs` proves the promise behind all of them: what a caller achieves
-//! through the service, he could have done himself, with the same outcome and the same errno. The front's and the
-//! spawner's system calls are looked at in `who.rs`.
+//! read the same bytes disagree on, `dead_files.rs` row C5, `pids.rs` row A4. `differential.rs` proves the promise
+//! behind all of them: what a caller achieves through the service, he could have done himself, with the same outcome
+//! and the same errno; `memory.rs` the same of shared memory with names. The front's and the spawner's system calls are
+//! looked at in `who.rs`.
 //!
 //! # Rows without a test
 //!
@@ -24,7 +24,7 @@
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |
-//! | the rescan after an inotify overflow | not there yet: `Overflow` says that events are lost, and `List`/the file system what there is |
+//! | the rescan after an inotify overflow | tested against a model of a tree in `service/kernel/tests/inotify_model.rs` |
 //! | oracle 2, every check taken out once | needs a build for each; `b7` and `fake_bus` inject what can be injected from outside |
 
 #![forbid(unsafe_code)]
@@ -76,5 +76,17 @@ pub fn error<T: std::fmt::Debug>(result: Result<T, CallError>) -> CallError {
     match result {
         Ok(answer) => panic!("the call must fail, but answered {answer:?}"),
         Err(error) => error,
+    }
+}
+
+/// The errno that an error's text names: "Permission denied (EACCES)".
+pub fn errno(error: &CallError) -> String {
+    let words = error.text.split(|c: char| !c.is_ascii_alphanumeric());
+    let named = words.filter(|word| word.len() > 3 && word.starts_with('E'));
+    let mut named =
+        named.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()));
+    match named.next_back() {
+        Some(name) => name.to_owned(),
+        None => format!("no errno in {error}"),
     }
 }

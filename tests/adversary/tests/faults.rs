@@ -114,6 +114,8 @@ fn a_worker_that_crashes_again_and_again() {
         let worker = stage.worker_of(ALICE);
         kill(worker, Signal::KILL);
         alice.signal("Lost");
+        // The front hears of its end when its stream is closed, which is a moment before.
+        assert!(wait_gone(worker), "it was killed");
     }
     let refusal = alice.refused("Create", "pipe:");
     assert_error(&refusal, "Unavailable", &["worker-crashes", "5"]);

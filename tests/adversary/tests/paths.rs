@@ -428,6 +428,7 @@ fn c13_modes_are_exact() {
         (format!("unix:path={directory}/unix"), format!("{directory}/unix")),
         (format!("mmap:size=1,path={directory}/mmap"), format!("{directory}/mmap")),
         (format!("posixsem:name=/{semaphore}"), format!("/dev/shm/sem.{semaphore}")),
+        (format!("posixshm:size=1,name=/{semaphore}"), format!("/dev/shm/{semaphore}")),
     ];
     for (address, path) in cases {
         for (given, mode) in [("", 0o600), (",mode=666", 0o666), (",mode=640", 0o640)] {

@@ -137,7 +137,8 @@ fn a3_the_lookup_is_by_unique_name() {
 }
 
 /// Every interface that alice sees, on one object of each kind.
-fn members(alice: &mut Raw) -> Vec<xml::Member> {
+fn members(stage: &Stage) -> Vec<xml::Member> {
+    let alice = &mut stage.alice();
     let pipe = alice.create("pipe:");
     let objects = [
         PATH.to_owned(),
@@ -146,6 +147,8 @@ fn members(alice: &mut Raw) -> Vec<xml::Member> {
         alice.create("tcp:host=127.0.0.1,port=0"),
         alice.create("mmap:size=4096"),
         alice.create("inotify:path=/tmp"),
+        alice.create("signal:number=SIGUSR1"),
+        alice.attach(&format!("signal:pid={}", stage.bus.connector_pid(&ALICE.into()))),
         alice.create(&format!("posixsem:name=/{},remove-on-close", ipc_harness::unique("who"))),
         pipe,
     ];
@@ -166,7 +169,7 @@ fn members(alice: &mut Raw) -> Vec<xml::Member> {
 #[test]
 fn a8_nobody_says_who_he_is() {
     let stage = or_skip!(Stage::new());
-    for member in members(&mut stage.alice()).iter().filter(|member| member.kind == "method") {
+    for member in members(&stage).iter().filter(|member| member.kind == "method") {
         for (name, _) in &member.arguments {
             let claims = ["uid", "user", "owner", "gid", "group", "credentials", "identity", "as"];
             assert!(!claims.contains(&name.as_str()), "{}.{} takes {name}", member.interface, member.name);
@@ -310,6 +313,9 @@ fn a13_other_namespaces_are_confined() {
             ("Create", format!("mmap:size=1,path={directory}/file")),
             ("Create", format!("posixsem:name=/{}", ipc_harness::unique("confined"))),
             ("Create", format!("posixmq:name=/{}", ipc_harness::unique("confined"))),
+            ("Create", format!("posixshm:size=1,name=/{}", ipc_harness::unique("confined"))),
+            ("Create", "sysvshm:size=1,key=private".to_owned()),
+            ("Attach", "mmap:pid=1,address=0x1000".to_owned()),
             ("Create", "tcp:host=127.0.0.1,port=0".to_owned()),
             ("Create", format!("inotify:path={directory}")),
             ("Attach", "pipe:pid=1,fd=0".to_owned()),
@@ -356,7 +362,7 @@ fn a14_a_seccomp_filter_is_not_escaped() {
 #[test]
 fn a16_a_method_is_one_verb() {
     let stage = or_skip!(Stage::new());
-    for member in members(&mut stage.alice()).iter().filter(|member| member.kind == "method") {
+    for member in members(&stage).iter().filter(|member| member.kind == "method") {
         for (name, _) in &member.arguments {
             let verbs = ["action", "command", "verb", "method", "operation"];
             assert!(!verbs.contains(&name.as_str()), "{}.{} takes {name}", member.interface, member.name);
@@ -370,7 +376,7 @@ fn a17_no_property_is_written() {
     let stage = or_skip!(Stage::new());
     let mut alice = stage.alice();
     let pipe = alice.create("pipe:");
-    for member in members(&mut alice).iter().filter(|member| member.kind == "property") {
+    for member in members(&stage).iter().filter(|member| member.kind == "property") {
         let value = xml::some_values(&member.arguments[0].1).remove(0);
         let args = [text(&member.interface), text(&member.name), ipc_adversary::wire::variant(value)];
         for object in [PATH, &pipe] {

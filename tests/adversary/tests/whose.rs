@@ -15,7 +15,7 @@ use ipc_harness::{CallError, NAME, PATH, or_skip, patience, unique, wait_gone, w
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 
-/// One endpoint of each shape, and a relay: ten objects.
+/// One endpoint of each shape, and a relay.
 fn objects(alice: &mut Raw) -> Vec<String> {
     let mut made: Vec<String> =
         ["pipe:", "pipe:packet", "unix:pair,type=seqpacket", "mmap:size=4096", "inotify:path=/tmp"]
@@ -23,6 +23,14 @@ fn objects(alice: &mut Raw) -> Vec<String> {
             .map(|address| alice.create(address))
             .collect();
     made.push(alice.create("tcp:host=127.0.0.1,port=0"));
+    let mailbox = alice.create("signal:number=SIGUSR1");
+    let (interface, name) = (text("org.example.IPC.Mailbox"), text("Pid"));
+    let pid = alice.call(&mailbox, "org.freedesktop.DBus.Properties", "Get", &[interface, name]);
+    let pid = pid.expect("the property Pid").args().remove(0);
+    let Arg::Variant(pid) = pid else { panic!("{pid:?} is no variant") };
+    let Arg::I32(pid) = *pid else { panic!("{pid:?} is no pid") };
+    made.push(alice.attach(&format!("signal:pid={pid}")));
+    made.push(mailbox);
     made.push(alice.create(&format!("posixsem:name=/{},remove-on-close", unique("whose"))));
     let sink = alice.create("pipe:");
     let source = alice.create("pipe:");

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use ipc_harness::{Bus, NAME};
 use crate::{
     Settings,
     data::{Channel, Way},
-    peers::{Client, ECHO, Ipc},
+    peers::{Client, ECHO, Ipc, Killed},
     rounds::{Contender, interleave},
     system,
     table::{Bar, Row},
@@ -57,17 +57,6 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A program that is killed when it is not needed any more.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn start(program: &Path, arguments: &[&str], bus: &Bus, name: &'static str) -> Result<Start> {
     let client = Client::on(bus)?;
     let mut command = Command::new(program);
@@ -87,11 +76,11 @@ async fn first_reply(
     connection: &zbus::Connection,
     command: &mut Command,
     name: &'static str,
-) -> Result<(Running, Duration)> {
+) -> Result<(Killed, Duration)> {
     let bus = zbus::fdo::DBusProxy::new(connection).await?;
     let mut owners = bus.receive_name_owner_changed_with_args(&[(0, name)]).await?;
     let started = Instant::now();
-    let running = Running(command.spawn().with_context(|| format!("{command:?}"))?);
+    let running = Killed(command.spawn().with_context(|| format!("{command:?}"))?);
     ipc_harness::watchdog(ipc_harness::patience(), owners.next()).await.context("no name owner")?;
     connection.call_method(Some(name), "/", Some("org.freedesktop.DBus.Peer"), "Ping", &()).await?;
     Ok((running, started.elapsed()))

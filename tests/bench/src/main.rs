@@ -6,12 +6,15 @@
 
 mod calls;
 mod data;
+mod events;
 mod idle;
+mod list;
 mod peers;
 mod relay;
 mod rounds;
 mod system;
 mod table;
+mod waits;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
@@ -46,6 +49,9 @@ enum Role {
     /// Serves org.example.Echo on a bus.
     #[command(hide = true)]
     Echo { address: String },
+    /// Waits for words in the memory at this address, with a thread each.
+    #[command(hide = true)]
+    Waiters { address: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,6 +62,12 @@ enum Name {
     Calls,
     /// Memory, wake-ups and the first reply.
     Idle,
+    /// Lists of very many objects.
+    List,
+    /// Changes of files as signals.
+    Events,
+    /// Thousands of waits for futexes and semaphores.
+    Waits,
 }
 
 /// What all benchmarks are told.
@@ -79,6 +91,9 @@ impl Name {
             Name::Relay => "relay",
             Name::Calls => "calls",
             Name::Idle => "idle",
+            Name::List => "list",
+            Name::Events => "events",
+            Name::Waits => "waits",
         }
     }
 
@@ -87,6 +102,9 @@ impl Name {
             Name::Relay => relay::run(settings),
             Name::Calls => calls::run(settings),
             Name::Idle => idle::run(settings),
+            Name::List => list::run(settings),
+            Name::Events => events::run(settings),
+            Name::Waits => waits::run(settings),
         }
     }
 }
@@ -95,6 +113,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match &arguments.role {
         Some(Role::Echo { address }) => peers::be_echo(address),
+        Some(Role::Waiters { address }) => waits::be_waiters(address),
         None => measure(&arguments),
     };
     match outcome {

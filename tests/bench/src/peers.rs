@@ -164,6 +164,17 @@ impl Drop for Socat {
     }
 }
 
+/// A program that is killed when it is not needed any more.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The echo service on this bus, as a process of its own.
 pub fn echo(bus: &(impl Address + ?Sized)) -> Result<Process> {
     let program = std::env::current_exe().context("the own program")?;
@@ -180,6 +191,27 @@ impl Echo {
     fn echo(&self, text: String) -> String {
         text
     }
+
+    /// Emits so many signals, one after the other, as events of a file would be.
+    async fn emit(
+        &self,
+        count: u32,
+        #[zbus(signal_emitter)] emitter: zbus::object_server::SignalEmitter<'_>,
+    ) -> zbus::fdo::Result<()> {
+        for seq in 1..=u64::from(count) {
+            emitter.changed(seq, &["OPEN"], "/tmp/directory/a", "").await?;
+        }
+        Ok(())
+    }
+
+    #[zbus(signal)]
+    async fn changed(
+        emitter: &zbus::object_server::SignalEmitter<'_>,
+        seq: u64,
+        events: &[&str],
+        path: &str,
+        from: &str,
+    ) -> zbus::Result<()>;
 
     /// What Inspect of a pipe returns, without the work of finding it out.
     fn dictionary(&self) -> HashMap<String, OwnedVariant> {

@@ -144,6 +144,13 @@ async fn names_that_are_too_long(stage: Stage) {
             ("Create", "posixsem:name=no-slash".into(), "InvalidArgument", &["slash"]),
             ("Create", "posixsem:name=/a/b".into(), "InvalidArgument", &["slash"]),
             ("Create", format!("mmap:size=1,name={}", long(250)), "InvalidArgument", &["249"]),
+            ("Create", format!("posixshm:size=1,name=/{}", long(256)), "InvalidArgument", &["255"]),
+            ("Attach", "posixshm:name=/a/b".into(), "InvalidArgument", &["second '/'"]),
+            ("Create", "posixshm:size=1,name=/nul%00".into(), "InvalidArgument", &["NUL"]),
+            ("Create", "sysvshm:size=0,key=1".into(), "InvalidArgument", &["from 1"]),
+            ("Create", "sysvshm:size=1,key=0".into(), "InvalidArgument", &["key=private"]),
+            ("Attach", "sysvshm:id=2147483647".into(), "NotFound", &["2147483647"]),
+            ("Attach", "mmap:pid=1".into(), "InvalidArgument", &["\"address\""]),
         ],
     )
     .await;

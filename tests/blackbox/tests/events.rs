@@ -39,22 +39,22 @@ async fn changes_of_files(stage: Stage) {
     fs::create_dir(path("dir")).expect("a directory");
     fs::remove_file(path("two")).expect("removing");
     type Changed = (u64, Vec<String>, String, String, Dict);
-    let read = |message: &Message| -> (Vec<String>, String) {
-        let (_, events, path, _, _): Changed = message.body().deserialize().expect("Changed");
-        (events, path)
+    let read = |message: &Message| -> (Vec<String>, String, String) {
+        let (_, events, path, from, _): Changed = message.body().deserialize().expect("Changed");
+        (events, path, from)
     };
-    let seen = inbox.signals(&watch, "Changed", 6).await;
+    let seen = inbox.signals(&watch, "Changed", 5).await;
+    let none = String::new;
     let expected = [
-        (vec!["CREATE"], path("one")),
-        (vec!["CLOSE_WRITE"], path("one")),
-        (vec!["MOVED_FROM"], path("one")),
-        (vec!["MOVED_TO"], path("two")),
-        (vec!["CREATE", "ISDIR"], path("dir")),
-        (vec!["DELETE"], path("two")),
+        (vec!["CREATE"], path("one"), none()),
+        (vec!["CLOSE_WRITE"], path("one"), none()),
+        (vec!["MOVED_FROM", "MOVED_TO"], path("two"), path("one")),
+        (vec!["CREATE", "ISDIR"], path("dir"), none()),
+        (vec!["DELETE"], path("two"), none()),
     ];
     let seen_texts: Vec<_> = seen.iter().map(read).collect();
     let expected: Vec<_> = expected
-        .map(|(events, path)| (events.into_iter().map(str::to_owned).collect::<Vec<_>>(), path))
+        .map(|(events, path, from)| (events.into_iter().map(str::to_owned).collect::<Vec<_>>(), path, from))
         .into();
     assert_eq!(seen_texts, expected);
     assert_without_holes(&numbers(&seen));
@@ -65,7 +65,7 @@ async fn changes_of_files(stage: Stage) {
         let (kept, lost): (Vec<Kept>, u64) =
             client.call(&watch, "Watch", "Since", &(since,)).await.expect("Since");
         assert_eq!(lost, 0);
-        let kept: Vec<_> = kept.into_iter().map(|event| (event.2, event.3)).collect();
+        let kept: Vec<_> = kept.into_iter().map(|event| (event.2, event.3, event.4)).collect();
         assert_eq!(kept, expected[since as usize..]);
     }
     // The directory goes: the watch ends, and says why.

@@ -296,9 +296,13 @@ async fn a_watch_sees_what_inotifywait_sees() {
         .until(|all| {
             let events = all.iter().filter(|message| ipc_blackbox::is_signal(message, &watch, "Changed"));
             let lines: Vec<_> = events
-                .map(|event| {
-                    let (_, names, path, _, _): Changed = event.body().deserialize().expect("Changed");
-                    format!("{} {path}", names.join(","))
+                .flat_map(|event| {
+                    let (_, names, path, from, _): Changed = event.body().deserialize().expect("Changed");
+                    // A rename is two there.
+                    match from.as_str() {
+                        "" => vec![format!("{} {path}", names.join(","))],
+                        from => vec![format!("MOVED_FROM {from}"), format!("MOVED_TO {path}")],
+                    }
                 })
                 .collect();
             lines.last().is_some_and(|line| *line == format!("CLOSE_WRITE {directory}/end")).then_some(lines)

@@ -324,12 +324,22 @@ async fn watched_ranges(stage: Stage) {
         kept.into_iter().map(|(seq, _, watch, offset, length)| (seq, watch, offset, length)).collect();
     assert_eq!((kept, lost), (vec![(3, second, 4098, 4), (4, second, 4096, 1)], 0));
 
+    // Driven by a futex: woken, or changed.
+    let futex = client.create("futex:").await;
+    let third = watch(&client, &memory, (8000, 8), with(&futex)).await.expect("a watch");
+    write(&client, &memory, 8001, b"1").await;
+    client.call::<(), _>(&futex, "Futex", "Store", &(1u32,)).await.expect("Store");
+    client.call::<u32, _>(&futex, "Futex", "Wake", &(1u32,)).await.expect("Wake");
+    assert_eq!(changed(&inbox.signals(&memory, "Changed", 5).await[4]), (5, third, 8001, 1));
+    client.close(&futex).await;
+    assert_eq!(changed(&inbox.signals(&memory, "Changed", 6).await[5]), (6, third, 8000, 0));
+
     // A range that can no longer be read has changed as a whole; and without its driver a watch ends.
     client.call::<(), _>(&memory, "Memory", "Resize", &(100u64,)).await.expect("Resize");
     client.call::<(), _>(&semaphore, "Semaphore", "Post", &(1u32,)).await.expect("Post");
-    assert_eq!(changed(&inbox.signals(&memory, "Changed", 5).await[4]), (5, second, 4096, 16));
+    assert_eq!(changed(&inbox.signals(&memory, "Changed", 7).await[6]), (7, second, 4096, 16));
     client.close(&semaphore).await;
-    assert_eq!(changed(&inbox.signals(&memory, "Changed", 6).await[5]), (6, second, 4096, 0));
+    assert_eq!(changed(&inbox.signals(&memory, "Changed", 8).await[7]), (8, second, 4096, 0));
     client.used("watches", 0).await;
 }
 
@@ -360,7 +370,7 @@ async fn watches_have_limits(stage: Stage) {
         ((0, 5000), Options::new(), "TooLarge", "4096 (payload)"),
         ((0, 1), options([("interval-ms", 9u32.into())]), "InvalidArgument", "from 10"),
         ((0, 1), options([("interval", 9u32.into())]), "InvalidArgument", "interval-ms"),
-        ((0, 1), path(&pipe), "InvalidArgument", "must be a semaphore"),
+        ((0, 1), path(&pipe), "InvalidArgument", "must be a semaphore or a futex"),
         ((0, 1), path("/org/example/IPC/pipe/999"), "NoSuchEndpoint", "999"),
         ((0, 1), options([("with", 1u32.into())]), "InvalidArgument", "object path"),
     ] {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ipc_blackbox::{Client, Options, Stage, assert_error, error, everywhere, options};
+use ipc_blackbox::{Client, Options, Stage, Way, assert_error, error, everywhere, options};
 use ipc_harness::system::ROOT;
 use ipc_harness::{
     Bus, NAME, Process, Service, TempDir, Unavailable, busctl, need_tool, or_skip, sh, unique,
@@ -44,6 +44,7 @@ for line in sys.stdin:
         say('sent' if libc.mq_timedsend(queue, data, len(data), int(rest[0]), ctypes.byref(Time(0, 0))) == 0 else failed())
     elif verb == 'receive': receive('got', ctypes.byref(Time(0, 0)))
     elif verb == 'wait': threading.Thread(target=receive, args=('woken', None), daemon=True).start(); say('waiting')
+    elif verb == 'remove': say('removed' if libc.mq_unlink(name) == 0 else failed())
     elif verb == 'notify':
         event = (ctypes.c_char * 64)(); ctypes.c_int.from_buffer(event, 8).value = signal.SIGUSR1
         say('asked' if libc.mq_notify(queue, event) == 0 else failed())
@@ -321,6 +322,34 @@ async fn the_list(stage: Stage) {
 }
 
 everywhere!(messages_are_shared, news_of_messages, waits_end, what_is_refused, the_list);
+
+/// A message that was taken and could not be delivered is the queue's again when its endpoint ends, by Close or with
+/// the service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_kept_goes_back() {
+    or_skip!(need_tool("python3"));
+    let mut stage = or_skip!(Stage::new(Way::DbusDaemon));
+    let client = stage.client().await;
+    let name = format!("/{}", unique("kept"));
+    // The program's own, and removed by it.
+    let mut program = Peer::start(&stage, &[&name, "create"]);
+    for end in ["Close", "service"] {
+        let queue = client.attach(&format!("posixmq:name={name}")).await;
+        client.send(&queue, b"no\0text", urgent(6)).await.expect("Send");
+        type Text = (String, BTreeMap<String, OwnedVariant>);
+        let body = (Options::new(), 1000u32);
+        let refused = client.call::<Text, _>(&queue, "Messages", "ReceiveText", &body).await;
+        assert_error(&error(refused), "InvalidArgument", &["kept", "use Receive"]);
+        assert_eq!(program.ask("receive"), "ETIMEDOUT", "it is with the endpoint");
+        match end {
+            "Close" => client.close(&queue).await,
+            _ => assert!(stage.service.terminate().success()),
+        }
+        assert_eq!(program.ask("wait"), "waiting");
+        assert_eq!(program.line(), "woken 6 no\0text", "{end}");
+    }
+    assert_eq!(program.ask("remove"), "removed");
+}
 
 /// What a shell does with busctl.
 #[test]

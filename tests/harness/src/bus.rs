@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -50,10 +50,8 @@ impl fmt::Display for Kind {
 
 /// A running private bus, ended and cleaned up on drop.
 pub struct Bus {
-    kind: Kind,
-    address: String,
-    process: Process,
-    _dir: TempDir,
+    process: BusProcess,
+    place: Place,
 }
 
 /// Everybody may do everything, as on a stock session bus.
@@ -83,7 +81,6 @@ const LIMITS: &[(&str, u32)] = &[
 ];
 
 /// Runs as the process that becomes dbus-broker-launch. $1: the directory for /run/systemd, $2: the configuration.
-/// The listening socket comes as standard input, for that is where a descriptor can be put without unsafe code.
 const BROKER_SCRIPT: &str = r#"
 exec 3<&0 </dev/null
 [ -d /run/systemd ] || { mount -t tmpfs run /run; mkdir /run/systemd; }
@@ -111,41 +108,102 @@ impl Bus {
     /// A bus with `<policy>` and `<limit>` elements of the test's own instead of those that allow everything.
     pub fn with_policy(kind: Kind, policy: &str) -> Result<Bus, Unavailable> {
         need_tool(&kind.to_string())?;
-        let dir = temp_dir();
-        let config = dir.path().join("bus.conf");
-        let socket = dir.path().join("bus");
-        fs::write(&config, configuration(&socket, policy)).expect("writing into an own directory");
-        let address = format!("unix:path={}", socket.display());
+        let place = Place::new("session", &format!("\n  <keep_umask/>{policy}\n{}", limits(policy)));
         let process = match kind {
-            Kind::DbusDaemon => start_daemon(&config)?,
-            Kind::DbusBroker => start_broker(&config, &socket, &address)?,
+            Kind::DbusDaemon => start_daemon(Command::new(DAEMON), &place)?,
+            Kind::DbusBroker => start_in_a_namespace(&place)?,
         };
-        Ok(Bus { kind, address, process, _dir: dir })
+        Ok(Bus { process: BusProcess { kind, process }, place })
     }
 
     /// Which bus this is.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.process.kind
     }
 
     /// Its address, such as `unix:path=/tmp/ipc-x/bus`.
     pub fn address(&self) -> &str {
-        &self.address
+        &self.place.address
     }
 
     /// The process of the bus (of the launcher, for dbus-broker).
     pub fn pid(&self) -> i32 {
-        self.process.pid()
+        self.process.process.pid()
     }
 }
 
 impl Address for Bus {
     fn address(&self) -> &str {
-        &self.address
+        &self.place.address
     }
 }
 
-impl Drop for Bus {
+/// What a test's own policy does not say.
+fn limits(policy: &str) -> String {
+    LIMITS
+        .iter()
+        .filter(|(name, _)| !policy.contains(&format!("\"{name}\"")))
+        .map(|(name, value)| format!("  <limit name=\"{name}\">{value}</limit>\n"))
+        .collect()
+}
+
+fn start_in_a_namespace(place: &Place) -> Result<Process, Unavailable> {
+    need_tool("unshare")?;
+    // A user namespace for who may not mount without: in a container root may lack that right too.
+    const IN_A_USER_NAMESPACE: &[&str] = &["--user", "--map-current-user", "--keep-caps"];
+    let start = |namespace: &[&str]| {
+        let run = place.config.with_file_name(unique("run"));
+        fs::create_dir_all(run.join("journal")).expect("a directory in an own directory");
+        let mut command = Command::new("unshare");
+        command.args(namespace).args(["--mount", "--propagation", "private"]);
+        command.args(["sh", "-ec", BROKER_SCRIPT, "dbus-broker"]).arg(&run).arg(&place.config);
+        command.env("DBUS_SESSION_BUS_ADDRESS", &place.address);
+        start_broker(command, &run, place)
+    };
+    if rustix::process::geteuid().is_root()
+        && let Ok(process) = start(&[])
+    {
+        return Ok(process);
+    }
+    start(IN_A_USER_NAMESPACE)
+}
+
+/// Where a bus has its configuration and its socket.
+pub(crate) struct Place {
+    pub address: String,
+    pub config: PathBuf,
+    pub socket: PathBuf,
+    _dir: TempDir,
+}
+
+impl Place {
+    /// For a bus of this type with these elements in its configuration.
+    pub(crate) fn new(kind: &str, elements: &str) -> Place {
+        let dir = temp_dir();
+        let (config, socket) = (dir.path().join("bus.conf"), dir.path().join("bus"));
+        let address = format!("unix:path={}", socket.display());
+        let configuration = format!(
+            r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>{kind}</type>
+  <auth>EXTERNAL</auth>
+  <listen>{address}</listen>{elements}
+</busconfig>
+"#
+        );
+        fs::write(&config, configuration).expect("writing into an own directory");
+        Place { address, config, socket, _dir: dir }
+    }
+}
+
+/// The process of a bus, ended on drop.
+pub(crate) struct BusProcess {
+    pub kind: Kind,
+    pub process: Process,
+}
+
+impl Drop for BusProcess {
     /// The launcher outlives its broker by the moment it takes to reap it, so the broker goes first: the other way
     /// round it would be left to a process 1 that in a container may never reap it.
     fn drop(&mut self) {
@@ -156,74 +214,34 @@ impl Drop for Bus {
     }
 }
 
-fn configuration(socket: &Path, policy: &str) -> String {
-    let limits: String = LIMITS
-        .iter()
-        .filter(|(name, _)| !policy.contains(&format!("\"{name}\"")))
-        .map(|(name, value)| format!("  <limit name=\"{name}\">{value}</limit>\n"))
-        .collect();
-    let socket = socket.display();
-    format!(
-        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>session</type>
-  <keep_umask/>
-  <listen>unix:path={socket}</listen>
-  <auth>EXTERNAL</auth>{policy}
-{limits}</busconfig>
-"#
-    )
-}
+pub(crate) const DAEMON: &str = "dbus-daemon";
 
-fn start_daemon(config: &Path) -> Result<Process, Unavailable> {
-    let mut command = Command::new("dbus-daemon");
-    command.args(["--nofork", "--nopidfile", "--nosyslog", "--print-address=1"]);
-    let process = Process::spawn(command.arg("--config-file").arg(config));
+/// `daemon` runs it; here it gets its arguments.
+pub(crate) fn start_daemon(mut daemon: Command, place: &Place) -> Result<Process, Unavailable> {
+    daemon.args(["--nofork", "--nopidfile", "--nosyslog", "--print-address=1"]);
+    let process = Process::spawn(daemon.arg("--config-file").arg(&place.config));
     // It prints its address once it listens.
     match process.stdout().wait_for(|line| line.starts_with("unix:")) {
         Ok(_) => Ok(process),
-        Err(_) => Err(failed("dbus-daemon", process)),
+        Err(_) => Err(failed(DAEMON, process)),
     }
 }
 
-fn start_broker(config: &Path, socket: &Path, address: &str) -> Result<Process, Unavailable> {
+/// `launcher` becomes dbus-broker-launch, with `run` as /run/systemd. The listening socket comes as its standard input,
+/// for that is where a descriptor can be put without unsafe code.
+pub(crate) fn start_broker(mut launcher: Command, run: &Path, place: &Place) -> Result<Process, Unavailable> {
     need_tool("dbus-broker-launch")?;
-    need_tool("unshare")?;
-    // A user namespace for who may not mount without: in a container root may lack that right too.
-    const IN_A_USER_NAMESPACE: &[&str] = &["--user", "--map-current-user", "--keep-caps"];
-    if rustix::process::geteuid().is_root()
-        && let Ok(process) = start_broker_in(&[], config, socket, address)
-    {
-        return Ok(process);
-    }
-    start_broker_in(IN_A_USER_NAMESPACE, config, socket, address)
-}
-
-fn start_broker_in(
-    namespace: &[&str],
-    config: &Path,
-    socket: &Path,
-    address: &str,
-) -> Result<Process, Unavailable> {
-    let run = config.with_file_name(unique("run"));
-    fs::create_dir_all(run.join("journal")).expect("a directory in an own directory");
     let journal = UnixDatagram::bind(run.join("journal/socket")).expect("a socket in an own directory");
     // Of an attempt before; nothing is there usually.
-    let _none = fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).expect("a socket in an own directory");
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).expect("the mode of an own socket");
-
-    let mut command = Command::new("unshare");
-    command.args(namespace).args(["--mount", "--propagation", "private"]);
-    command.args(["sh", "-ec", BROKER_SCRIPT, "dbus-broker"]).arg(&run).arg(config);
-    command.env("DBUS_SESSION_BUS_ADDRESS", address);
-    command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let process = Process::spawn_prepared(&mut command);
+    let _none = fs::remove_file(&place.socket);
+    let listener = UnixListener::bind(&place.socket).expect("a socket in an own directory");
+    fs::set_permissions(&place.socket, fs::Permissions::from_mode(0o666)).expect("the mode of an own socket");
+    launcher.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let process = Process::spawn_prepared(&mut launcher);
     // The command keeps the listening socket open: without it, the end of the launcher ends every wait for it.
-    drop(command);
+    drop(launcher);
     collect_datagrams(journal, process.pidfd(), Lines::default());
-    match answers(socket) {
+    match answers(&place.socket) {
         Ok(()) => Ok(process),
         Err(_) => Err(failed("dbus-broker", process)),
     }
@@ -231,7 +249,7 @@ fn start_broker_in(
 
 /// Whether a bus answers behind this socket: the socket listens before the bus runs, so a connection says nothing,
 /// but the answer to the first line of the authentication does.
-pub(crate) fn answers(socket: &Path) -> std::io::Result<()> {
+fn answers(socket: &Path) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience()))?;
     let uid = rustix::process::geteuid().as_raw().to_string();
@@ -242,14 +260,14 @@ pub(crate) fn answers(socket: &Path) -> std::io::Result<()> {
     if &answer == b"OK" { Ok(()) } else { Err(std::io::ErrorKind::PermissionDenied.into()) }
 }
 
-pub(crate) fn failed(name: &str, mut process: Process) -> Unavailable {
+fn failed(name: &str, mut process: Process) -> Unavailable {
     process.kill();
     process.stderr().wait_end();
     Unavailable(format!("{name} does not start here: {}", process.stderr().text().trim()))
 }
 
 /// SIGTERM to the children of this process; whether there was one to be signalled.
-pub(crate) fn end_children(pid: i32) -> bool {
+fn end_children(pid: i32) -> bool {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     // Not reaped before the parent is ended, so these are still the same processes.
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());

@@ -9,7 +9,8 @@ use zbus::{interface, message::Header};
 use crate::{
     errors::Result,
     face::Face,
-    variants::{Given, Vardict, dict, vardict, vardicts},
+    rows::Rows,
+    variants::{Given, Vardict, dict, vardict},
 };
 
 pub struct Mechanism {
@@ -68,12 +69,14 @@ impl Mechanism {
 
     /// Every object of this mechanism on the machine that the caller may see, made through this
     /// service or not. The filter holds columns and the values that they must have; an empty one
-    /// lists everything. Which columns there are, the reference page says.
+    /// lists everything. Which columns there are, the reference page says. TooLarge: the reply would
+    /// have more than 24 MiB (list), on the system bus 1 MiB (payload) except through Connect().
     #[zbus(out_args("objects"))]
-    async fn list(&self, filter: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<Vec<Vardict>> {
+    async fn list(&self, filter: Given<'_>, #[zbus(header)] header: Header<'_>) -> Result<Rows> {
         let _call = self.face.call(&header)?;
-        let rows = self.face.engine.list(self.descriptor, dict(filter)?).await?;
-        vardicts(rows)
+        let listing = self.face.engine.list(self.descriptor, dict(filter)?).await?;
+        let (longest, limit) = self.face.longest_list();
+        Ok(Rows::new(&listing, longest, limit)?)
     }
 
     /// The short name, as in the manual pages.

@@ -17,7 +17,10 @@ use zbus::{
 
 use crate::{
     face::Face,
-    interfaces::{Served, endpoint, futex, listener, memory, messages, relay, semaphore, stream, watch},
+    interfaces::{
+        Served, endpoint, futex, listener, mailbox, memory, messages, process, relay, semaphore, stream,
+        watch,
+    },
     paths,
     tree::Tree,
     variants::Vardict,
@@ -98,6 +101,8 @@ pub async fn interfaces(
                     Shape::Semaphore => add!(semaphore::Semaphore::new(face, it)),
                     Shape::Futex => add!(futex::Futex::new(face, it)),
                     Shape::Watch => add!(watch::Watch::new(face, it)),
+                    Shape::Process => add!(process::Process::new(face, it)),
+                    Shape::Mailbox => add!(mailbox::Mailbox::new(face, it)),
                 }
             }
         }
@@ -119,6 +124,8 @@ pub fn interface_names(object: &Object) -> Vec<String> {
         Shape::Semaphore => semaphore::Semaphore::name(),
         Shape::Futex => futex::Futex::name(),
         Shape::Watch => watch::Watch::name(),
+        Shape::Process => process::Process::name(),
+        Shape::Mailbox => mailbox::Mailbox::name(),
     };
     match object {
         Object::Relay(_) => vec![relay::Relay::name().to_string()],

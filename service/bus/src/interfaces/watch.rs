@@ -16,13 +16,26 @@ served!(Watch);
 /// path, details.
 type Kept = (u64, u64, Vec<String>, String, String, Vardict);
 
-/// The bytes of the paths that are not UTF-8.
+/// A change in ChangedMany: as in Changed, without its number.
+pub type Change = (Vec<String>, String, String, Vardict);
+
+/// A change as it is told.
+pub fn change(event: &Event) -> Result<Change> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let names = event.names.iter().map(|name| (*name).to_owned()).collect();
+    Ok((names, text(&event.path), text(&event.from), details(event)?))
+}
+
+/// What the names do not say, and the bytes of the paths that are not UTF-8.
 pub fn details(change: &Event) -> Result<Vardict> {
     let mut details = Dict::new();
     for (key, path) in [("path-bytes", &change.path), ("from-bytes", &change.from)] {
         if std::str::from_utf8(path).is_err() {
             details.insert(key.to_owned(), path.clone().into());
         }
+    }
+    if !change.note.is_empty() {
+        details.insert("reason".to_owned(), change.note.clone().into());
     }
     vardict(details)
 }
@@ -39,14 +52,10 @@ impl Watch {
         let mut kept = Vec::with_capacity(events.len());
         for event in events {
             kept.push(match event.happening {
-                Happening::Changed(change) => (
-                    event.seq,
-                    event.at,
-                    change.names.iter().map(|name| (*name).to_owned()).collect(),
-                    String::from_utf8_lossy(&change.path).into_owned(),
-                    String::from_utf8_lossy(&change.from).into_owned(),
-                    details(&change)?,
-                ),
+                Happening::Changed(changed) => {
+                    let (names, path, from, details) = change(&changed)?;
+                    (event.seq, event.at, names, path, from, details)
+                }
                 _ => (
                     event.seq,
                     event.at,
@@ -60,9 +69,11 @@ impl Watch {
         Ok((kept, lost))
     }
 
-    /// A file changed. The events are those of inotify(7) without IN_: CREATE, ISDIR, … A path
-    /// that is not UTF-8 has U+FFFD in the text, and its bytes in details as path-bytes (ay) or
-    /// from-bytes (ay); otherwise details are empty.
+    /// A file changed. The events are those of inotify(7) without IN_: CREATE, ISDIR, … A rename
+    /// has both MOVED_FROM and MOVED_TO, and its former path in from; one of them alone was moved out of
+    /// what is watched, or in. UNWATCHED: that directory is not watched, details say why in reason (s). How
+    /// the service came to know, where no event said so: INITIAL, FOUND, RESCANNED, POLLED. A path that is
+    /// not UTF-8 has U+FFFD in the text, and its bytes in details as path-bytes (ay) or from-bytes (ay).
     #[zbus(signal)]
     pub async fn changed(
         emitter: &SignalEmitter<'_>,
@@ -73,7 +84,17 @@ impl Watch {
         details: Vardict,
     ) -> zbus::Result<()>;
 
-    /// The kernel dropped events (IN_Q_OVERFLOW). How many, it does not say: lost is 0 then.
+    /// With the option batch, instead of Changed: up to 64 changes, of which the first has this number and
+    /// the others the next ones; each with its events, path, from and details as in Changed.
+    #[zbus(signal)]
+    pub async fn changed_many(
+        emitter: &SignalEmitter<'_>,
+        first: u64,
+        changes: Vec<Change>,
+    ) -> zbus::Result<()>;
+
+    /// The kernel dropped events (IN_Q_OVERFLOW). How many, it does not say: lost is 0 then. With
+    /// recursive or rescan, what has changed meanwhile follows, marked RESCANNED.
     #[zbus(signal)]
     pub async fn overflow(emitter: &SignalEmitter<'_>, seq: u64, lost: u64) -> zbus::Result<()>;
 }

@@ -164,6 +164,10 @@ fn data(endpoint: &Endpoint, what: &str) -> Result<Data> {
         "a futex carries no data: use Wait and Wake"
     } else if has(Shape::Watch) {
         "its events come as signals: subscribe to it"
+    } else if has(Shape::Mailbox) {
+        "what it receives comes as signals: subscribe to it"
+    } else if has(Shape::Process) {
+        "a process carries no data: use Send and WaitExit"
     } else {
         "a relay needs a stream, messages or memory"
     };

@@ -1,12 +1,14 @@
 //! Something ends: a worker, the spawner, a client, the front.
 
-use std::time::Duration;
-
 use ipc_front::Limits;
 use ipc_harness::{Bus, Kind, connect, or_skip, patience, watchdog};
 use zbus::message::Message;
 
-use crate::{Client, Fixture, Store, fake::Fake, lenient, signal, start};
+use crate::{
+    Client, Fixture, Store,
+    fake::{self, Fake},
+    lenient, signal, start,
+};
 
 #[tokio::test]
 async fn a_worker_dies() {
@@ -69,9 +71,12 @@ async fn a_stuck_worker_is_replaced() {
     assert!(error.0 == "Timeout" && error.1.contains("200 ms"), "{error:?}");
     assert_eq!(watchdog(patience(), waiting).await.expect("a task").expect_err("Never").0, "Timeout");
     assert_eq!(client.worker().await.1, 3);
-    // One that takes long but answers whether it runs is left alone.
+    // One that takes long but answers whether it runs is left alone: it is asked again and again.
+    let pings = fixture.fake.pings();
     let waiting = other.under_way("Never").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (first, pings) = fake::next(pings).await;
+    let (second, _pings) = fake::next(pings).await;
+    assert_eq!((&first, &second), (&other.worker().await.0, &first));
     assert!(!waiting.is_finished());
     assert_eq!(other.worker().await.1, 2);
 }
@@ -159,8 +164,7 @@ async fn who_leaves_in_mid_call_is_forgotten() {
         leaving.call("Echo", &"behind").await.expect("Echo");
         leaving.connection.clone().close().await.expect("closed");
         waiting.abort();
-        let heard = tokio::task::spawn_blocking(move || departures.recv_timeout(patience()));
-        assert_eq!(heard.await.expect("a task").expect("the worker hears of it"), name);
+        assert_eq!(fake::next(departures).await.0, name);
         // What it says to it now, it said before it knew.
         let serial = call.primary_header().serial_num().get();
         staying.call("Late", &(&name, serial)).await.expect("no offence");
@@ -184,8 +188,7 @@ async fn an_idle_worker_is_let_go() {
     let quiet = Message::method_call(ipc_harness::PATH, "IdleQuietly").interface(ipc_harness::NAME);
     let quiet = quiet.destination(ipc_harness::NAME).with_flags(zbus::message::Flags::NO_REPLY_EXPECTED);
     client.connection.send(&quiet.build(&()).expect("valid")).await.expect("sent");
-    let ended = tokio::task::spawn_blocking(move || let_go.recv_timeout(patience()));
-    assert_eq!(ended.await.expect("a task").expect("it is let go"), client.worker().await.0);
+    assert_eq!(fake::next(let_go).await.0, client.worker().await.0);
     // A new one has answered; the end of the one before is no loss.
     assert_eq!(client.worker().await.1, 3);
     use futures_util::FutureExt;
@@ -208,8 +211,7 @@ async fn the_service_ends() {
     watchdog(patience(), front.stop()).await;
     let error = watchdog(patience(), waiting).await.expect("a task").expect_err("Never");
     assert!(error.0 == "Cancelled" && error.1.contains("stopping"), "{error:?}");
-    let ended = tokio::task::spawn_blocking(move || let_go.recv_timeout(patience()));
-    assert_eq!(ended.await.expect("a task").expect("it is told to end"), name);
+    assert_eq!(fake::next(let_go).await.0, name);
     // Nothing was lost without a word.
     use futures_util::{FutureExt, StreamExt};
     while let Some(message) = signals.next().now_or_never() {
@@ -248,8 +250,7 @@ async fn the_next_front_goes_on_with_the_workers() {
     fake.examine_says(0);
     let second = start(&bus, spawner, lenient(), mine, Box::new(store)).await.expect("the second");
     // Who left while there was no front is told of.
-    let heard = tokio::task::spawn_blocking(move || departures.recv_timeout(patience()));
-    assert_eq!(heard.await.expect("a task").expect("the worker hears of it"), left);
+    assert_eq!(fake::next(departures).await.0, left);
     assert_eq!(client.worker().await, before.0);
     client.call("SignalTo", &client.name()).await.expect("a client as before");
     assert_eq!(client.worker().await, before.0);

@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
+use ipc_harness::patience;
 use ipc_spawner::protocol::{Confinement, REQUEST_SIZE, Refusal, Reply, Request};
 use ipc_stream::Stream;
 use rustix::net::{
@@ -44,8 +45,33 @@ struct Shared {
     workers: Mutex<Vec<(String, JoinHandle<()>)>>,
     /// Whom each worker names as its clients when it is asked to serve.
     clients: Mutex<Vec<String>>,
-    departed: Mutex<Option<std_mpsc::Sender<String>>>,
-    let_go: Mutex<Option<std_mpsc::Sender<String>>>,
+    departed: News,
+    let_go: News,
+    pinged: News,
+}
+
+/// Names, for a test that listens.
+#[derive(Default)]
+struct News(Mutex<Option<std_mpsc::Sender<String>>>);
+
+impl News {
+    fn listen(&self) -> std_mpsc::Receiver<String> {
+        let (sender, receiver) = std_mpsc::channel();
+        *self.0.lock().expect("not poisoned") = Some(sender);
+        receiver
+    }
+
+    fn tell(&self, name: &str) {
+        if let Some(listener) = &*self.0.lock().expect("not poisoned") {
+            let _heard = listener.send(name.to_owned());
+        }
+    }
+}
+
+/// The next of them.
+pub async fn next(news: std_mpsc::Receiver<String>) -> (String, std_mpsc::Receiver<String>) {
+    let wait = move || (news.recv_timeout(patience()).expect("it happens"), news);
+    tokio::task::spawn_blocking(wait).await.expect("a task")
 }
 
 impl Fake {
@@ -91,16 +117,17 @@ impl Fake {
 
     /// The names of the clients of whose departure workers hear.
     pub fn departures(&self) -> std_mpsc::Receiver<String> {
-        let (sender, receiver) = std_mpsc::channel();
-        *self.shared.departed.lock().expect("not poisoned") = Some(sender);
-        receiver
+        self.shared.departed.listen()
     }
 
     /// The names of workers whose control socket ended.
     pub fn let_go(&self) -> std_mpsc::Receiver<String> {
-        let (sender, receiver) = std_mpsc::channel();
-        *self.shared.let_go.lock().expect("not poisoned") = Some(sender);
-        receiver
+        self.shared.let_go.listen()
+    }
+
+    /// The names of workers that were asked whether they run, and answered.
+    pub fn pings(&self) -> std_mpsc::Receiver<String> {
+        self.shared.pinged.listen()
     }
 
     /// The spawner and all workers are gone at once.
@@ -212,9 +239,7 @@ async fn worker(shared: Arc<Shared>, name: String, instance: u32, control: Owned
             Err(false) => receive(&control, &mut buffer).await,
         };
     }
-    if let Some(let_go) = &*shared.let_go.lock().expect("not poisoned") {
-        let _heard = let_go.send(name);
-    }
+    shared.let_go.tell(&name);
 }
 
 /// Serves a stream until that ends (false), or a call says to end (true).
@@ -234,14 +259,17 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
         if message.message_type() == Type::Signal {
             let (gone, _, _): (String, String, String) =
                 message.body().deserialize().expect("NameOwnerChanged");
-            if let Some(departed) = &*shared.departed.lock().expect("not poisoned") {
-                let _heard = departed.send(gone);
-            }
+            shared.departed.tell(&gone);
             continue;
         }
         let answer = match header.member().expect("a call").as_str() {
             "WhoAmI" => Some(Message::method_return(&header).build(&(&name, instance))),
-            "Ping" => Some(Message::method_return(&header).build(&())),
+            // By the front.
+            "Ping" => {
+                say(&connection, Message::method_return(&header).build(&())).await;
+                shared.pinged.tell(&name);
+                None
+            }
             "Echo" => {
                 let body = message.body();
                 let text: &str = body.deserialize().expect("a string");

@@ -1,13 +1,11 @@
 //! What one client does too much of costs that client.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use ipc_front::Limits;
 use ipc_harness::{Bus, Kind, NAME, PATH, connect, or_skip, patience, watchdog};
 use zbus::message::{Flags, Message, Type};
 
-use crate::{Client, Fixture, lenient};
+use crate::{Client, Fixture, fake, lenient};
 
 #[tokio::test]
 async fn a_flood_of_calls_without_reply_costs_only_its_sender() {
@@ -114,6 +112,7 @@ async fn who_reads_loses_nothing() {
 #[tokio::test]
 async fn clients_come_and_go() {
     let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), lenient()).await;
+    let mut departures = fixture.fake.departures();
     let staying = fixture.client(0).await;
     for _ in 0..300 {
         let client = Client { connection: connect(&fixture.bus).await };
@@ -121,7 +120,10 @@ async fn clients_come_and_go() {
         client.connection.close().await.expect("closed");
     }
     assert_eq!(staying.worker().await.1, 1);
-    // Nothing wakes up in the front when nothing happens; so a call still finds everything in place.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The worker hears of each; then a call still finds everything in place.
+    for _ in 0..300 {
+        departures = fake::next(departures).await.1;
+    }
     staying.call("Echo", &"x").await.expect("Echo");
+    assert_eq!(staying.worker().await.1, 1);
 }

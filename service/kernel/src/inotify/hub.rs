@@ -3,13 +3,14 @@
 //! A user has few instances (fs.inotify.max_user_instances, 128), so the endpoints share one.
 //! The kernel has one watch for an inode and instance, with one mask: the hub gives it the
 //! union of what the endpoints on that inode ask for and gives each of them what it asked for.
+//! An endpoint has one watch, or one for each directory of a tree (`inotify/tree.rs`).
 //!
 //! Two locks: `changes` is held by whoever changes masks, over system calls that may look at a
 //! slow file system; `state` only for moments, so that the driver never waits. What arrives for
 //! a watch that is just being added is kept until it has its endpoint.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem::MaybeUninit,
     os::fd::AsRawFd,
     path::PathBuf,
@@ -19,18 +20,17 @@ use std::{
 
 use event_listener::Event as Bell;
 use libc::{
-    IN_ALL_EVENTS, IN_DELETE_SELF, IN_EXCL_UNLINK, IN_IGNORED, IN_MASK_ADD, IN_MASK_CREATE, IN_Q_OVERFLOW,
-    IN_UNMOUNT,
+    IN_DELETE_SELF, IN_EXCL_UNLINK, IN_IGNORED, IN_MASK_ADD, IN_MASK_CREATE, IN_Q_OVERFLOW, IN_UNMOUNT,
 };
-use rustix::{
-    fs::{Stat, inotify},
-    io::Errno,
-};
+use rustix::{fs::inotify, io::Errno};
 
 use crate::{
     Attempt, Error, Fd, Kind, Readiness, Result, fd,
-    inotify::mask,
-    inotify::queue::{Handle, Item, MAX_QUEUED, Subscription, Wish},
+    inotify::{
+        mask,
+        queue::{Item, MAX_QUEUED, Subscription},
+        users,
+    },
     proc,
 };
 
@@ -44,6 +44,7 @@ pub static HUB: Hub = Hub {
         adding: false,
         early: Vec::new(),
         overflowed: false,
+        drained: 0,
     }),
 };
 
@@ -62,24 +63,56 @@ struct State {
     watches: BTreeMap<i32, Watch>,
     adding: bool,
     /// Events of watches that are not known yet, while one is being added.
-    early: Vec<(i32, u32, Box<[u8]>)>,
+    early: Vec<Told>,
     /// Events were lost; the end of a watch may be among them.
     overflowed: bool,
+    /// When the instance was empty, on the clock that files are stamped with.
+    drained: i64,
+}
+
+/// An event as the kernel told it.
+struct Told {
+    wd: i32,
+    mask: u32,
+    cookie: u32,
+    name: Box<[u8]>,
 }
 
 /// A watch of the kernel.
 struct Watch {
-    /// What the kernel was asked for: at least what the subscribers want.
+    /// What the kernel was asked for: at least what the members want.
     mask: u32,
     excl_unlink: bool,
-    subscribers: Vec<Arc<Subscription>>,
+    members: Vec<Member>,
     /// Why it is about to end, from the event before IN_IGNORED.
     reason: &'static str,
 }
 
+/// An endpoint's part of a watch.
+struct Member {
+    subscription: Arc<Subscription>,
+    want: Want,
+}
+
+/// What an endpoint wants of a watch.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// Where the inode was found.
+    pub path: PathBuf,
+    pub mask: u32,
+    pub excl_unlink: bool,
+    /// Device and inode, where the path may be followed again without waiting.
+    pub inode: Option<(u64, u64)>,
+}
+
+impl Want {
+    fn attempt(&self) -> String {
+        format!("watch {}", self.path.display())
+    }
+}
+
 const REMOVED: &str = "the watched file was removed";
 const UNMOUNTED: &str = "the file system was unmounted";
-const ONESHOT: &str = "the watch was for one event (oneshot)";
 const ENDED: &str = "the kernel ended the watch";
 
 impl Hub {
@@ -98,30 +131,29 @@ impl Hub {
         self.fd().map(|fd| mask::watches(&fdinfo(fd))).unwrap_or_default()
     }
 
-    /// The paths that the endpoints on a watch gave.
+    /// The paths at which the endpoints on a watch found it.
     pub fn paths(&self, wd: i32) -> Vec<PathBuf> {
         let state = self.state();
-        let subscribers = state.watches.get(&wd).map(|watch| &watch.subscribers);
-        subscribers.into_iter().flatten().map(|subscription| subscription.wish.path.clone()).collect()
+        let members = state.watches.get(&wd).map(|watch| &watch.members);
+        members.into_iter().flatten().map(|member| member.want.path.clone()).collect()
     }
 
-    /// Adds a watch, or a part of the one that there is for the inode.
-    pub fn subscribe(&self, wish: Wish) -> Result<Handle> {
-        let pinned = wish.pin().map_err(|errno| match errno {
-            Errno::NOTDIR if wish.only_directory => {
-                Error::from_errno(errno, wish.attempt()).help("onlydir demands a directory")
-            }
-            errno => Error::from_errno(errno, wish.attempt()),
-        })?;
-        let stat = fd::stat(&pinned)?;
-        let filesystem = proc::filesystem(&pinned);
-        let complete = !is_incomplete(&filesystem);
+    /// Those of an endpoint's watches that are still there.
+    pub fn alive(&self, subscription: &Arc<Subscription>) -> BTreeSet<i32> {
+        let state = self.state();
+        let has = |watch: &Watch| watch.members.iter().any(|member| member.is(subscription));
+        state.watches.iter().filter(|(_, watch)| has(watch)).map(|(wd, _)| *wd).collect()
+    }
+
+    /// Adds a watch for an endpoint, or a part of the one that there is for the inode; says its
+    /// descriptor.
+    pub fn watch(&self, subscription: &Arc<Subscription>, pinned: &Fd, want: Want) -> Result<i32> {
         let _changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let instance = self.start()?;
         // What happened before is for those who watch already.
         self.read(instance, 64)?;
         self.state().adding = true;
-        let added = self.add(instance, &pinned, Subscription::new(wish, stat, filesystem, complete));
+        let added = self.add(instance, pinned, subscription, want);
         let mut state = self.state();
         state.adding = false;
         state.early.clear();
@@ -130,16 +162,14 @@ impl Hub {
 
     /// Makes a watch, or adds our events to the one that there is for the inode. Under `changes`,
     /// so that only the end of a watch can come in between.
-    fn add(&self, instance: &Fd, pinned: &Fd, mut subscription: Subscription) -> Result<Handle> {
+    fn add(&self, instance: &Fd, pinned: &Fd, subscription: &Arc<Subscription>, want: Want) -> Result<i32> {
         // Without DELETE_SELF nobody could say why a watch ended.
-        let mask = subscription.wish.mask | IN_DELETE_SELF;
-        let excl_unlink = subscription.wish.excl_unlink;
+        let mask = want.mask | IN_DELETE_SELF;
+        let excl_unlink = want.excl_unlink;
         let failed = |errno| match errno {
-            Errno::NOSPC => limit(&subscription.wish.attempt(), "watches"),
-            Errno::ACCESS => {
-                Error::from_errno(errno, subscription.wish.attempt()).help("a watch needs the right to read")
-            }
-            errno => Error::from_errno(errno, subscription.wish.attempt()),
+            Errno::NOSPC => users::limit(&want.attempt(), "watches"),
+            Errno::ACCESS => Error::from_errno(errno, want.attempt()).help("a watch needs the right to read"),
+            errno => Error::from_errno(errno, want.attempt()),
         };
         loop {
             let new = match set(instance, pinned, mask | flag(excl_unlink) | IN_MASK_CREATE) {
@@ -153,7 +183,7 @@ impl Hub {
             };
             let mut state = self.state();
             if new.is_some() {
-                let watch = Watch { mask, excl_unlink, subscribers: Vec::new(), reason: ENDED };
+                let watch = Watch { mask, excl_unlink, members: Vec::new(), reason: ENDED };
                 state.watches.insert(wd, watch);
             }
             let Some(watch) = state.watches.get_mut(&wd) else {
@@ -170,21 +200,22 @@ impl Hub {
                     format!(
                         "cannot {} with excl-unlink={excl_unlink}: another endpoint watches the same inode \
                          with excl-unlink={}, and the kernel has one flag for both; close it first",
-                        subscription.wish.attempt(),
+                        want.attempt(),
                         !excl_unlink
                     ),
                 ));
             }
-            subscription.wd = wd;
-            let subscription = Arc::new(subscription);
             watch.mask |= mask;
-            watch.subscribers.push(subscription.clone());
-            for (early, mask, name) in std::mem::take(&mut state.early) {
-                if early == wd {
-                    self.happened(&mut state, wd, mask, name);
+            match watch.members.iter_mut().find(|member| member.is(subscription)) {
+                Some(member) => member.want = want,
+                None => watch.members.push(Member { subscription: subscription.clone(), want }),
+            }
+            for told in std::mem::take(&mut state.early) {
+                if told.wd == wd {
+                    self.happened(&mut state, told);
                 }
             }
-            return Ok(Handle(subscription));
+            return Ok(wd);
         }
     }
 
@@ -194,7 +225,7 @@ impl Hub {
         }
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let instance = inotify::init(flags).map_err(|errno| match errno {
-            Errno::MFILE => limit("make an inotify instance", "instances")
+            Errno::MFILE => users::limit("make an inotify instance", "instances")
                 .help("or the process is at its limit of open files (RLIMIT_NOFILE)"),
             errno => Error::from_errno(errno, "make an inotify instance"),
         })?;
@@ -203,20 +234,19 @@ impl Hub {
         Ok(instance)
     }
 
-    /// Ends an endpoint's share.
-    pub fn unsubscribe(&self, subscription: &Arc<Subscription>) {
+    /// Ends an endpoint's part of one watch.
+    pub fn unwatch(&self, subscription: &Arc<Subscription>, wd: i32) {
         let Some(instance) = self.instance.get() else { return };
-        let mut state = self.state();
-        let Some(watch) = state.watches.get_mut(&subscription.wd) else { return };
-        watch.subscribers.retain(|other| !Arc::ptr_eq(other, subscription));
-        if watch.subscribers.is_empty() {
-            state.watches.remove(&subscription.wd);
-            // EINVAL: the kernel removed it first.
-            let _ = inotify::remove_watch(instance, subscription.wd);
-            return;
+        if self.state().leave(instance, wd, subscription) {
+            self.narrow(instance, wd);
         }
-        drop(state);
-        self.narrow(instance, subscription.wd);
+    }
+
+    /// Ends an endpoint's part of every watch.
+    pub fn leave(&self, subscription: &Arc<Subscription>) {
+        for wd in self.alive(subscription) {
+            self.unwatch(subscription, wd);
+        }
     }
 
     /// Takes back the events that nobody asks for any more. Only an economy, as each endpoint gets
@@ -227,22 +257,21 @@ impl Hub {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        let (subscription, mask) = {
+        let (subscription, inode, mask, excl_unlink) = {
             let state = self.state();
             let Some(watch) = state.watches.get(&wd) else { return };
-            let wanted = watch.subscribers.iter().fold(IN_DELETE_SELF, |mask, other| mask | other.wish.mask);
-            match watch.subscribers.first() {
-                Some(first) if wanted != watch.mask && first.complete => (first.clone(), wanted),
+            let wanted = watch.members.iter().fold(IN_DELETE_SELF, |mask, other| mask | other.want.mask);
+            let first = watch.members.iter().find_map(|it| Some((it.subscription.clone(), it.want.inode?)));
+            match first {
+                Some((first, inode)) if wanted != watch.mask => (first, inode, wanted, watch.excl_unlink),
                 _ => return,
             }
         };
         let Ok(pinned) = subscription.wish.pin() else { return };
-        let same =
-            |stat: Stat| (stat.st_dev, stat.st_ino) == (subscription.stat.st_dev, subscription.stat.st_ino);
-        if !fd::stat(&pinned).is_ok_and(same) {
+        if !fd::stat(&pinned).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == inode) {
             return;
         }
-        match set(instance, &pinned, mask | flag(subscription.wish.excl_unlink)) {
+        match set(instance, &pinned, mask | flag(excl_unlink)) {
             Ok(same) if same == wd => {
                 if let Some(watch) = self.state().watches.get_mut(&wd) {
                     watch.mask = mask;
@@ -280,14 +309,17 @@ impl Hub {
             let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
             // Read and handed out in one go, as two readers would mix up the order.
             let mut state = self.state();
+            let now = stamp();
             let mut reader = inotify::Reader::new(instance, &mut buffer);
             loop {
                 match reader.next() {
                     Ok(event) => {
-                        let name = event.file_name().map_or(&b""[..], |name| name.to_bytes());
-                        self.happened(&mut state, event.wd(), event.events().bits(), name.into());
+                        let name = event.file_name().map_or(&b""[..], |name| name.to_bytes()).into();
+                        let (wd, mask, cookie) = (event.wd(), event.events().bits(), event.cookie());
+                        self.happened(&mut state, Told { wd, mask, cookie, name });
                     }
                     Err(Errno::AGAIN) => {
+                        state.drained = now;
                         self.end_what_was_lost(&mut state);
                         return Ok(true);
                     }
@@ -302,17 +334,18 @@ impl Hub {
         Ok(false)
     }
 
-    fn happened(&self, state: &mut State, wd: i32, mask: u32, name: Box<[u8]>) {
+    fn happened(&self, state: &mut State, told: Told) {
+        let Told { wd, mask, cookie, .. } = told;
         if mask & IN_Q_OVERFLOW != 0 {
             state.overflowed = true;
-            for subscription in state.watches.values().flat_map(|watch| &watch.subscribers) {
-                subscription.push(Item::Overflow);
+            for member in state.watches.values().flat_map(|watch| &watch.members) {
+                member.subscription.push(Item::Overflow { since: state.drained }, state.drained);
             }
             return;
         }
         let Some(watch) = state.watches.get_mut(&wd) else {
             if state.adding && state.early.len() < MAX_QUEUED {
-                state.early.push((wd, mask, name));
+                state.early.push(told);
             }
             return;
         };
@@ -321,32 +354,23 @@ impl Hub {
         } else if mask & IN_UNMOUNT != 0 {
             watch.reason = UNMOUNTED;
         }
-        watch.subscribers.retain(|subscription| {
-            let wish = &subscription.wish;
-            if mask & (wish.mask | IN_UNMOUNT | IN_IGNORED) != 0 {
-                subscription.push(Item::Happened { mask, name: name.clone() });
+        for Member { subscription, want } in &watch.members {
+            if mask & (want.mask | IN_UNMOUNT | IN_IGNORED) != 0 {
+                let item = Item::Happened { wd, mask, cookie, name: told.name.clone() };
+                subscription.push(item, state.drained);
             }
-            let last = wish.oneshot && mask & wish.mask & IN_ALL_EVENTS != 0;
-            if last {
-                // The kernel would say so too, if the watch were this endpoint's alone.
-                subscription.push(Item::Happened { mask: IN_IGNORED, name: Box::default() });
-                subscription.push(Item::End(ONESHOT));
-            }
-            !last
-        });
+        }
         if mask & IN_IGNORED != 0 {
             self.end(state, wd);
-        } else if watch.subscribers.is_empty() {
-            state.watches.remove(&wd);
-            if let Some(instance) = self.instance.get() {
-                let _ = inotify::remove_watch(instance, wd);
-            }
         }
     }
 
     fn end(&self, state: &mut State, wd: i32) {
         if let Some(watch) = state.watches.remove(&wd) {
-            watch.subscribers.iter().for_each(|subscription| subscription.push(Item::End(watch.reason)));
+            let ended = Item::Ended { wd, reason: watch.reason };
+            for member in watch.members {
+                member.subscription.push(ended.clone(), state.drained);
+            }
         }
     }
 
@@ -362,6 +386,35 @@ impl Hub {
     }
 }
 
+/// The time that the kernel stamps files with, in nanoseconds since the epoch: clock_gettime(2),
+/// CLOCK_REALTIME_COARSE.
+pub fn stamp() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+impl Member {
+    fn is(&self, subscription: &Arc<Subscription>) -> bool {
+        Arc::ptr_eq(&self.subscription, subscription)
+    }
+}
+
+impl State {
+    /// Takes a member out of a watch, and the watch with the last of them; says whether there are
+    /// others.
+    fn leave(&mut self, instance: &Fd, wd: i32, subscription: &Arc<Subscription>) -> bool {
+        let Some(watch) = self.watches.get_mut(&wd) else { return false };
+        watch.members.retain(|member| !member.is(subscription));
+        if !watch.members.is_empty() {
+            return true;
+        }
+        self.watches.remove(&wd);
+        // EINVAL: the kernel removed it first.
+        let _ = inotify::remove_watch(instance, wd);
+        false
+    }
+}
+
 /// Sets the mask of the pinned inode's watch, which may be a new one.
 fn set(instance: &Fd, pinned: &Fd, mask: u32) -> rustix::io::Result<i32> {
     inotify::add_watch(instance, fd::proc_path(pinned), inotify::WatchFlags::from_bits_retain(mask))
@@ -369,28 +422,4 @@ fn set(instance: &Fd, pinned: &Fd, mask: u32) -> rustix::io::Result<i32> {
 
 fn flag(excl_unlink: bool) -> u32 {
     if excl_unlink { IN_EXCL_UNLINK } else { 0 }
-}
-
-/// The limit of the machine, and the one of the user namespace where that is another.
-fn limit(attempt: &str, what: &str) -> Error {
-    let of = |path: String| proc::sysctl(&path).unwrap_or(0);
-    let (machine, namespace) =
-        (of(format!("fs/inotify/max_user_{what}")), of(format!("user/max_inotify_{what}")));
-    let error = Error::new(
-        Kind::LimitExceeded,
-        format!(
-            "cannot {attempt}: the user has no inotify {what} left; raise fs.inotify.max_user_{what}, now {machine}"
-        ),
-    );
-    if namespace == machine {
-        return error;
-    }
-    error.help(format!("and user.max_inotify_{what} of this user namespace, now {namespace}"))
-}
-
-/// Whether inotify misses what other machines, a server or the kernel itself change there.
-fn is_incomplete(kind: &str) -> bool {
-    const KINDS: &str = "9p afs autofs bpf ceph cgroup cgroup2 cifs coda configfs debugfs devpts fuse gfs2 \
-                         lustre nfs nfs4 ocfs2 proc securityfs smb3 sysfs tracefs unknown virtiofs";
-    KINDS.split(' ').any(|incomplete| incomplete == kind) || kind.starts_with("fuse.")
 }

@@ -42,6 +42,7 @@ pub const WORDS: &[&str] = &[
     "all",
     "close",
     "move",
+    "written",
 ];
 
 /// The bits of one of [`WORDS`]; none for any other word.
@@ -50,6 +51,8 @@ pub fn bits(word: &str) -> u32 {
         "all" => IN_ALL_EVENTS,
         "close" => IN_CLOSE,
         "move" => IN_MOVE,
+        // Complete: closed after writing, or written elsewhere and moved to its place.
+        "written" => IN_CLOSE_WRITE | IN_MOVED_TO,
         word => EVENTS.iter().find(|event| event.0 == word).map_or(0, |event| event.2),
     }
 }
@@ -60,6 +63,11 @@ pub fn words(mask: u32) -> Vec<String> {
         return vec!["all".into()];
     }
     EVENTS.iter().filter(|event| mask & event.2 != 0).map(|event| event.0.to_owned()).collect()
+}
+
+/// The first of these events that is asked for.
+pub fn first(asked: u32, events: &[u32]) -> Option<u32> {
+    events.iter().copied().find(|event| asked & event != 0)
 }
 
 /// The names of an event's bits, the event before what is said of it.

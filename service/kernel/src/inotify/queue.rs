@@ -1,5 +1,5 @@
-//! What waits for each endpoint of the inotify hub (`inotify/hub.rs`): its share of a watch and
-//! its own bounded queue.
+//! What waits for each endpoint of the inotify hub (`inotify/hub.rs`): what it asked for, and its own
+//! bounded queue.
 
 use std::{
     collections::VecDeque,
@@ -8,9 +8,12 @@ use std::{
 };
 
 use event_listener::{Event as Bell, EventListener};
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 
-use crate::{Fd, inotify::hub::HUB};
+use crate::{Error, Fd, Result, inotify::hub::HUB};
 
 /// How many events wait for one endpoint, as many as the kernel keeps for an instance by default
 /// (fs.inotify.max_queued_events).
@@ -24,10 +27,19 @@ pub struct Wish {
     pub only_directory: bool,
     pub dont_follow: bool,
     pub excl_unlink: bool,
-    pub oneshot: bool,
 }
 
 impl Wish {
+    /// As [`pin`](Self::pin), with the errno's meaning.
+    pub fn find(&self) -> Result<Fd> {
+        self.pin().map_err(|errno| match errno {
+            Errno::NOTDIR if self.only_directory => {
+                Error::from_errno(errno, self.attempt()).help("onlydir demands a directory")
+            }
+            errno => Error::from_errno(errno, self.attempt()),
+        })
+    }
+
     /// The inode that the path leads to. Pinned only for a moment: a file that somebody has open
     /// is not deleted, and its file system is not unmounted.
     pub fn pin(&self) -> rustix::io::Result<Fd> {
@@ -42,16 +54,9 @@ impl Wish {
     }
 }
 
-/// An endpoint's part of a watch; dropping it ends the part.
+/// What an endpoint of the hub is to the hub: what it asked for, and what waits for it.
 pub struct Subscription {
     pub wish: Wish,
-    /// Watch descriptor; none (-1) before there is a watch.
-    pub wd: i32,
-    pub stat: Stat,
-    /// Name of the file system's type.
-    pub filesystem: String,
-    /// Whether all that happens there is seen.
-    pub complete: bool,
     queue: Mutex<Queue>,
     arrived: Bell,
 }
@@ -61,40 +66,49 @@ struct Queue {
     items: VecDeque<Item>,
     /// Some were dropped since the queue was emptied.
     overflowed: bool,
-    ended: Option<&'static str>,
 }
 
 /// What waits for an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    Happened { mask: u32, name: Box<[u8]> },
-    Overflow,
-    End(&'static str),
+    Happened {
+        wd: i32,
+        mask: u32,
+        cookie: u32,
+        name: Box<[u8]>,
+    },
+    /// Events were lost, none that happened before that time ([`Hub::drained`](super::hub::Hub)).
+    Overflow {
+        since: i64,
+    },
+    /// A watch has ended.
+    Ended {
+        wd: i32,
+        reason: &'static str,
+    },
 }
 
 impl Subscription {
-    pub fn new(wish: Wish, stat: Stat, filesystem: String, complete: bool) -> Self {
-        Self { wish, wd: -1, stat, filesystem, complete, queue: Mutex::default(), arrived: Bell::new() }
-    }
-
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an item and rings.
-    pub fn push(&self, item: Item) {
+    /// Adds an item and rings. All that happened before `drained` was added earlier.
+    pub fn push(&self, item: Item, drained: i64) {
         let mut queue = self.queue();
         // Identical successive events are one, as in the kernel's queue.
-        if queue.ended.is_some() || queue.items.back() == Some(&item) {
+        if queue.items.back() == Some(&item) {
             return;
         }
         match item {
-            Item::End(reason) => queue.ended = Some(reason),
+            Item::Overflow { .. } if matches!(queue.items.back(), Some(Item::Overflow { .. })) => return,
+            // One for each watch at most.
+            Item::Ended { .. } => {}
             _ if queue.items.len() < MAX_QUEUED => {}
             _ if queue.overflowed => return,
             _ => {
                 queue.overflowed = true;
-                queue.items.push_back(Item::Overflow);
+                queue.items.push_back(Item::Overflow { since: drained });
                 return;
             }
         }
@@ -105,10 +119,6 @@ impl Subscription {
 
     pub fn queued(&self) -> usize {
         self.queue().items.len()
-    }
-
-    pub fn ended(&self) -> Option<&'static str> {
-        self.queue().ended
     }
 
     /// Everything that waits, or what to listen to until something does.
@@ -122,19 +132,25 @@ impl Subscription {
     }
 }
 
-/// An endpoint's hold on its subscription.
+/// An endpoint's hold on its subscription; dropping it ends all its watches.
 pub struct Handle(pub Arc<Subscription>);
 
-impl std::ops::Deref for Handle {
-    type Target = Subscription;
+impl Handle {
+    pub fn new(wish: Wish) -> Self {
+        Self(Arc::new(Subscription { wish, queue: Mutex::default(), arrived: Bell::new() }))
+    }
+}
 
-    fn deref(&self) -> &Subscription {
+impl std::ops::Deref for Handle {
+    type Target = Arc<Subscription>;
+
+    fn deref(&self) -> &Arc<Subscription> {
         &self.0
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        HUB.unsubscribe(&self.0);
+        HUB.leave(&self.0);
     }
 }

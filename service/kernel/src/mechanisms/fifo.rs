@@ -57,6 +57,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list,
+    listing: None,
     limits,
     available: || Ok(()),
     driver: None,

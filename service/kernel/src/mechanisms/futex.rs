@@ -48,6 +48,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt: |fd| Ok(Adoption::Refused(fd)),
     list: futex_waiters::list,
+    listing: None,
     limits,
     available: || Ok(()),
     driver: None,

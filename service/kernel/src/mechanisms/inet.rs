@@ -52,6 +52,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list: inet::diag::rows,
+    listing: None,
     limits,
     available,
     driver: None,

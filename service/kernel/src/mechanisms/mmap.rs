@@ -44,6 +44,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("inode", Type::U64 { min: 1, max: u64::MAX }, "Inode of a memfd that some process holds"),
         Parameter::new("pid", Type::U32 { min: 1, max: i32::MAX as u32 }, "Process that holds a memfd or file"),
         Parameter::new("fd", Type::U32 { min: 0, max: i32::MAX as u32 }, "Number of the file descriptor in that process"),
+        Parameter::new("address", Type::U64 { min: 0, max: u64::MAX }, "Instead of fd: an address at which that process shares memory (MAP_SHARED)"),
         memory_file::OFFSET,
         memory_file::LENGTH,
         memory_file::ACCESS,
@@ -55,6 +56,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list: memory_list::memfds,
+    listing: None,
     limits: memory_list::limits,
     available: || Ok(()),
     driver: None,
@@ -70,13 +72,17 @@ bytes are allocated where the file system can (fallocate(2)), so that a later st
 of space (SIGBUS). The file appears under its name only when it is complete.
 
 `Attach` opens a regular file by `path`, or a memfd by `inode` or by `pid` and `fd`, through
-`/proc/PID/fd`; the kernel demands the same rights as for tracing that process (ptrace(2)).
+`/proc/PID/fd`; the kernel demands the same rights as for tracing that process (ptrace(2)). With `pid` and
+`address` it opens what that process shares at an address, also memory that nobody has a file descriptor of
+(MAP_ANONYMOUS), through `/proc/PID/map_files`, which takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
 `offset` and `length` select a range: offsets of `Read` and `Write` count from its start, and it cannot
 be resized. `length=0` means: to the end of the file, also when that moves.
 
 `Read` and `Write` use pread(2) and pwrite(2): a peer that truncates the memory causes an error, never
 a crash. `Load`, `Store`, `CompareExchange` and `FetchAdd` act on the shared word itself, atomically and
-sequentially consistent, also against programs that map it. `f64` words are compared by their bits.
+sequentially consistent, also against programs that map it. `f32` and `f64` words are compared by their bits.
+`Allocate` sets space aside (fallocate(2)), `PunchHole` gives it back and leaves zeros, for everybody. The kernel tells
+nobody of stores through a mapping: `WatchRange` looks for changes.
 
 `Open` hands out a file descriptor of the *whole* file, also for a range. `access=read-only` opens it
 O_RDONLY; but a process of the same user can re-open a memfd for writing through its own `/proc/self/fd`
@@ -101,11 +107,11 @@ itself keeps none. Files and shm_open(3) objects cannot be sealed, only memfds (
 Sources: memfd_create(2), mmap(2), fcntl(2) \"File Sealing\", fallocate(2), pread(2).
 
 Not offered: executable memfds (MFD_EXEC), because shared memory has no need to be code;
-memfd_secret(2), because the kernel keeps it from every system call, also the service's; madvise(2)
-and hole punching, because they act on the mappings and space of the one process that asks, which here
-would be the service's; notification of changes, because the kernel has none for stores
-through a mapping: pair the memory with a semaphore; names for memfds, because the kernel has none: `Adopt`
-keeps a memfd as long as its lifetime says, and whoever knows the endpoint's object path gets it with `Open`.";
+memfd_secret(2), because the kernel keeps it from every system call, also the service's; madvise(2), msync(2) and
+MAP_SYNC (DAX), because they act on a mapping of the process that asks, and the service's own lasts for one
+operation: `Open`, and map it; copy_file_range(2) and sendfile(2), because `Relay` copies between memory, files and
+streams; unique names for memfds, because the kernel has none: `Adopt` with `lifetime=service` keeps a memfd, and
+others find it by `List({\"name\": …})` and its `address`; where a name must be unique, use `posixshm`.";
 
 fn create(parameters: &Parameters) -> Result<Opening> {
     // The table demands it.
@@ -162,16 +168,20 @@ fn create_memfd(size: u64, parameters: &Parameters) -> Result<Opening> {
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
     let flags = memory_file::flags(parameters);
-    let by = (parameters.path("path")?, parameters.size("inode"), parameters.u32("pid"), parameters.u32("fd"));
-    let (opened, path) = match by {
-        (Some(path), None, None, None) => {
+    let within = (parameters.u32("pid"), parameters.u32("fd"), parameters.size("address"));
+    let (opened, path) = match (parameters.path("path")?, parameters.size("inode"), within) {
+        (Some(path), None, (None, None, None)) => {
             (named_file::open_regular(&path, flags, OFlags::empty()), Some(path))
         }
-        (None, Some(inode), None, None) => (nameless::open_held(nameless::find_held(inode)?, flags), None),
-        (None, None, Some(pid), Some(fd)) => (nameless::open_held((pid, fd), flags), None),
+        (None, Some(inode), (None, None, None)) => {
+            (nameless::open_held(nameless::find_held(inode)?, flags), None)
+        }
+        (None, None, (Some(pid), Some(fd), None)) => (nameless::open_held((pid, fd), flags), None),
+        (None, None, (Some(pid), None, Some(address))) => (nameless::open_mapped(pid, address, flags), None),
         _ => {
             return Err(Error::invalid(
-                "mmap needs one of: the key \"path\", the key \"inode\", or both \"pid\" and \"fd\"",
+                "mmap needs one of: the key \"path\", the key \"inode\", both \"pid\" and \"fd\", or both \"pid\" \
+                 and \"address\"",
             ));
         }
     };

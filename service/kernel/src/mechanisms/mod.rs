@@ -27,6 +27,7 @@ mechanisms! {
     unix,
     inet,
     inotify,
+    signal,
 }
 
 /// The mechanism of this name.

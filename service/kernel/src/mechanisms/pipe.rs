@@ -58,6 +58,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list,
+    listing: None,
     limits: pipe_io::limits,
     available: || Ok(()),
     driver: None,

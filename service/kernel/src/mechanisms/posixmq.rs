@@ -80,6 +80,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list: list::list,
+    listing: None,
     limits: list::limits,
     available,
     driver: None,

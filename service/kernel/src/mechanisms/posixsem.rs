@@ -83,6 +83,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list,
+    listing: None,
     limits,
     available,
     driver: None,

@@ -7,6 +7,7 @@ use libc::c_int;
 
 use crate::{
     Descriptor, Dict, Opening, Parameter, Parameters, Result, Type, Value,
+    listing::Listing,
     mechanism::{Adoption, Column, Permissions},
     shape::Shape,
     sysv::{
@@ -41,7 +42,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     anonymous: |_| false,
     attach,
     adopt: |fd: OwnedFd| Ok(Adoption::Refused(fd)),
-    list,
+    list: || Ok(listing()?.dicts()),
+    listing: Some(listing),
     limits,
     available: sysv::available::<Queue>,
     driver: None,
@@ -53,9 +55,9 @@ static COLUMNS: [Column; 20] = sysv::columns([
     Column { key: "cbytes", kind: "t", summary: "Bytes in the queue" },
     Column { key: "qbytes", kind: "t", summary: "Bytes that it may hold; also the most messages" },
     Column { key: "lspid", kind: "u", summary: "Process that last sent; 0: none, or one that the service does not see" },
-    Column { key: "lspid-command", kind: "s", summary: "Its command name; empty when it has ended" },
+    Column { key: "lspid-command", kind: "s", summary: "Its command name; not there when it has ended" },
     Column { key: "lrpid", kind: "u", summary: "Process that last received" },
-    Column { key: "lrpid-command", kind: "s", summary: "Its command name; empty when it has ended" },
+    Column { key: "lrpid-command", kind: "s", summary: "Its command name; not there when it has ended" },
     Column { key: "stime", kind: "t", summary: "Time of the last send, in microseconds since the epoch; 0: never" },
     Column { key: "rtime", kind: "t", summary: "Time of the last receive" },
     Column { key: "ctime", kind: "t", summary: "Time of creation or of the last change of permissions" },
@@ -79,10 +81,12 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
     Ok(MessageQueue::new(Object::attach(parameters, queue::get)?)?.into())
 }
 
-fn list() -> Result<Vec<Dict>> {
-    let mut commands = Commands::default();
-    let queues = sysv::all::<Queue>()?;
-    Ok(queues.iter().map(|(id, state)| row(*id, state, &mut commands)).collect())
+fn listing() -> Result<Listing> {
+    let (mut listing, mut commands) = (Listing::default(), Commands::default());
+    for (id, state) in sysv::all::<Queue>()? {
+        listing.push(row(id, &state, &mut commands));
+    }
+    Ok(listing)
 }
 
 fn limits() -> Dict {

@@ -40,6 +40,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt: |fd| Ok(Adoption::Refused(fd)),
     list,
+    listing: None,
     limits,
     available: sysv::available::<Sets>,
     driver: None,
@@ -225,7 +226,7 @@ fn row(id: i32, state: &libc::semid_ds, commands: &mut Commands) -> Dict {
         let mut ended = |pid: u32| pid != 0 && !commands.lives(pid.cast_signed());
         let taken_by_the_dead = values.iter().zip(&pids).any(|(value, pid)| *value == 0 && ended(*pid));
         row.insert("stale".into(), (taken_by_the_dead && leases::count(Lent::Set(id)) == 0).into());
-        let names: Vec<String> = pids.iter().map(|pid| commands.name(pid.cast_signed())).collect();
+        let names: Vec<String> = pids.iter().map(|pid| commands.name(pid.cast_signed()).unwrap_or_default().to_owned()).collect();
         row.insert("commands".into(), names.into());
         row.insert("pids".into(), pids.into());
     }

@@ -50,6 +50,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     // The kernel has no file descriptor for a segment; one by map_files is a file to all who hold it.
     adopt: |fd| Ok(Adoption::Refused(fd)),
     list,
+    listing: None,
     limits,
     available: sysv::available::<Segments>,
     driver: None,
@@ -346,6 +347,15 @@ impl Memory for SysvMemory {
         Err(Error::not_supported(
             "a System V segment has the size that it was created with (shmget(2)); create another one, or use posixshm",
         ))
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        // It lies within what is mapped.
+        self.with((offset, length, "allocate"), true, |mapping, at| mapping.populate(at, length as usize))
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()> {
+        self.with((offset, length, "punch a hole of"), true, |mapping, at| mapping.remove(at, length as usize))
     }
 
     fn seal(&self, _seals: &[String]) -> Result<()> {

@@ -96,6 +96,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     adopt,
     list: unix::list::list,
+    listing: None,
     limits,
     available: || Ok(()),
     driver: None,

@@ -21,7 +21,7 @@ use libc::{c_int, c_long};
 use rustix::io::Errno;
 
 use super::{
-    Commands, Family, Object, micros, permissions,
+    Cell, Commands, Family, Object, micros, permission_cells,
     queue::{self, MSG_COPY, Queue},
     selector::{Selector, sent_type},
 };
@@ -41,23 +41,24 @@ const LOOKS: u64 = 1024;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the kernel knows of a queue.
-pub fn row(id: c_int, state: &libc::msqid_ds, commands: &mut Commands) -> Dict {
+pub fn row(id: c_int, state: &libc::msqid_ds, commands: &mut Commands) -> impl Iterator<Item = Cell> + use<> {
     let (lspid, lrpid) = (state.msg_lspid, state.msg_lrpid);
     let used = lspid != 0 || lrpid != 0;
     let stale = used && !commands.lives(lspid) && !commands.lives(lrpid);
-    let mut row = permissions::<Queue>(id, state);
-    row.extend(dict! {
-        "qnum" => state.msg_qnum as u64,
-        "cbytes" => state.__msg_cbytes as u64,
-        "qbytes" => state.msg_qbytes as u64,
-        "stime" => micros(state.msg_stime),
-        "rtime" => micros(state.msg_rtime),
-        "ctime" => micros(state.msg_ctime),
-        "stale" => stale,
-    });
-    commands.put(&mut row, "lspid", lspid);
-    commands.put(&mut row, "lrpid", lrpid);
-    row
+    let own = [
+        ("qnum", Value::U64(state.msg_qnum as u64)),
+        ("cbytes", Value::U64(state.__msg_cbytes as u64)),
+        ("qbytes", Value::U64(state.msg_qbytes as u64)),
+        ("lspid", Value::U32(lspid.cast_unsigned())),
+        ("lrpid", Value::U32(lrpid.cast_unsigned())),
+        ("stime", Value::U64(micros(state.msg_stime))),
+        ("rtime", Value::U64(micros(state.msg_rtime))),
+        ("ctime", Value::U64(micros(state.msg_ctime))),
+        ("stale", Value::Bool(stale)),
+    ];
+    let names = [("lspid-command", lspid), ("lrpid-command", lrpid)]
+        .map(|(key, pid)| commands.name(pid).map(|name| (key, name.into())));
+    permission_cells::<Queue>(id, state).into_iter().chain(own).chain(names.into_iter().flatten())
 }
 
 /// MSGMAX, the most that msgsnd(2) takes.
@@ -201,7 +202,8 @@ impl Endpoint for MessageQueue {
     }
 
     fn inspect(&self) -> Result<Dict> {
-        let mut row = row(self.0.id(), &self.0.state()?, &mut Commands::default());
+        let row = row(self.0.id(), &self.0.state()?, &mut Commands::default());
+        let mut row: Dict = row.map(|(key, value)| (key.to_owned(), value)).collect();
         row.insert("max-message-size".into(), self.max_message_size().into());
         match self.0.taken.free() {
             0 => {}

@@ -24,7 +24,7 @@ use libc::{c_int, key_t};
 use rustix::io::Errno;
 
 pub use key::{ID, KEY, Key, NEW_KEY, PATH, PERMISSION_MASK, PROJECT};
-pub use row::{Commands, columns, micros, permissions};
+pub use row::{Cell, Commands, columns, micros, permission_cells, permissions};
 
 use crate::{Address, Error, Kind, Parameters, Result, error::describe, mechanism::Permissions};
 
@@ -261,6 +261,14 @@ pub fn address<F: Family>(key: key_t, id: c_int) -> Address {
     match key {
         libc::IPC_PRIVATE => Address::new(F::SCHEME).with("id", id.to_string()),
         key => Address::new(F::SCHEME).with("key", key::text(key)),
+    }
+}
+
+/// The same as text, for very many: nothing in it has to be escaped.
+fn address_text<F: Family>(key: key_t, id: c_int) -> String {
+    match key {
+        libc::IPC_PRIVATE => format!("{}:id={id}", F::SCHEME),
+        key => format!("{}:key={}", F::SCHEME, key::text(key)),
     }
 }
 

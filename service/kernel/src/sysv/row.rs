@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use libc::c_int;
 
-use super::{Family, PERMISSION_MASK, address};
-use crate::{Dict, Value, dict, mechanism::Column, proc};
+use super::{Family, PERMISSION_MASK, address_text};
+use crate::{Dict, Value, mechanism::Column, proc};
 
 /// The columns of [`permissions`].
 const COLUMNS: [Column; 9] = [
@@ -32,21 +32,29 @@ pub const fn columns<const OWN: usize, const ALL: usize>(own: [Column; OWN]) -> 
     all
 }
 
-/// What `ipc_perm` says.
-#[allow(clippy::unnecessary_cast)] // The types of the fields differ between machines.
+/// A column and its value.
+pub type Cell = (&'static str, Value);
+
+/// What `ipc_perm` says, for `Inspect()` and short lists.
 pub fn permissions<F: Family>(id: c_int, state: &F::State) -> Dict {
+    permission_cells::<F>(id, state).into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// The same, for lists of very many.
+#[allow(clippy::unnecessary_cast)] // The types of the fields differ between machines.
+pub fn permission_cells<F: Family>(id: c_int, state: &F::State) -> [Cell; 9] {
     let permissions = F::permissions(state);
-    dict! {
-        "address" => address::<F>(permissions.__key, id).to_string(),
-        "id" => id,
-        "key" => permissions.__key.cast_unsigned(),
-        "owner" => permissions.uid,
-        "group" => permissions.gid,
-        "creator-uid" => permissions.cuid,
-        "creator-gid" => permissions.cgid,
-        "mode" => permissions.mode as u32 & PERMISSION_MASK,
-        "sequence" => permissions.__seq as u32,
-    }
+    [
+        ("address", Value::Text(address_text::<F>(permissions.__key, id))),
+        ("id", Value::I32(id)),
+        ("key", Value::U32(permissions.__key.cast_unsigned())),
+        ("owner", Value::U32(permissions.uid)),
+        ("group", Value::U32(permissions.gid)),
+        ("creator-uid", Value::U32(permissions.cuid)),
+        ("creator-gid", Value::U32(permissions.cgid)),
+        ("mode", Value::U32(permissions.mode as u32 & PERMISSION_MASK)),
+        ("sequence", Value::U32(permissions.__seq as u32)),
+    ]
 }
 
 /// A `time_t` in microseconds since the epoch; 0 stays 0: never.
@@ -64,22 +72,22 @@ impl Commands {
         self.0.entry(pid).or_insert_with(|| look(pid)).as_deref()
     }
 
-    /// The command name; empty where there is no such process.
-    pub fn name(&mut self, pid: libc::pid_t) -> String {
-        self.of(pid).unwrap_or_default().to_owned()
-    }
-
     /// Whether the process lives, or another one that has got its number.
     pub fn lives(&mut self, pid: libc::pid_t) -> bool {
         self.of(pid).is_some()
     }
 
-    /// Puts a process into a row under `key`, and its command name under `key`-command. No process:
-    /// pid 0 and no name; one that has ended: no name.
+    /// Puts a process into a row under `key`, and its command name under `key`-command where there is one.
     pub fn put(&mut self, row: &mut Dict, key: &str, pid: libc::pid_t) {
-        let command = self.of(pid).unwrap_or_default();
-        row.insert(format!("{key}-command"), command.into());
+        if let Some(name) = self.name(pid) {
+            row.insert(format!("{key}-command"), name.into());
+        }
         row.insert(key.to_owned(), Value::U32(pid.cast_unsigned()));
+    }
+
+    /// The command name; None for no process, and for one that has ended.
+    pub fn name(&mut self, pid: libc::pid_t) -> Option<&str> {
+        self.of(pid)
     }
 }
 

@@ -8,7 +8,7 @@
 //! is the end of a list as much as an exit (unshare(2)). When the service is killed, the kernel undoes
 //! the lists of all threads. Nobody has to remember anything.
 
-use std::sync::mpsc::{self, Receiver, Sender, sync_channel};
+use std::sync::mpsc::{self, Receiver, SyncSender, sync_channel};
 
 use libc::c_int;
 use rustix::{io::Errno, thread::UnshareFlags};
@@ -19,7 +19,7 @@ use crate::{Error, Kind, Result, leases, shape::SemaphoreOperation};
 /// The end of a lease that its holder has. Dropped, the operations are undone, soon.
 #[derive(Debug)]
 pub struct Lease {
-    release: Sender<()>,
+    release: SyncSender<()>,
     undone: Receiver<()>,
 }
 
@@ -27,12 +27,12 @@ pub struct Lease {
 #[derive(Debug)]
 pub struct Thread {
     released: Receiver<()>,
-    undone: Sender<()>,
+    undone: SyncSender<()>,
 }
 
 pub fn lease() -> (Lease, Thread) {
-    let (release, released) = mpsc::channel();
-    let (end, undone) = mpsc::channel();
+    let (release, released) = mpsc::sync_channel(1);
+    let (end, undone) = mpsc::sync_channel(1);
     (Lease { release, undone }, Thread { released, undone: end })
 }
 

@@ -94,6 +94,8 @@ impl Wanted {
         match readiness {
             Readiness::Readable(fd) => self.fds.push((fd, PollFlags::IN)),
             Readiness::Writable(fd) => self.fds.push((fd, PollFlags::OUT)),
+            // What is polled for nothing tells of a hang-up all the same.
+            Readiness::HungUp(fd) => self.fds.push((fd, PollFlags::empty())),
             Readiness::Word(word) => self.words.push(word),
             Readiness::Blocked(call) => self.blocked.push(call),
             Readiness::Notified(listener) => self.listeners.push(listener),

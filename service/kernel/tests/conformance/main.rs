@@ -1,7 +1,7 @@
 //! What every mechanism promises, checked for every mechanism in the register.
 //!
 //! One file a shape ([`stream`], [`listener`], [`messages`], [`memory`], [`semaphore`],
-//! [`futex`], [`watch`]) and one for the row itself ([`register`]). A check is written once, against the
+//! [`futex`], [`watch`], [`process`], [`mailbox`]) and one for the row itself ([`register`]). A check is written once, against the
 //! trait, and runs over all fixtures of its shape ([`fixtures`]): a mechanism says there how its
 //! objects are made and which rules of the shape it has by nature (whether messages may be
 //! empty, whether a stream ends). It cannot dodge: a mechanism that declares a shape and has no
@@ -14,9 +14,11 @@ mod driver;
 mod fixtures;
 mod futex;
 mod listener;
+mod mailbox;
 mod making;
 mod memory;
 mod messages;
+mod process;
 mod register;
 mod semaphore;
 mod sets;

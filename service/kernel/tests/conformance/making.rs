@@ -58,6 +58,17 @@ impl Scratch {
         self.cleanups.push(Box::new(cleanup));
     }
 
+    /// A process that runs until the check ends, killed and reaped then.
+    pub fn sleeper(&mut self) -> u32 {
+        let mut child = std::process::Command::new("sleep").arg("3600").spawn().expect("sleep");
+        let pid = child.id();
+        self.finally(move || {
+            let _ = child.kill();
+            let _ = child.wait();
+        });
+        pid
+    }
+
     /// Removes what has this address for Attach, if it is still there.
     pub fn remove_later(&mut self, address: String) {
         self.finally(move || {

@@ -219,6 +219,41 @@ fn a_resize_is_seen_by_all() {
     });
 }
 
+#[test]
+fn space_is_set_aside_and_given_back() {
+    each(Shape::Memory, MEMORIES, |row, scratch| {
+        let endpoint = (row.make)(scratch);
+        let memory = memory(&*endpoint);
+        memory.write(0, &bytes(MEMORY_SIZE as usize)).expect("write");
+        let mut expected = bytes(MEMORY_SIZE as usize);
+        for (offset, length) in
+            [(4096, 4096), (100, 8), (4000, 200), (8190, 5000), (MEMORY_SIZE - 1, 1), (7, 0)]
+        {
+            let range = offset as usize..(offset + length) as usize;
+            match memory.punch_hole(offset, length) {
+                Ok(()) => expected[range].fill(0),
+                Err(error) if error.kind == Kind::NotSupported => {
+                    eprintln!("SKIPPED: {} ({}): {error}", row.mechanism, row.variant);
+                    return;
+                }
+                Err(error) => panic!("punching a hole of {length} bytes at {offset}: {error}"),
+            }
+            let found = memory.read(0, MEMORY_SIZE as usize).expect("read");
+            assert!(found == expected, "{length} bytes at {offset}");
+            memory.allocate(offset, length).expect("allocate");
+            let found = memory.read(0, MEMORY_SIZE as usize).expect("read");
+            assert!(found == expected, "allocating {length} bytes at {offset} has changed something");
+        }
+        let size = MEMORY_SIZE;
+        must_name("allocating beyond the end", [size - 1, size], memory.allocate(size - 1, 2));
+        must_name("a hole beyond the end", [u64::MAX, size], memory.punch_hole(u64::MAX, 2));
+        let reader = (row.rules.read_only)(&*endpoint);
+        let denied = Kind::PermissionDenied;
+        must_fail("allocating", denied, reader.memory().expect("memory").allocate(0, 1));
+        must_fail("punching a hole", denied, reader.memory().expect("memory").punch_hole(0, 1));
+    });
+}
+
 /// The peer shrinks and grows the memory all the time: every access ends, with a value or with an
 /// error that says so. (Without care, the kernel kills the process with SIGBUS.)
 #[test]
@@ -249,6 +284,7 @@ fn truncation_by_a_peer_never_crashes() {
                     must_be_told(memory.fetch_add(offset, Word::U32(1)).map(drop));
                     must_be_told(memory.read(offset, 8).map(drop));
                     must_be_told(memory.write(offset, &n.to_ne_bytes()));
+                    must_be_told(memory.punch_hole(offset, 8));
                 }
             });
             while !accesses.is_finished() {

@@ -166,6 +166,8 @@ fn endpoints_are_what_they_say() {
                 (Shape::Semaphore, endpoint.semaphore().is_some()),
                 (Shape::Futex, endpoint.futex().is_some()),
                 (Shape::Watch, endpoint.events().is_some()),
+                (Shape::Process, endpoint.process().is_some()),
+                (Shape::Mailbox, endpoint.mailbox().is_some()),
             ] {
                 assert_eq!(
                     accessor,
@@ -289,6 +291,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Text => "x".into(),
         Type::Word(words) => words[0].into(),
         Type::Words(words) => vec![words[0].to_owned()].into(),
+        Type::Signals => vec!["SIGRTMIN+3".to_owned()].into(),
         Type::Key { .. } => 1u32.into(),
         Type::Numbers { min, .. } => vec![min, min].into(),
         Type::Path => "/x".into(),

@@ -145,6 +145,21 @@ fn a_queue_of_another_ipc_namespace_works_and_its_name_means_nothing() {
     });
 }
 
+/// Whoever makes a queue has it open as he likes; to open it again is the mode's to allow.
+#[test]
+fn open_is_the_modes_to_allow() {
+    as_nobody(|| {
+        let queue = Queue::new();
+        let endpoint = create(&format!("{},depth=3,size=64,mode=0200", queue.address())).unwrap();
+        send(&*endpoint, "own", 0);
+        assert_eq!(receive(&*endpoint), ("own".into(), 0));
+        refused(open(&*endpoint, ""), Kind::PermissionDenied, "SetPermissions");
+        open(&*endpoint, "access=write").unwrap();
+        endpoint.set_permissions(Permissions { mode: Some(0o600), ..Permissions::default() }).unwrap();
+        open(&*endpoint, "").unwrap();
+    });
+}
+
 #[test]
 fn permissions_and_removal() {
     let queue = Queue::new();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipc_kernel::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Opening, Parameters, Readiness, Result,
+    Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Opening, Parameters, Readiness, Result, blocked,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -22,6 +22,7 @@ pub fn wait(readiness: Readiness, limit: Duration) -> bool {
     match readiness {
         Readiness::Readable(fd) => poll(&fd, PollFlags::IN, limit),
         Readiness::Writable(fd) => poll(&fd, PollFlags::OUT, limit),
+        Readiness::HungUp(fd) => poll(&fd, PollFlags::empty(), limit),
         Readiness::Notified(listener) => {
             use event_listener::Listener;
             listener.wait_timeout(limit).is_some()
@@ -30,8 +31,29 @@ pub fn wait(readiness: Readiness, limit: Duration) -> bool {
             std::thread::sleep(pause.min(limit));
             pause <= limit
         }
+        Readiness::Blocked(call) => {
+            let (ended, end) = std::sync::mpsc::channel();
+            blocked::start(call, move || _ = ended.send(())).unwrap();
+            end.recv_timeout(limit).is_ok()
+        }
+        Readiness::Any(any) => wait_for_any(any, limit),
         other => panic!("no test waits for {other:?}"),
     }
+}
+
+/// What a watch waits for: its queue, or the time until something held back may be told.
+fn wait_for_any(any: Vec<Readiness>, limit: Duration) -> bool {
+    use event_listener::Listener;
+    let (mut listener, mut shortest) = (None, limit);
+    for readiness in any {
+        match readiness {
+            Readiness::Notified(one) => listener = Some(one),
+            Readiness::After(pause) => shortest = shortest.min(pause),
+            other => panic!("no test waits for {other:?} and others"),
+        }
+    }
+    let came = listener.is_some_and(|listener| listener.wait_timeout(shortest).is_some());
+    came || shortest < limit
 }
 
 fn poll(fd: &Fd, interest: PollFlags, limit: Duration) -> bool {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)] // Every test binary uses its own part; a test fails by panicking.
 
+pub mod model;
+
 use std::{os::unix::ffi::OsStrExt, path::Path, sync::Once};
 
 use ipc_kernel::{
@@ -56,7 +58,14 @@ pub fn is_end(notice: &Notice) -> bool {
 
 pub fn event(names: &[&'static str], path: impl AsRef<Path>) -> Notice {
     let path = path.as_ref().as_os_str().as_bytes().to_owned();
-    Notice::Event(Event { names: names.to_owned(), path, from: Vec::new() })
+    Notice::Event(Event { names: names.to_owned(), path, ..Event::default() })
+}
+
+/// A rename, told as one event.
+pub fn renamed(kind: &[&'static str], from: impl AsRef<Path>, to: impl AsRef<Path>) -> Notice {
+    let [from, path] = [from.as_ref(), to.as_ref()].map(|path| path.as_os_str().as_bytes().to_owned());
+    let names = [&["MOVED_FROM", "MOVED_TO"], kind].concat();
+    Notice::Event(Event { names, path, from, ..Event::default() })
 }
 
 pub fn end(reason: &str) -> Notice {

@@ -98,8 +98,11 @@ const PR_GET_AUXV: u32 = 0x4155_5856;
 
 /// Calls that one of these alternatives must hold for.
 pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
-    // Threads only, and no namespaces with them.
-    (SYS_clone, &[&[(0, flags(CLONE_THREAD | NAMESPACES), flags(CLONE_THREAD))]]),
+    // Threads, and the processes of mailboxes, which inherit the filter; no namespaces with either.
+    (SYS_clone, &[
+        &[(0, flags(CLONE_THREAD | NAMESPACES), flags(CLONE_THREAD))],
+        &[(0, ALL, flags(CLONE_PIDFD | SIGCHLD))],
+    ]),
     // An undo list for a thread (leases of semaphore sets), and no namespaces.
     (SYS_unshare, &[&[(0, ALL, flags(CLONE_SYSVSEM))]]),
     (SYS_prctl, &[

@@ -20,6 +20,20 @@ pub fn refuses() {
     }
     // clone3 is not there, so threads are made by clone.
     assert_eq!(ask(&control, "thread"), "done");
+    // A process with a pidfd, as for a mailbox; no other way of forking, and no namespace with it.
+    let mailbox = libc::CLONE_PIDFD | libc::SIGCHLD;
+    assert_eq!(ask(&control, &format!("clone {mailbox}")), "done");
+    for flags in [
+        libc::SIGCHLD,
+        libc::CLONE_VM | mailbox,
+        libc::CLONE_FILES | mailbox,
+        libc::CLONE_NEWUSER | mailbox,
+        libc::CLONE_NEWPID | mailbox,
+        libc::CLONE_PIDFD | libc::SIGKILL,
+    ] {
+        let answer = ask(&control, &format!("clone {flags}"));
+        assert!(answer.contains("Operation not permitted"), "{flags:#x}: {answer}");
+    }
     assert_eq!(ask(&control, "open /etc/passwd"), "done");
     assert!(ask(&control, "facts").contains("reopens true"));
     // No way out, and none deeper in.

@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use ipc_harness::Process;
+use ipc_adversary::Raw;
+use ipc_adversary::wire::{Arg, dict};
 use ipc_harness::system::{ALICE, BOB, ROOT, SHARED, SystemBus, User};
+use ipc_harness::{CallError, Process};
 
-use super::Does::{self, *};
+use super::{
+    Does::{self, *},
+    at,
+};
 
 /// With owner and mode.
 pub const QUEUES: [(&str, (User, u32), u32); 10] = [
@@ -34,6 +39,39 @@ pub fn cases() -> Vec<(Does, &'static str)> {
     let missing = [OpenQueue, RemoveQueue, MakeQueue, OpenQueue, ChmodQueue, RemoveQueue, OpenQueue];
     cases.extend(missing.map(|does| (does, "missing")));
     cases
+}
+
+/// What is done to a queue by system calls.
+pub const DIRECTLY: &str = r#"
+def check(result):
+    if result < 0: raise OSError(ctypes.get_errno(), '')
+    return result
+def queue(name, flags): return check(libc.mq_open(b'/' + name.encode(), flags, 0o600, None))
+what |= {
+    'MakeQueue': lambda p: queue(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
+    'ReadQueue': lambda p: queue(p, os.O_RDONLY),
+    'WriteQueue': lambda p: queue(p, os.O_WRONLY),
+    'OpenQueue': lambda p: queue(p, os.O_RDWR),
+    'ChmodQueue': lambda p: os.fchmod(queue(p, os.O_RDWR), 0o640),
+    'RemoveQueue': lambda p: check(libc.mq_unlink(b'/' + p.encode())),
+}
+"#;
+
+pub fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> Result<(), CallError> {
+    match does {
+        MakeQueue => {
+            alice.try_make("Create", &format!("posixmq:name=/{path},remove-on-close=false")).map(drop)
+        }
+        ReadQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=read")).map(drop),
+        WriteQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=write")).map(drop),
+        OpenQueue => alice.try_make("Attach", &format!("posixmq:name=/{path}")).map(drop),
+        ChmodQueue => {
+            let args = [dict(&[("mode", Arg::U32(0o640))])];
+            at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "SetPermissions", &args)
+        }
+        RemoveQueue => at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "Remove", &[]),
+        other => panic!("{other:?} is not done to a queue"),
+    }
 }
 
 /// A word, then name, uid, gid and mode of each queue. "look" prints them of those that are there.

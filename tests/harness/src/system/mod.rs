@@ -9,11 +9,9 @@ mod namespace;
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
@@ -23,21 +21,18 @@ use zbus::connection::Builder;
 use self::connector::Connector;
 use self::namespace::Namespace;
 pub use self::namespace::{ALICE, BOB, CAROL, EXTRA, IPCD, Identity, NOBODY, ROOT, SHARED, User};
-use crate::bus::{Kind, answers, end_children, failed};
-use crate::lines::Lines;
+use crate::bus::{BusProcess, DAEMON, Kind, Place, start_broker, start_daemon};
 use crate::process::Process;
-use crate::service::{Launch, collect_datagrams};
+use crate::service::Launch;
 use crate::tools::{Unavailable, need_tool, patience, temp_dir};
 use crate::{Address, watchdog};
 
 /// A running private system bus. Ended on drop, with the namespace and everybody's programs.
 pub struct SystemBus {
-    kind: Kind,
-    address: String,
     connectors: Mutex<HashMap<Identity, Connector>>,
-    process: Process,
+    process: BusProcess,
     namespace: Namespace,
-    _dir: TempDir,
+    place: Place,
 }
 
 /// What the stock system.conf allows: nobody owns a name, nobody sends a call, but to the bus itself.
@@ -99,30 +94,25 @@ impl SystemBus {
     pub fn with_elements(kind: Kind, elements: &str) -> Result<SystemBus, Unavailable> {
         need_tool(&kind.to_string())?;
         let namespace = Namespace::new()?;
-        let dir = temp_dir();
-        let (config, socket) = (dir.path().join("system.conf"), dir.path().join("bus"));
-        fs::write(&config, configuration(&socket, elements)).expect("writing into an own directory");
-        let address = format!("unix:path={}", socket.display());
-        let process = match kind {
-            Kind::DbusDaemon => start_daemon(&namespace, &config)?,
-            Kind::DbusBroker => start_broker(&namespace, &config, &socket, &address)?,
-        };
-        Ok(SystemBus { kind, address, connectors: Mutex::default(), process, namespace, _dir: dir })
+        let place = Place::new("system", &format!("{STOCK}{elements}"));
+        let process = start(kind, &namespace, &place)?;
+        let process = BusProcess { kind, process };
+        Ok(SystemBus { connectors: Mutex::default(), process, namespace, place })
     }
 
     /// Which bus this is.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.process.kind
     }
 
     /// The process of the bus (of the launcher, for dbus-broker).
     pub fn pid(&self) -> i32 {
-        self.process.pid()
+        self.process.process.pid()
     }
 
     /// The path of its socket.
     pub fn socket(&self) -> &str {
-        self.address.strip_prefix("unix:path=").expect("the address was made of a path")
+        self.place.socket.to_str().expect("the path of a temporary directory is text")
     }
 
     /// What is `/run/systemd` for everybody on this bus.
@@ -132,17 +122,17 @@ impl SystemBus {
 
     /// Ends the bus as a crash does, and starts it anew at the same address.
     pub fn restart(&mut self) {
-        assert_eq!(self.kind, Kind::DbusDaemon, "dbus-broker listens through its launcher");
-        self.process.kill();
-        let config = Path::new(self.socket()).with_file_name("system.conf");
-        let _left = fs::remove_file(self.socket());
-        self.process = start_daemon(&self.namespace, &config).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(self.kind(), Kind::DbusDaemon, "dbus-broker listens through its launcher");
+        self.process.process.kill();
+        let _left = fs::remove_file(&self.place.socket);
+        let again = start(Kind::DbusDaemon, &self.namespace, &self.place);
+        self.process.process = again.unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// A program run as this user, who finds the bus as the system bus.
     pub fn command_as(&self, identity: &Identity, program: impl AsRef<Path>) -> Command {
         let mut command = self.namespace.command_as(identity, program);
-        command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.address);
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.place.address);
         command
     }
 
@@ -180,12 +170,12 @@ impl SystemBus {
         let socket = self.socket_of(identity);
         let built = Builder::unix_stream(socket).user_id(identity.uid).build();
         let built = watchdog(patience(), built).await;
-        built.unwrap_or_else(|error| panic!("{identity:?} on {}: {error}", self.address))
+        built.unwrap_or_else(|error| panic!("{identity:?} on {}: {error}", self.place.address))
     }
 
     /// How the service is started on it: `ipcd --bus system`, as root, in the same namespace.
     pub fn launch(&self) -> Launch {
-        self.launch_at(&self.address)
+        self.launch_at(&self.place.address)
     }
 
     /// The same where the service takes another address for that of the system bus.
@@ -203,17 +193,7 @@ impl SystemBus {
 
 impl Address for SystemBus {
     fn address(&self) -> &str {
-        &self.address
-    }
-}
-
-impl Drop for SystemBus {
-    /// As [`Bus`](crate::Bus): the broker before its launcher.
-    fn drop(&mut self) {
-        if self.kind == Kind::DbusBroker && end_children(self.process.pid()) {
-            self.process.wait_within(patience());
-        }
-        self.process.kill();
+        &self.place.address
     }
 }
 
@@ -223,50 +203,14 @@ fn shipped_policy() -> PathBuf {
 }
 
 /// The limits are those that the buses have built in.
-fn configuration(socket: &Path, elements: &str) -> String {
-    let socket = socket.display();
-    format!(
-        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <auth>EXTERNAL</auth>
-  <listen>unix:path={socket}</listen>{STOCK}{elements}
-</busconfig>
-"#
-    )
-}
-
-fn start_daemon(namespace: &Namespace, config: &Path) -> Result<Process, Unavailable> {
-    let mut command = namespace.command_as(&ROOT.into(), "dbus-daemon");
-    command.args(["--nofork", "--nopidfile", "--nosyslog", "--print-address=1"]);
-    let process = Process::spawn(command.arg("--config-file").arg(config));
-    match process.stdout().wait_for(|line| line.starts_with("unix:")) {
-        Ok(_) => Ok(process),
-        Err(_) => Err(failed("dbus-daemon", process)),
-    }
-}
-
-fn start_broker(
-    namespace: &Namespace,
-    config: &Path,
-    socket: &Path,
-    address: &str,
-) -> Result<Process, Unavailable> {
-    need_tool("dbus-broker-launch")?;
-    let journal = namespace.run_systemd().join("journal/socket");
-    let journal = UnixDatagram::bind(journal).expect("a socket in an own directory");
-    let listener = UnixListener::bind(socket).expect("a socket in an own directory");
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).expect("the mode of an own socket");
-    let mut command = namespace.command_as(&ROOT.into(), "/bin/sh");
-    command.args(["-ec", BROKER_SCRIPT, "dbus-broker"]).arg(config).env("DBUS_SYSTEM_BUS_ADDRESS", address);
-    command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let process = Process::spawn_prepared(&mut command);
-    // The command keeps the listening socket open: without it, the end of the launcher ends every wait for it.
-    drop(command);
-    collect_datagrams(journal, process.pidfd(), Lines::default());
-    match answers(socket) {
-        Ok(()) => Ok(process),
-        Err(_) => Err(failed("dbus-broker", process)),
+fn start(kind: Kind, namespace: &Namespace, place: &Place) -> Result<Process, Unavailable> {
+    match kind {
+        Kind::DbusDaemon => start_daemon(namespace.command_as(&ROOT.into(), DAEMON), place),
+        Kind::DbusBroker => {
+            let mut command = namespace.command_as(&ROOT.into(), "/bin/sh");
+            command.args(["-ec", BROKER_SCRIPT, "dbus-broker"]).arg(&place.config);
+            command.env("DBUS_SYSTEM_BUS_ADDRESS", &place.address);
+            start_broker(command, &namespace.run_systemd(), place)
+        }
     }
 }

@@ -38,6 +38,7 @@ const fn check(name: &'static str, test: Test, edits: &'static [Edit]) -> Check 
 const JUDGE: &str = "service/front/src/judge.rs";
 const ROUTER: &str = "service/front/src/router.rs";
 const WHO: &str = "service/front/src/identity.rs";
+const TARGETS: &str = "service/kernel/src/signal/address.rs";
 const BIRTH: &str = "service/spawner/src/identity.rs";
 
 /// In a child, the kernel is asked whether everything has been done; that goes with what was.
@@ -381,6 +382,35 @@ pub const CHECKS: &[Check] = &[
             "service/bus/src/interfaces/stream.rs",
             "data.iter().position(|byte| *byte == 0)",
             "data.iter().position(|_| false)",
+        )],
+    ),
+    // Signals.
+    check(
+        "what the service hangs on is no target",
+        Adversary("signals", "root_has_no_capability_to_kill"),
+        &[edit(TARGETS, "is_some_and(|pids| pids.contains(&pid))", "is_some_and(|_| false)")],
+    ),
+    check(
+        "a command name is that of an own process",
+        Adversary("signals", "alice_does_not_signal_bob"),
+        &[edit(
+            TARGETS,
+            "status::status(&directory)?.uids[0] != uid",
+            "status::status(&directory)?.uids[0] == u32::MAX",
+        )],
+    ),
+    check(
+        "a mailbox has a name, which the confined do not get",
+        Adversary("signals", "the_confined_have_no_pids"),
+        &[edit("service/kernel/src/mechanisms/signal.rs", "anonymous: |_| false,", "anonymous: |_| true,")],
+    ),
+    check(
+        "a worker forks in one way only",
+        Spawner("the_sandbox_refuses_and_the_worker_goes_on"),
+        &[edit(
+            "service/spawner/src/sandbox/calls.rs",
+            "&[(0, ALL, flags(CLONE_PIDFD | SIGCHLD))],",
+            "&[(0, flags(SIGCHLD), flags(SIGCHLD))],",
         )],
     ),
 ];

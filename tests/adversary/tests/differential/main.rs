@@ -2,15 +2,16 @@
 //! twice, by a program of her own and through the service, in two directories that are alike: both succeed, with the
 //! same owner and mode of what they made, or both fail with the same errno.
 
-#[path = "differential/queues.rs"]
 mod queues;
+mod semaphores;
+mod sysv_queues;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use ipc_adversary::wire::{Arg, dict, no_options};
-use ipc_adversary::{Raw, Stage};
+use ipc_adversary::{Raw, Stage, errno};
 use ipc_harness::system::{ALICE, BOB, ROOT, SHARED, User};
 use ipc_harness::{CallError, PATH, Process, or_skip, unique};
 
@@ -30,6 +31,7 @@ enum Does {
     Chmod,
     MakeSemaphore,
     OpenSemaphore,
+    OpenFutex,
     MakeQueue,
     ReadQueue,
     WriteQueue,
@@ -39,9 +41,20 @@ enum Does {
     BindPort,
     ConnectPort,
     OpenDescriptor,
+    MakeSysvQueue,
+    FindQueue,
+    SendToQueue,
+    ReceiveFromQueue,
+    PeekAtQueue,
+    ChmodSysvQueue,
+    RaiseQueue,
+    RemoveSysvQueue,
+    AskSignal,
+    SendSignal,
 }
 
 use Does::*;
+use sysv_queues::SysvQueues;
 
 /// The same by system calls: a line "what, tab, path" in, "ok" or the errno's name out. What a nonblocking open finds
 /// (no writer yet, no reader yet) is no refusal.
@@ -64,10 +77,6 @@ def port(path, call):
     host, number = path.rsplit(' ', 1)
     s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET); kept.append(s)
     getattr(s, call)((host, int(number)))
-def mq(result):
-    if result < 0: raise OSError(ctypes.get_errno(), '')
-    return result
-def queue(name, flags): return mq(libc.mq_open(b'/' + name.encode(), flags, 0o600, None))
 what = {
     'MakeFifo': lambda p: os.mkfifo(p, 0o600),
     'MakeFile': lambda p: open_(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
@@ -82,16 +91,17 @@ what = {
     'Chmod': lambda p: os.chmod(p, 0o640),
     'MakeSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
     'OpenSemaphore': lambda p: open_('/dev/shm/sem.' + p, os.O_RDWR | os.O_NOFOLLOW),
-    'MakeQueue': lambda p: queue(p, os.O_CREAT | os.O_EXCL | os.O_RDWR),
-    'ReadQueue': lambda p: queue(p, os.O_RDONLY),
-    'WriteQueue': lambda p: queue(p, os.O_WRONLY),
-    'OpenQueue': lambda p: queue(p, os.O_RDWR),
-    'ChmodQueue': lambda p: os.fchmod(queue(p, os.O_RDWR), 0o640),
-    'RemoveQueue': lambda p: mq(libc.mq_unlink(b'/' + p.encode())),
+    'OpenFutex': lambda p: open_('/dev/shm/' + p, os.O_RDWR | os.O_NOFOLLOW),
     'BindPort': lambda p: port(p, 'bind'),
     'ConnectPort': lambda p: port(p, 'connect'),
+    'AskSignal': lambda p: os.kill(int(p), 0),
+    'SendSignal': lambda p: os.kill(int(p), 23),
     'OpenDescriptor': lambda p: open_('/proc/%s/fd/%s' % tuple(p.split(' ')), os.O_RDONLY | os.O_NONBLOCK),
 }
+"#;
+
+/// Goes through the lines.
+const LINES: &str = r#"
 for line in sys.stdin:
     name, path = line.rstrip('\n').split('\t')
     try: what[name](path); print('ok')
@@ -112,17 +122,10 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             alice.try_make("Create", &format!("posixsem:name=/{path},remove-on-close=false")).map(drop)
         }
         OpenSemaphore => alice.try_make("Attach", &format!("posixsem:name=/{path}")).map(drop),
-        MakeQueue => {
-            alice.try_make("Create", &format!("posixmq:name=/{path},remove-on-close=false")).map(drop)
+        OpenFutex => alice.try_make("Attach", &format!("futex:name=/{path}")).map(drop),
+        MakeQueue | ReadQueue | WriteQueue | OpenQueue | ChmodQueue | RemoveQueue => {
+            queues::through_the_service(alice, does, path)
         }
-        ReadQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=read")).map(drop),
-        WriteQueue => alice.try_make("Attach", &format!("posixmq:name=/{path},access=write")).map(drop),
-        OpenQueue => alice.try_make("Attach", &format!("posixmq:name=/{path}")).map(drop),
-        ChmodQueue => {
-            let args = [dict(&[("mode", Arg::U32(0o640))])];
-            at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "SetPermissions", &args)
-        }
-        RemoveQueue => at(alice, &format!("posixmq:name=/{path}"), "Endpoint", "Remove", &[]),
         ReadFifo => at(alice, &format!("fifo:path={path}"), "Stream", "Read", &[Arg::U32(1), Arg::U32(0)]),
         WriteFifo => {
             let args = [Arg::Array("y".into(), vec![Arg::Byte(1)]), Arg::U32(0)];
@@ -138,10 +141,21 @@ fn through_the_service(alice: &mut Raw, does: Does, path: &str) -> String {
             let verb = if does == BindPort { "Create" } else { "Attach" };
             alice.try_make(verb, &format!("tcp:host={host},port={port}")).map(drop)
         }
+        AskSignal | SendSignal => {
+            let signal = if does == AskSignal { "0" } else { "SIGURG" };
+            at(
+                alice,
+                &format!("signal:pid={path}"),
+                "Process",
+                "Send",
+                &[Arg::Str(signal.into()), Arg::I32(0)],
+            )
+        }
         OpenDescriptor => {
             let (pid, fd) = path.split_once(' ').expect("process and descriptor");
             alice.try_make("Attach", &format!("pipe:pid={pid},fd={fd}")).map(drop)
         }
+        does => sysv_queues::through_the_service(alice, does, path),
     };
     match outcome {
         Ok(()) => "ok".to_owned(),
@@ -159,18 +173,6 @@ fn at(alice: &mut Raw, address: &str, interface: &str, member: &str, args: &[Arg
     // Remove has closed it.
     let _closed = alice.call(&endpoint, "Endpoint", "Close", &[]);
     done
-}
-
-/// The errno that an error's text names: "Permission denied (EACCES)".
-fn errno(error: &CallError) -> String {
-    let words = error.text.split(|c: char| !c.is_ascii_alphanumeric());
-    let named = words.filter(|word| word.len() > 3 && word.starts_with('E'));
-    let mut named =
-        named.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()));
-    match named.next_back() {
-        Some(name) => name.to_owned(),
-        None => format!("no errno in {error}"),
-    }
 }
 
 /// Files, FIFOs and sockets of everybody, in a directory that alice may enter.
@@ -411,12 +413,15 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
             own(&path, owner, mode);
         }
         both(OpenSemaphore, &|mark| format!("{mark}-{name}"));
+        // To a futex it is a file with a word.
+        both(OpenFutex, &|mark| format!("sem.{mark}-{name}"));
         both(MakeSemaphore, &|mark| format!("{mark}-{name}"));
     }
     for (does, name) in queues::cases() {
         both(does, &|mark| format!("{mark}-{name}"));
     }
     both(OpenSemaphore, &|mark| format!("{mark}-missing"));
+    both(OpenFutex, &|mark| format!("sem.{mark}-missing"));
     both(MakeSemaphore, &|mark| format!("{mark}-new"));
     for address in ["127.0.0.1 0", "127.0.0.1 79", "192.0.2.1 0", "::1 0"] {
         both(BindPort, &|_| address.to_owned());
@@ -426,22 +431,14 @@ fn global_cases(stage: &Stage, marks: [&str; 2]) -> Vec<(Does, [String; 2])> {
     for pid in others {
         both(OpenDescriptor, &|_| format!("{pid} 0"));
     }
+    // SIGURG, which by default is ignored. Process 1 and the spawner are refused without the kernel.
+    let own = stage.bus.connector_pid(&ALICE.into());
+    for pid in [stage.bus.pid(), stage.front(), stage.bus.connector_pid(&BOB.into()), own, 4_194_304] {
+        both(AskSignal, &|_| pid.to_string());
+        both(SendSignal, &|_| pid.to_string());
+    }
     both(OpenDescriptor, &|_| format!("{} 999999", stage.bus.connector_pid(&ALICE.into())));
     cases
-}
-
-/// The marks of semaphores that are to be removed at the end, however it ends.
-struct Semaphores([String; 2]);
-
-impl Drop for Semaphores {
-    fn drop(&mut self) {
-        for name in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
-            let is_ours = |mark: &String| name.file_name().to_string_lossy().contains(mark);
-            if self.0.iter().any(is_ours) {
-                let _gone = fs::remove_file(name.path());
-            }
-        }
-    }
 }
 
 #[test]
@@ -450,7 +447,7 @@ fn directly_and_through_the_service() {
     let roots = ["directly", "service"].map(|name| stage.directory((ROOT, 0), 0o755, name));
     let _listeners = [&roots[0], &roots[1]].map(|root| furnish(&stage, root));
     let (first, second) = (unique("direct"), unique("served"));
-    let _semaphores = Semaphores([first.clone(), second.clone()]);
+    let _semaphores = semaphores::Marks([first.clone(), second.clone()]);
     let queues = queues::MessageQueues::new(&stage.bus, [first.clone(), second.clone()]);
     let global = global_cases(&stage, [&first, &second]);
     let mut rows: Vec<(Does, [String; 2])> = cases()
@@ -458,9 +455,15 @@ fn directly_and_through_the_service() {
         .map(|(does, name)| (does, [0, 1].map(|n: usize| format!("{}/{name}", roots[n]))))
         .collect();
     rows.extend(global);
+    let mut sysv = SysvQueues::default();
+    rows.extend(sysv_queues::cases(&stage, &mut sysv));
     assert!(rows.len() >= 60, "{}", rows.len());
 
-    let mut program = stage.bus.python_as(&ALICE.into(), DIRECTLY, &[]);
+    let mut program = stage.bus.python_as(
+        &ALICE.into(),
+        &[DIRECTLY, queues::DIRECTLY, sysv_queues::DIRECTLY, LINES].concat(),
+        &[],
+    );
     for (does, [path, _]) in &rows {
         program.write(format!("{does:?}\t{path}\n"));
     }
@@ -491,7 +494,8 @@ fn directly_and_through_the_service() {
     differing
         .extend(served.keys().filter(|path| !made.contains_key(*path)).map(|path| format!("{path} is more")));
     assert!(differing.is_empty(), "{} differences:\n{}", differing.len(), differing.join("\n"));
-    let refused = ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "ECONNREFUSED"];
+    let refused =
+        ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "ECONNREFUSED", "ESRCH"];
     for errno in refused {
         assert!(outcomes.contains_key(errno), "no case ends with {errno}");
     }

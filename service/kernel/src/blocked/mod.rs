@@ -12,14 +12,16 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, Once, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError},
     time::Duration,
 };
 
 use crate::{Error, Kind, Result};
+
+mod taken;
+
+use taken::Over;
+pub use taken::{Sent, Taken};
 
 /// How many calls can block at once.
 pub const MAX_THREADS: usize = 256;
@@ -89,84 +91,6 @@ impl std::fmt::Debug for Blocked {
     }
 }
 
-/// Whether the wait for a call is over: the attempt that it was made for comes at once, or never.
-#[derive(Debug, Clone, Default)]
-struct Over(Arc<AtomicBool>);
-
-/// What blocking calls of an endpoint have taken and no attempt has fetched.
-#[derive(Debug)]
-pub struct Taken<T>(Mutex<VecDeque<(Over, T)>>);
-
-impl<T> Default for Taken<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T> Taken<T> {
-    fn entries(&self) -> MutexGuard<'_, VecDeque<(Over, T)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts something in front that whoever comes next may take.
-    pub fn put_back(&self, value: T) {
-        let over = Over(Arc::new(true.into()));
-        self.entries().push_front((over, value));
-    }
-
-    /// Fetches what has the lowest rank, the earliest of these. What a call has taken whose wait is
-    /// not over belongs to that one.
-    pub fn take<R: Ord>(&self, rank: impl Fn(&T) -> Option<R>) -> Option<T> {
-        let mut entries = self.entries();
-        let index = first(&entries, rank)?;
-        entries.remove(index).map(|(_, value)| value)
-    }
-
-    /// The same, which stays.
-    pub fn look<R: Ord>(&self, rank: impl Fn(&T) -> Option<R>) -> Option<T>
-    where
-        T: Clone,
-    {
-        let entries = self.entries();
-        let index = first(&entries, rank)?;
-        entries.get(index).map(|(_, value)| value.clone())
-    }
-
-    /// How many whoever comes next may take.
-    pub fn free(&self) -> usize {
-        self.entries().iter().filter(|(over, _)| over.0.load(Ordering::Acquire)).count()
-    }
-
-    /// Everything, when no attempt will come any more.
-    pub fn drain(&self) -> Vec<T> {
-        self.entries().drain(..).map(|(_, value)| value).collect()
-    }
-}
-
-fn first<T, R: Ord>(entries: &VecDeque<(Over, T)>, rank: impl Fn(&T) -> Option<R>) -> Option<usize> {
-    let free = entries.iter().enumerate().filter(|(_, (over, _))| over.0.load(Ordering::Acquire));
-    free.filter_map(|(index, (_, value))| Some((rank(value)?, index))).min().map(|(_, index)| index)
-}
-
-/// Of one message: whether a blocking call has sent it between two attempts.
-#[derive(Debug, Clone, Default)]
-pub struct Sent(Arc<AtomicBool>);
-
-impl Sent {
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// For the next message, when no call of the last one is under way.
-    pub fn clear(&self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
 /// A call that was started.
 #[derive(Debug, Clone)]
 pub struct Running {
@@ -212,7 +136,7 @@ impl Running {
     /// Gives the wait up; says whether the call has ended. A signal that arrives just before the
     /// call begins does not interrupt it: ask again until it has.
     pub fn interrupt(&self) -> bool {
-        self.over.0.store(true, Ordering::Release);
+        self.over.set();
         let mut progress = self.progress();
         progress.given_up = true;
         if let Some(thread) = progress.thread {
@@ -399,129 +323,4 @@ fn receive_signal() {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(15);
-
-    fn pause() -> Ended {
-        // SAFETY: a system call without pointers.
-        unsafe { libc::pause() };
-        Ended::Interrupted
-    }
-
-    fn give_up(running: &Running) {
-        while !running.interrupt() {
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_call_that_was_given_up_ends() {
-        let (ended, end) = mpsc::channel();
-        let running = start(Blocked::new(pause), move || _ = ended.send(())).expect("a thread");
-        give_up(&running);
-        end.recv_timeout(PATIENCE).expect("the end");
-        assert_eq!(running.ended(), Some(Ended::Interrupted));
-    }
-
-    #[test]
-    fn a_call_that_is_done_says_so() {
-        let (ended, end) = mpsc::channel();
-        let running = start(Blocked::new(|| Ended::Done), move || _ = ended.send(())).expect("a thread");
-        end.recv_timeout(PATIENCE).expect("the end");
-        assert_eq!(running.ended(), Some(Ended::Done));
-    }
-
-    #[test]
-    fn a_call_is_interrupted_although_the_signal_was_blocked_where_it_was_started() {
-        // SAFETY: as in receive_signal.
-        unsafe {
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
-        }
-        a_call_that_was_given_up_ends();
-    }
-
-    #[test]
-    fn whoever_waits_hears_of_a_panic() {
-        let (ended, end) = mpsc::channel();
-        let call = Blocked::new(|| panic!("a mechanism with a bug"));
-        let running = start(call, move || _ = ended.send(())).expect("a thread");
-        end.recv_timeout(PATIENCE).expect("the end");
-        assert!(running.interrupt());
-    }
-
-    #[test]
-    fn what_was_taken_belongs_to_the_waiter_until_its_wait_is_over() {
-        let taken = Arc::new(Taken::default());
-        let (ended, end) = mpsc::channel();
-        let call = Blocked::taking(&taken, || (Ended::Done, Some(7)));
-        let running = start(call, move || _ = ended.send(())).expect("a thread");
-        end.recv_timeout(PATIENCE).expect("the end");
-        let any = |_: &i32| Some(0);
-        assert_eq!((taken.take(any), taken.free()), (None, 0), "somebody else took it");
-        assert!(running.interrupt());
-        assert_eq!(taken.free(), 1);
-        assert_eq!(taken.take(any), Some(7));
-    }
-
-    #[test]
-    fn the_lowest_rank_is_taken_and_the_earliest_of_these() {
-        let taken = Taken::default();
-        for value in [(1, 'd'), (2, 'c'), (1, 'b'), (3, 'a')] {
-            taken.put_back(value);
-        }
-        let next = || taken.take(|(rank, _)| (*rank < 3).then_some(*rank));
-        assert_eq!([next(), next(), next(), next()], [Some((1, 'b')), Some((1, 'd')), Some((2, 'c')), None]);
-        assert_eq!(taken.drain(), [(3, 'a')]);
-    }
-
-    /// Calls that end at once, from many threads, again and again: each must be run.
-    #[test]
-    fn no_call_is_forgotten() {
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..2_000 {
-                        let (ended, end) = mpsc::channel();
-                        let started = start(Blocked::new(|| Ended::Done), move || _ = ended.send(()));
-                        started.expect("a thread");
-                        end.recv_timeout(PATIENCE).expect("a call was forgotten");
-                    }
-                });
-            }
-        });
-    }
-
-    /// Interrupted at any moment, before, in or after the call: each must end.
-    #[test]
-    fn a_signal_at_any_moment_ends_the_wait() {
-        for spin in 0..2_000 {
-            let (ended, end) = mpsc::channel();
-            let running = start(Blocked::new(pause), move || _ = ended.send(())).expect("a thread");
-            (0..spin % 200).for_each(|_| std::hint::spin_loop());
-            give_up(&running);
-            end.recv_timeout(PATIENCE).expect("the end");
-        }
-    }
-
-    #[test]
-    fn what_a_call_took_goes_back_unless_it_is_claimed() {
-        let run = |end: fn(&Running)| {
-            let (given, back) = mpsc::channel();
-            let (ended, end_of_call) = mpsc::channel();
-            let call = Blocked::new(|| Ended::Done).or_give_back(move || _ = given.send(()));
-            let running = start(call, move || _ = ended.send(())).expect("a thread");
-            end_of_call.recv_timeout(PATIENCE).expect("the end");
-            end(&running);
-            assert!(running.interrupt(), "it has ended");
-            back.try_recv().is_ok()
-        };
-        assert!(run(|_| {}), "nobody waited for it");
-        assert!(!run(Running::claim), "its waiter has it");
-    }
-}
+mod tests;

@@ -1,0 +1,310 @@
+//! The directories that one endpoint watches: the watched one, and with `recursive` all below it.
+//!
+//! A [`Tree`] remembers what the endpoint was told: each directory with its watch descriptor, and the
+//! names in it. The queue of the kernel tells what *was*; looking at the file system (`inotify/look.rs`)
+//! shows what *is*, a moment ahead of the queue. Both are told, and what both saw is told once, by
+//! these rules:
+//!
+//! - A directory is watched first, then listed. What the list has is new, unless its name is known.
+//! - A name that is created is told if it is not known, one that is deleted if it is.
+//! - Which directory is at a path, the kernel says, by the descriptor that it gives for it: after every
+//!   change of a directory's name the new path is looked at, and a directory that is known under another
+//!   path has moved.
+//! - A directory that cannot be found because a directory above it was renamed meanwhile is looked
+//!   for again after the event that says so.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
+
+use libc::{
+    IN_ATTRIB, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ISDIR, IN_MOVE, IN_MOVE_SELF, IN_MOVED_FROM,
+    IN_MOVED_TO,
+};
+
+use crate::{
+    inotify::{
+        budget::{Budget, Share},
+        filter::Filter,
+        hub::HUB,
+        pairs::Step,
+        queue::Handle,
+    },
+    shape::Notice,
+};
+
+/// What has to be known to follow a tree, whatever is asked for.
+pub const FOLLOWED: u32 =
+    IN_CREATE | IN_DELETE | IN_MOVE | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | libc::IN_ONLYDIR;
+
+/// No watch.
+pub const NONE: i32 = -1;
+
+/// Names that one endpoint remembers, apart from those of directories.
+pub const MAX_REMEMBERED: usize = 1 << 18;
+
+pub struct Tree {
+    pub handle: Handle,
+    pub filter: Filter,
+    pub recursive: bool,
+    pub budget: Budget,
+    pub root: i32,
+    pub(super) nodes: HashMap<i32, Node>,
+    pub(super) jobs: VecDeque<Job>,
+    /// Jobs whose directory was not at its path.
+    pub(super) stale: Vec<Job>,
+    pub(super) remembered: usize,
+    /// Not all names are remembered, so that one that is not known may be an old one.
+    pub(super) partial: bool,
+    /// Why no more directories can be watched; forgotten when all was tried.
+    pub(super) full: Option<String>,
+    /// What was lost since when; looked for by jobs.
+    pub(super) lost_since: Option<i64>,
+    /// Where the last rename went to, if something may have been there, which it then took the place of.
+    /// When two names change places (RENAME_EXCHANGE), the second half looks as if it took away the first.
+    replaced: Option<Place>,
+    /// The watched directory was not at its path; when to look again.
+    pub(super) adrift: Option<Instant>,
+    /// Device and inode of the watched directory.
+    pub(super) inode: (u64, u64),
+    pub told: VecDeque<Notice>,
+    pub ended: bool,
+}
+
+/// A name in a directory.
+pub type Place = (i32, Box<[u8]>);
+
+pub(super) struct Node {
+    pub place: Place,
+    pub inode: (u64, u64),
+    pub entries: HashMap<Box<[u8]>, Entry>,
+    pub _share: Option<Share>,
+}
+
+pub(super) struct Entry {
+    pub directory: bool,
+    /// The watch of a directory, or [`NONE`].
+    pub wd: i32,
+    /// It was told that this directory is not watched.
+    pub unwatched: bool,
+    /// When something was told of it last.
+    pub at: i64,
+}
+
+/// Something to be looked at.
+#[derive(Debug, Clone)]
+pub(super) enum Job {
+    /// Watch the directory that is at this place, and list it if it is not known. `deep`: also look for
+    /// what was lost in it.
+    Enter { place: Place, mark: Mark, deep: bool },
+    /// Look for what was lost in a known directory.
+    Look { wd: i32, deep: bool },
+}
+
+/// How the service came to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// It was there when the watch was made, and that is asked for; or it is not.
+    Initial { told: bool },
+    /// It was in a directory that had just come.
+    Found,
+    /// It differs from what was told.
+    Rescanned,
+}
+
+impl Mark {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Initial { .. } => "INITIAL",
+            Self::Found => "FOUND",
+            Self::Rescanned => "RESCANNED",
+        }
+    }
+}
+
+impl Tree {
+    pub fn new(handle: Handle, filter: Filter, recursive: bool, budget: Budget, inode: (u64, u64)) -> Self {
+        Self {
+            handle,
+            filter,
+            recursive,
+            budget,
+            root: NONE,
+            nodes: HashMap::new(),
+            jobs: VecDeque::new(),
+            stale: Vec::new(),
+            remembered: 0,
+            partial: false,
+            full: None,
+            lost_since: None,
+            replaced: None,
+            adrift: None,
+            inode,
+            told: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    pub fn directories(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Names and directories that are remembered, and whether these are all.
+    pub fn remembered(&self) -> (usize, bool) {
+        (self.remembered, !self.partial)
+    }
+
+    /// Directories that are not watched though they are in the tree.
+    pub fn unwatched(&self) -> usize {
+        self.nodes.values().flat_map(|node| node.entries.values()).filter(|entry| entry.unwatched).count()
+    }
+
+    /// Takes what happened into account, and tells what is to be told. `now` is [`hub::stamp`](super::hub::stamp).
+    pub fn step(&mut self, step: Step, now: i64) {
+        match step {
+            Step::Happened { wd, mask, name } if name.is_empty() => self.happened_to_itself(wd, mask),
+            Step::Happened { wd, mask, name } => self.happened((wd, name), mask, now),
+            Step::Renamed { from, to, mask } => self.renamed(from, to, mask, now),
+            Step::Overflow { since } => self.overflowed(since),
+            Step::Ended { wd, reason } if wd == self.root => self.end(reason),
+            Step::Ended { wd, .. } => self.forget(wd),
+        }
+    }
+
+    fn happened_to_itself(&mut self, wd: i32, mask: u32) {
+        // What happens to a directory below, the one above it tells.
+        if wd != self.root {
+            return;
+        }
+        self.tell(mask, &(wd, Box::default()), None);
+        if self.recursive && mask & IN_MOVE_SELF != 0 {
+            self.end(
+                "the watched directory was renamed, and a recursive watch follows paths; watch the new path",
+            );
+        }
+    }
+
+    fn happened(&mut self, place: Place, mask: u32, now: i64) {
+        let directory = mask & IN_ISDIR != 0;
+        if !self.nodes.contains_key(&place.0) || directory && self.filter.prunes(&self.below(&place)) {
+            return;
+        }
+        let replaced = self.replaced.take();
+        let known = self.entry(&place).map(|entry| entry.directory);
+        if mask & (IN_CREATE | IN_MOVED_TO) != 0 {
+            if mask & IN_CREATE != 0 && known == Some(!directory) {
+                // One of the other kind was seen there ahead of this.
+                self.tell_gone(&place, !directory, Mark::Rescanned);
+                self.take_name(&place);
+            }
+            self.enter_name(&place, directory, now);
+            // Known, and yet moved to: it has taken the place of what was there. Whether a directory has, its
+            // watch descriptor says, when it is visited.
+            let watched = self.entry(&place).is_some_and(|entry| entry.wd != NONE);
+            let replaces = mask & IN_MOVED_TO != 0 && !watched;
+            if known != Some(directory) || replaces || self.partial {
+                self.tell(mask, &place, None);
+            }
+            if mask & IN_MOVED_TO != 0 && (known.is_some() || directory) {
+                self.replaced = Some(place.clone());
+            }
+            self.visit(place, directory, Mark::Found);
+        } else if mask & (IN_DELETE | IN_MOVED_FROM) != 0 {
+            let exchanged = replaced.is_some_and(|last| last == place);
+            // One of the other kind is there already, by an exchange.
+            if known == Some(directory) && self.take_name(&place) || known.is_none() && self.partial {
+                self.tell(mask, &place, None);
+            }
+            if exchanged {
+                self.jobs.push_back(Job::Look { wd: place.0, deep: false });
+            }
+        } else {
+            if let Some(entry) = self.entry(&place) {
+                entry.at = now;
+            }
+            self.tell(mask, &place, None);
+            if mask & IN_ATTRIB != 0 {
+                // It may have become unreadable, or readable.
+                self.visit(place, directory, Mark::Found);
+            }
+        }
+        self.try_stale_again(mask & IN_MOVE != 0);
+    }
+
+    fn renamed(&mut self, from: Place, to: Place, mask: u32, now: i64) {
+        let directory = mask & IN_ISDIR != 0;
+        let here = |tree: &Self, place: &Place| {
+            tree.nodes.contains_key(&place.0) && !(directory && tree.filter.prunes(&tree.below(place)))
+        };
+        let known = self.entry(&from).is_some_and(|entry| entry.directory == directory) || self.partial;
+        match (known && here(self, &from), here(self, &to)) {
+            (true, true) => {}
+            (true, false) => return self.happened(from, mask & !IN_MOVED_TO, now),
+            (false, _) => return self.happened(to, mask & !IN_MOVED_FROM, now),
+        }
+        let exchanged = self.replaced.take().is_some_and(|last| last == from);
+        let [moved, there] = [&from, &to].map(|place| self.entry(place).map_or(NONE, |entry| entry.wd));
+        if directory && moved == NONE && there != NONE {
+            // It was seen at its new place ahead of this, and told.
+            self.take_name(&from);
+            self.tell(mask & !IN_MOVED_TO, &from, None);
+            self.replaced = Some(to.clone());
+        } else {
+            if directory || self.entry(&to).is_some() {
+                self.replaced = Some(to.clone());
+            }
+            self.tell_rename(&from, &to, mask, None);
+            self.move_name(&from, &to, directory, now);
+        }
+        if exchanged {
+            self.jobs.push_back(Job::Look { wd: from.0, deep: false });
+        }
+        self.visit(to, directory, Mark::Rescanned);
+        self.try_stale_again(true);
+    }
+
+    fn overflowed(&mut self, since: i64) {
+        self.told.push_back(Notice::Overflow);
+        self.replaced = None;
+        let alive = HUB.alive(&self.handle);
+        let dead: Vec<i32> =
+            self.nodes.keys().copied().filter(|wd| !alive.contains(wd) && *wd != self.root).collect();
+        dead.into_iter().for_each(|wd| self.forget(wd));
+        self.lost_since = Some(self.lost_since.map_or(since, |earlier| earlier.min(since)));
+        self.stale.clear();
+        self.jobs.clear();
+        self.jobs.push_back(Job::Look { wd: self.root, deep: true });
+    }
+
+    pub(super) fn end(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.told.push_back(Notice::End(reason.to_owned()));
+        }
+    }
+
+    /// Has the directory at a place looked at.
+    pub(super) fn visit(&mut self, place: Place, directory: bool, mark: Mark) {
+        if directory && self.recursive {
+            self.jobs.push_back(Job::Enter { place, mark, deep: false });
+        }
+    }
+
+    fn try_stale_again(&mut self, moved: bool) {
+        if moved {
+            self.jobs.extend(self.stale.drain(..));
+        }
+    }
+}
+
+/// The path of a directory's entry; the directory's own where there is no name.
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = directory.to_owned();
+    if !name.is_empty() {
+        if !path.ends_with(b"/") {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+    }
+    path
+}
