@@ -16,7 +16,6 @@ use std::{
 
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
-    inotify::budget::{Budget, Share},
     listing::Listing,
     mechanism::{self, Adoption},
     mechanisms,
@@ -24,12 +23,13 @@ use ipc_kernel::{
 };
 
 use crate::{
-    client::{Call, Client, Clients, Counter, Taken},
+    client::{Call, Client, Clients, Counter},
     endpoint::{Endpoint, Made},
     flag::Flag,
     limits::{Limits, exceeded},
     news::News,
     options::{Lifetime, Options},
+    places::Place,
     range_watch::RangeWatches,
     relay::Relay,
     wait::{self, Cancel},
@@ -68,10 +68,6 @@ struct Table {
     /// Which mechanisms' drivers run.
     driven: Vec<&'static str>,
 }
-
-/// The right to one more endpoint, given back when the endpoint leaves the table.
-#[derive(Debug)]
-pub struct Place(pub(crate) Vec<Taken>);
 
 /// What an address and its options ask for.
 struct Asked {
@@ -218,28 +214,6 @@ impl Engine {
         let open = Flag::new();
         let cancel = Cancel { closed: &open, gone: &call.client.gone, stopping: &self.stopping };
         wait::complete(patience, cancel, || "connect".to_owned(), pending).await
-    }
-
-    /// Watches have a limit of their own, as there may be many more of them.
-    fn place_for(&self, mechanism: &Descriptor) -> Result<Place> {
-        if mechanism.shapes.contains(&Shape::Watch) {
-            let watches = &self.counters.watches;
-            let taken = watches.take(self.limits.watches, "there are too many watches", "watches")?;
-            return Ok(Place(vec![taken]));
-        }
-        self.place_for_endpoint()
-    }
-
-    /// For the watches that an endpoint makes besides its first.
-    fn watches_budget(&self) -> Budget {
-        let (watches, limit) = (self.counters.watches.clone(), self.limits.watches);
-        Budget::new(move || watches.take(limit, "there are too many watches", "watches").map(Share::new))
-    }
-
-    pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
-        let endpoints = &self.counters.endpoints;
-        let taken = endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints")?;
-        Ok(Place(vec![taken]))
     }
 
     fn add(

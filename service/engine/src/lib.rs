@@ -20,6 +20,7 @@ pub mod memory;
 pub mod messages;
 mod news;
 pub mod options;
+pub mod places;
 mod process;
 pub mod pump;
 pub mod range_watch;

@@ -13,8 +13,8 @@ use crate::{
     Engine,
     client::Call,
     endpoint::Endpoint,
-    engine::Place,
     events::Happening,
+    places::Place,
     pump::{happened, spawn},
     wait::until,
 };

@@ -374,7 +374,7 @@ fn what_is_no_place_is_refused() {
     refused(attach("futex:name=/a/b"), Kind::InvalidArgument, "a second '/'");
     refused(attach("futex:path=/dev/null"), Kind::InvalidArgument, "a character device");
     refused(attach("futex:path=relative"), Kind::InvalidArgument, "absolute");
-    refused(attach("futex:shmid=2147483647"), Kind::NotFound, "no segment has this id");
+    refused(attach("futex:shmid=2147483647"), Kind::NotFound, "2147483647");
     refused(attach("futex:inode=18446744073709551615"), Kind::NotFound, "no process");
     let sealed = create("mmap:size=4096,seals=write").unwrap().open(&options("mmap", "")).unwrap();
     let held = format!("futex:pid={},fd={}", std::process::id(), sealed.as_raw_fd());
