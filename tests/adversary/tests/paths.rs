@@ -145,12 +145,10 @@ fn c4_descriptors_of_every_kind() {
     let open = |flags: OFlags| {
         rustix::fs::open(file.as_str(), flags | OFlags::CLOEXEC, Mode::empty()).expect("a file")
     };
-    let myself = rustix::process::getpid();
     let refused: Vec<(&str, OwnedFd)> = vec![
         ("O_PATH", open(OFlags::PATH)),
         ("epoll", rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).expect("epoll")),
         ("eventfd", rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("eventfd")),
-        ("pidfd", rustix::process::pidfd_open(myself, rustix::process::PidfdFlags::empty()).expect("pidfd")),
         (
             "directory",
             rustix::fs::open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).expect("a directory"),
@@ -160,6 +158,13 @@ fn c4_descriptors_of_every_kind() {
     for (kind, fd) in refused {
         let refusal = error(adopt(&mut alice, &fd));
         assert!(refusal.is("NotSupported") || refusal.is("InvalidArgument"), "{kind}: {refusal}");
+    }
+    // A pidfd of root's is a process that alice may not signal, as she may not herself.
+    let myself = rustix::process::getpid();
+    let pidfd = rustix::process::pidfd_open(myself, rustix::process::PidfdFlags::empty()).expect("pidfd");
+    if let Ok(endpoint) = adopt(&mut alice, &pidfd) {
+        let refusal = error(alice.call(&endpoint, "Process", "Send", &[text("SIGKILL"), Arg::I32(0)]));
+        assert!(refusal.is("PermissionDenied"), "{refusal}");
     }
     // One end of a pipe is that end; a file that is open for reading is not written to.
     let (reading, writing) = alices_pipe();
