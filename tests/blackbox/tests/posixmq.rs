@@ -43,7 +43,7 @@ for line in sys.stdin:
         data = rest[1].encode()
         say('sent' if libc.mq_timedsend(queue, data, len(data), int(rest[0]), ctypes.byref(Time(0, 0))) == 0 else failed())
     elif verb == 'receive': receive('got', ctypes.byref(Time(0, 0)))
-    elif verb == 'wait': threading.Thread(target=receive, args=('woken', None), daemon=True).start(); say('waiting')
+    elif verb == 'wait': say('waiting'); threading.Thread(target=receive, args=('woken', None), daemon=True).start()
     elif verb == 'remove': say('removed' if libc.mq_unlink(name) == 0 else failed())
     elif verb == 'notify':
         event = (ctypes.c_char * 64)(); ctypes.c_int.from_buffer(event, 8).value = signal.SIGUSR1

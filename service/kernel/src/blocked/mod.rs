@@ -13,7 +13,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{Error, Kind, Result};
@@ -28,6 +28,9 @@ pub const MAX_THREADS: usize = 256;
 
 /// How long a thread waits for another call before it ends.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a signal has to end a call before the next one is sent.
+const SIGNAL_AGAIN: Duration = Duration::from_millis(1);
 
 /// How a blocking call came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +106,8 @@ struct Progress {
     /// The thread that may be in the call at this moment.
     thread: Option<libc::pid_t>,
     given_up: bool,
+    /// When the thread was last sent a signal.
+    signalled: Option<Instant>,
     ended: Option<Ended>,
     give_back: Option<Then>,
 }
@@ -139,7 +144,10 @@ impl Running {
         self.over.set();
         let mut progress = self.progress();
         progress.given_up = true;
-        if let Some(thread) = progress.thread {
+        // Signals that come faster than they are handled would keep the thread from ever going on.
+        let again = progress.signalled.is_none_or(|last| last.elapsed() >= SIGNAL_AGAIN);
+        if let Some(thread) = progress.thread.filter(|_| again) {
+            progress.signalled = Some(Instant::now());
             // SAFETY: a system call without pointers. The thread lives: it takes its number out of
             // here, behind the same lock, before it ends.
             unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
