@@ -146,12 +146,20 @@ kept first
 step "what is made for a user is the user's, and no more than he could make himself"
 for address in fifo:path=/home/alice/bell unix:path=/home/alice/socket mmap:path=/home/alice/memory,size=4096 \
     unix:pair mmap:size=4096 posixsem:name=/alice inotify:path=/home/alice tcp:host=127.0.0.1,port=0 \
+    sysvmq:key=private posixmq:name=/alice sysvshm:key=private,size=4096 posixshm:name=/alice,size=4096 futex: \
     udp:host=127.0.0.1,port=0; do
     call alice $manager $name Create 'sa{sv}' "$address" 0 >/dev/null || fail "alice cannot create $address"
 done
 for file in bell socket memory; do
     same "the owner of $file" "$(stat -c '%U %G' "/home/alice/$file")" "alice alice"
 done
+# What the sandbox allows for these alone: a thread's own undo list, a process that receives signals.
+set=$(call alice $manager $name Create 'sa{sv}' sysvsem:key=private,values=1 0 | cut -d '"' -f 2)
+call alice "$set" $name.Semaphore Acquire 'ua{sv}' 1000 0 >/dev/null || fail "alice cannot have a lease on a set"
+mailbox=$(call alice $manager $name Create 'sa{sv}' signal:numbers=SIGUSR1 0 | cut -d '"' -f 2)
+X
+same "the user of the mailbox" "$(stat -c %U "/proc/$pid")" alice
+call alice "$mailbox" $name.Endpoint Close || fail "alice cannot close her mailbox"
 same "the owner of the semaphore" "$(stat -c '%U %G' /dev/shm/sem.alice)" "alice alice"
 refused "a FIFO where alice may not write" call alice $manager $name Create 'sa{sv}' fifo:path=/root/bell 0
 refused "bob's look into alice's files" call bob $manager $name Attach 'sa{sv}' mmap:path=/home/alice/memory 0

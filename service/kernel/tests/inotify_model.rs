@@ -198,7 +198,7 @@ fn play(operations: &[Operation], overflow: bool) -> Result<usize, String> {
             while !matches!(drive(), Attempt::Wait(ipc_kernel::Readiness::Readable(_))) {}
             endpoint.events().unwrap().next().unwrap()
         };
-        let (mut told, mut quiet) = (0, 0);
+        let (mut told, mut quiet, mut all) = (0, 0, Vec::new());
         while quiet < 3 {
             match pump(&*endpoint) {
                 Attempt::Done(notices) => {
@@ -206,8 +206,12 @@ fn play(operations: &[Operation], overflow: bool) -> Result<usize, String> {
                     for notice in &notices {
                         told += 1;
                         // After lost events the listener may hear of a name again, not of a wrong one.
-                        if let Notice::Event(event) = notice {
-                            _ = view.apply(event);
+                        match notice {
+                            Notice::Event(event) => {
+                                all.push(show(event));
+                                _ = view.apply(event);
+                            }
+                            other => all.push(format!("{other:?}")),
                         }
                     }
                 }
@@ -217,7 +221,7 @@ fn play(operations: &[Operation], overflow: bool) -> Result<usize, String> {
                 }
             }
         }
-        return compare(&view, &watched, told, &[]);
+        return compare(&view, &watched, told, &all);
     }
     let last = watched.join("the last");
     fs::write(&last, "").unwrap();

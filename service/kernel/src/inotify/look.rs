@@ -189,6 +189,7 @@ impl Tree {
             self.tell_content_gone(known);
             self.forget(known);
         }
+        let mut deep = deep;
         if wd != known
             && let Some(from) = self.nodes.get(&wd).map(|node| node.place.clone())
         {
@@ -198,6 +199,8 @@ impl Tree {
             }
             self.tell_rename(&from, place, IN_ISDIR, Some(Mark::Rescanned));
             self.move_name(&from, place, true, stamp());
+            // What happened in it may be among what was lost, wherever it was then.
+            deep |= self.lost_since.is_some();
         }
         if self.nodes.contains_key(&wd) {
             if deep {

@@ -268,9 +268,16 @@ impl Tree {
         self.told.push_back(Notice::Overflow);
         self.replaced = None;
         let alive = HUB.alive(&self.handle);
-        let dead: Vec<i32> =
-            self.nodes.keys().copied().filter(|wd| !alive.contains(wd) && *wd != self.root).collect();
-        dead.into_iter().for_each(|wd| self.forget(wd));
+        let mut dead: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(wd, _)| !alive.contains(wd) && **wd != self.root)
+            .map(|(wd, node)| (self.below(&node.place), *wd))
+            .collect();
+        // What they held is gone with them, the lowest first; others may have taken their names.
+        dead.sort_unstable_by(|one, other| other.cmp(one));
+        dead.iter().for_each(|(_, wd)| self.tell_content_gone(*wd));
+        dead.iter().for_each(|(_, wd)| self.forget(*wd));
         self.lost_since = Some(self.lost_since.map_or(since, |earlier| earlier.min(since)));
         self.stale.clear();
         self.jobs.clear();

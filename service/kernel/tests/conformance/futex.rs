@@ -112,7 +112,7 @@ fn a_wait_that_is_given_up_passes_its_wake_up_on() {
     each(Shape::Futex, FUTEXES, |row, scratch| {
         let (one, parking) = ((row.make)(scratch), (row.make)(scratch));
         let (word, parking) = (word(&*one), word(&*parking));
-        // Moves the sleepers there and back, in their order, to count them.
+        // Moves the sleepers there and back, to count them.
         let until_asleep = |sleepers| {
             let end = Instant::now() + PATIENCE;
             while word.requeue(0, u32::MAX, &parking, FUTEX_VALUE).expect("requeue").1 != sleepers {
@@ -124,7 +124,7 @@ fn a_wait_that_is_given_up_passes_its_wake_up_on() {
         };
         thread::scope(|scope| {
             scope.spawn(|| {
-                let first = word.wait(FUTEX_VALUE, bits(1));
+                let first = word.wait(FUTEX_VALUE, bits(3));
                 assert!(wait(must_wait("waiting", first.attempt()), PATIENCE), "woken");
                 // It was woken, and nobody will know.
                 drop(first);
@@ -132,7 +132,8 @@ fn a_wait_that_is_given_up_passes_its_wake_up_on() {
             until_asleep(1);
             let second = scope.spawn(|| outcome(word.wait(FUTEX_VALUE, bits(1))));
             until_asleep(2);
-            assert_eq!(word.wake(1, bits(1)).expect("wake"), 1, "the first one");
+            // To count them may have changed their order.
+            assert_eq!(word.wake(1, bits(2)).expect("wake"), 1, "the first one");
             assert_eq!(second.join().expect("the second waiter"), Outcome::Woken);
         });
     });

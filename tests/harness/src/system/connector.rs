@@ -39,7 +39,10 @@ impl Connector {
         command.args(["-c", SCRIPT]).stdin(Stdio::from(OwnedFd::from(theirs)));
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let process = Process::spawn_prepared(&mut command);
-        Connector { control, process }
+        let mut connector = Connector { control, process };
+        // Once it answers it is the user's: what starts it changes its identity first.
+        connector.connect("/nonexistent").expect_err("there is no such socket");
+        connector
     }
 
     /// The process that the bus and the service see behind the connections (the program itself, or what it was
