@@ -250,6 +250,11 @@ impl Tree {
             self.take_name(&from);
             self.tell(mask & !IN_MOVED_TO, &from, None);
             self.replaced = Some(to.clone());
+        } else if directory && self.is_within(to.0, moved) {
+            // Into itself, by what was seen ahead of this: all that is known of it is of no use.
+            self.take_name(&from);
+            self.tell(mask & !IN_MOVED_TO, &from, None);
+            self.jobs.push_back(Job::Look { wd: self.root, deep: true });
         } else {
             if directory || self.entry(&to).is_some() {
                 self.replaced = Some(to.clone());
