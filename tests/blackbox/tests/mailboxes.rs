@@ -247,6 +247,42 @@ mod limited {
     ipc_blackbox::everywhere!(config = "[limits]\nmailboxes = 2\n"; mailboxes_are_limited);
 }
 
+/// Two hundred come and go: no process is left, ended or not, and no descriptor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_of_them() {
+    let stage = or_skip!(Stage::new(Way::DbusDaemon));
+    let client = stage.client().await;
+    let service = stage.service.pid();
+    let names = |directory: String| {
+        let entries = std::fs::read_dir(directory).expect("the service's /proc").flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let descriptors = || names(format!("/proc/{service}/fd")).len();
+    // Zombies are among them.
+    let children = || {
+        let threads = names(format!("/proc/{service}/task")).into_iter();
+        let lists =
+            threads.map(|thread| std::fs::read_to_string(thread.join("children")).unwrap_or_default());
+        lists.map(|list| list.split_whitespace().count()).sum::<usize>()
+    };
+    // What is made once stays: the first is not counted.
+    let mailbox = client.create("signal:number=10").await;
+    assert_eq!(children(), 1);
+    client.close(&mailbox).await;
+    client.used("mailboxes", 0).await;
+    let before = descriptors();
+    for _ in 0..200 {
+        let mailbox = client.create("signal:number=10").await;
+        client.close(&mailbox).await;
+    }
+    let none_left = async {
+        while children() > 0 || descriptors() > before {
+            tokio::task::yield_now().await;
+        }
+    };
+    ipc_harness::watchdog(patience(), none_left).await;
+}
+
 /// kill -9 on the service: a mailbox does not outlive it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_ends_with_the_service() {
