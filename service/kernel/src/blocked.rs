@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_call_that_was_given_up_ends() {
-        let (ended, end) = mpsc::channel();
+        let (ended, end) = mpsc::sync_channel(1);
         let running = start(Blocked::new(pause), move || _ = ended.send(())).expect("a thread");
         give_up(&running);
         end.recv_timeout(PATIENCE).expect("the end");
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_call_that_is_done_says_so() {
-        let (ended, end) = mpsc::channel();
+        let (ended, end) = mpsc::sync_channel(1);
         let running = start(Blocked::new(|| Ended::Done), move || _ = ended.send(())).expect("a thread");
         end.recv_timeout(PATIENCE).expect("the end");
         assert_eq!(running.ended(), Some(Ended::Done));
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_hears_of_a_panic() {
-        let (ended, end) = mpsc::channel();
+        let (ended, end) = mpsc::sync_channel(1);
         let call = Blocked::new(|| panic!("a mechanism with a bug"));
         let running = start(call, move || _ = ended.send(())).expect("a thread");
         end.recv_timeout(PATIENCE).expect("the end");
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn what_was_taken_belongs_to_the_waiter_until_its_wait_is_over() {
         let taken = Arc::new(Taken::default());
-        let (ended, end) = mpsc::channel();
+        let (ended, end) = mpsc::sync_channel(1);
         let call = Blocked::taking(&taken, || (Ended::Done, Some(7)));
         let running = start(call, move || _ = ended.send(())).expect("a thread");
         end.recv_timeout(PATIENCE).expect("the end");
@@ -430,7 +430,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..2_000 {
-                        let (ended, end) = mpsc::channel();
+                        let (ended, end) = mpsc::sync_channel(1);
                         let started = start(Blocked::new(|| Ended::Done), move || _ = ended.send(()));
                         started.expect("a thread");
                         end.recv_timeout(PATIENCE).expect("a call was forgotten");
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn a_signal_at_any_moment_ends_the_wait() {
         for spin in 0..2_000 {
-            let (ended, end) = mpsc::channel();
+            let (ended, end) = mpsc::sync_channel(1);
             let running = start(Blocked::new(pause), move || _ = ended.send(())).expect("a thread");
             (0..spin % 200).for_each(|_| std::hint::spin_loop());
             give_up(&running);
