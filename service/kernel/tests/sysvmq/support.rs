@@ -82,7 +82,7 @@ pub fn refused<T>(result: Result<T>, kind: Kind, phrase: &str) {
 /// Starts the blocking call of a readiness; the receiver hears of its end.
 pub fn started(readiness: Readiness) -> (Running, mpsc::Receiver<()>) {
     let Readiness::Blocked(call) = readiness else { panic!("queues block, not {readiness:?}") };
-    let (told, end) = mpsc::channel();
+    let (told, end) = mpsc::sync_channel(1);
     (blocked::start(call, move || _ = told.send(())).unwrap(), end)
 }
 
