@@ -157,7 +157,7 @@ done
 set=$(call alice $manager $name Create 'sa{sv}' sysvsem:key=private,values=1 0 | cut -d '"' -f 2)
 call alice "$set" $name.Semaphore Acquire 'ua{sv}' 1000 0 >/dev/null || fail "alice cannot have a lease on a set"
 mailbox=$(call alice $manager $name Create 'sa{sv}' signal:numbers=SIGUSR1 0 | cut -d '"' -f 2)
-X
+pid=$(as alice busctl --system get-property $name "$mailbox" $name.Mailbox Pid | cut -d " " -f 2)
 same "the user of the mailbox" "$(stat -c %U "/proc/$pid")" alice
 call alice "$mailbox" $name.Endpoint Close || fail "alice cannot close her mailbox"
 same "the owner of the semaphore" "$(stat -c '%U %G' /dev/shm/sem.alice)" "alice alice"
