@@ -165,6 +165,7 @@ impl Running {
         let mut progress = self.progress();
         if progress.ended.is_some() {
             progress.give_back = None;
+            self.over.set();
         }
     }
 

@@ -5,10 +5,7 @@
 //! us as one of them. What the call has done is put down here, where the waiter's next attempt finds
 //! it; if there is no next attempt, it is undone at once.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use libc::c_int;
 use rustix::io::Errno;
@@ -20,14 +17,13 @@ use super::{
 };
 use crate::{
     Attempt, Error, Kind, Readiness, Result,
-    blocked::{Blocked, Ended},
+    blocked::{Blocked, Ended, Taken},
     leases::Lent,
     shape::{self, SemaphoreOperation},
 };
 
-/// What calls of semop(2) on threads have come to, until the waiters fetch it. Waiters with the same
-/// operations are alike: any of them may fetch what the call of another one has done.
-type Outcomes = Arc<Mutex<VecDeque<(Wanted, Outcome)>>>;
+/// What calls of semop(2) on threads have come to, until their waiters fetch it.
+type Outcomes = Taken<(Wanted, Outcome)>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
@@ -45,25 +41,19 @@ enum Outcome {
     NoList(Errno),
 }
 
-fn locked(outcomes: &Outcomes) -> MutexGuard<'_, VecDeque<(Wanted, Outcome)>> {
-    outcomes.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn fetch(outcomes: &Outcomes, wanted: &Wanted) -> Option<Outcome> {
-    let mut outcomes = locked(outcomes);
-    let index = outcomes.iter().position(|(other, _)| other == wanted)?;
-    outcomes.remove(index).map(|(_, outcome)| outcome)
+    outcomes.take(|(other, _)| (other == wanted).then_some(())).map(|(_, outcome)| outcome)
 }
 
 #[derive(Debug)]
 pub struct Waits {
     set: Object<Sets>,
-    outcomes: Outcomes,
+    outcomes: Arc<Outcomes>,
 }
 
 impl Waits {
     pub fn new(set: Object<Sets>) -> Self {
-        Self { set, outcomes: Outcomes::default() }
+        Self { set, outcomes: Arc::default() }
     }
 
     pub fn set(&self) -> &Object<Sets> {
@@ -114,8 +104,8 @@ impl Waits {
         }
         let (id, outcomes) = (self.set.id, self.outcomes.clone());
         let blocked = match wanted.on_lease {
-            false => blocked(id, outcomes.clone(), wanted.clone()),
-            true => blocked_on_lease(id, outcomes.clone(), wanted.clone()),
+            false => blocked(id, &outcomes, wanted.clone()),
+            true => blocked_on_lease(id, &outcomes, wanted.clone()),
         };
         let give_back = move || {
             if let Some(Outcome::Done) = fetch(&outcomes, &wanted) {
@@ -162,39 +152,37 @@ fn check(operations: &[SemaphoreOperation]) -> Result<()> {
     Ok(())
 }
 
-fn blocked(id: c_int, outcomes: Outcomes, wanted: Wanted) -> Blocked {
-    Blocked::new(move || {
+fn blocked(id: c_int, outcomes: &Arc<Outcomes>, wanted: Wanted) -> Blocked {
+    Blocked::taking(outcomes, move || {
         let outcome = match set::operate(id, &wanted.operations, 0) {
             Ok(()) => Outcome::Done,
-            Err(Errno::INTR) => return Ended::Interrupted,
+            Err(Errno::INTR) => return (Ended::Interrupted, None),
             Err(Errno::AGAIN) => Outcome::Refused,
             // The next attempt meets it as well, and says so.
-            Err(_) => return Ended::Done,
+            Err(_) => return (Ended::Done, None),
         };
-        locked(&outcomes).push_back((wanted.clone(), outcome));
-        Ended::Done
+        (Ended::Done, Some((wanted.clone(), outcome)))
     })
 }
 
-fn blocked_on_lease(id: c_int, outcomes: Outcomes, wanted: Wanted) -> Blocked {
+fn blocked_on_lease(id: c_int, outcomes: &Arc<Outcomes>, wanted: Wanted) -> Blocked {
     let (lease, thread) = undo::lease();
     let mut lease = Some(lease);
     let call = move || {
         let outcome = match undo::own_list().map(|()| set::operate(id, &wanted.operations, UNDO)) {
             Err(errno) => Outcome::NoList(errno),
-            Ok(Err(Errno::INTR)) => return Ended::Interrupted,
+            Ok(Err(Errno::INTR)) => return (Ended::Interrupted, None),
             Ok(Err(Errno::AGAIN)) => Outcome::Refused,
-            Ok(Err(_)) => return Ended::Done,
+            Ok(Err(_)) => return (Ended::Done, None),
             Ok(Ok(())) => match lease.take() {
                 Some(lease) => Outcome::OnLease(lease),
                 // It is called until it is done, once.
-                None => return Ended::Done,
+                None => return (Ended::Done, None),
             },
         };
-        locked(&outcomes).push_back((wanted.clone(), outcome));
-        Ended::Done
+        (Ended::Done, Some((wanted.clone(), outcome)))
     };
-    Blocked::new(call).then_stay(move || thread.stay())
+    Blocked::taking(outcomes, call).then_stay(move || thread.stay())
 }
 
 /// How often it is tried to undo operations one by one, against others who change the values.
