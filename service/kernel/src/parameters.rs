@@ -235,6 +235,21 @@ impl Parameter {
     }
 }
 
+/// One table behind the other, for rows that several tables share.
+pub const fn joined<T: Copy, const FIRST: usize, const SECOND: usize, const ALL: usize>(
+    first: [T; FIRST],
+    second: [T; SECOND],
+) -> [T; ALL] {
+    assert!(ALL == FIRST + SECOND && FIRST > 0);
+    let mut all = [first[0]; ALL];
+    let mut index = 0;
+    while index < ALL {
+        all[index] = if index < FIRST { first[index] } else { second[index - FIRST] };
+        index += 1;
+    }
+    all
+}
+
 /// The checked parameters of one Create, Attach or Adopt.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {

@@ -32,39 +32,44 @@ use crate::{
 };
 
 /// The key for a POSIX shared memory object, which a mechanism calls as it likes.
-pub const fn shm(key: &'static str) -> Parameter {
+const fn shm(key: &'static str) -> Parameter {
     Parameter::new(key, Type::Path, "POSIX shared memory object that it is in, as for shm_open(3)")
 }
 
-pub const PATH: Parameter = Parameter::new("path", Type::Path, "Absolute path of the file that it is in");
+const PATH: Parameter = Parameter::new("path", Type::Path, "Absolute path of the file that it is in");
 
-pub const INODE: Parameter = Parameter::new(
+const INODE: Parameter = Parameter::new(
     "inode",
     Type::U64 { min: 1, max: u64::MAX },
     "Inode of the memfd that it is in, which some process holds",
 );
 
-pub const PID: Parameter = Parameter::new(
+const PID: Parameter = Parameter::new(
     "pid",
     Type::U32 { min: 1, max: i32::MAX as u32 },
     "Process that holds the memfd or file that it is in",
 );
 
-pub const FD: Parameter = Parameter::new(
+const FD: Parameter = Parameter::new(
     "fd",
     Type::U32 { min: 0, max: i32::MAX as u32 },
     "Number of the file descriptor in that process",
 );
 
-pub const SHMID: Parameter = Parameter::new(
+const SHMID: Parameter = Parameter::new(
     "shmid",
     Type::U32 { min: 0, max: i32::MAX as u32 },
     "Id of the System V segment that it is in (ipcs -m)",
 );
 
-pub const OFFSET: Parameter =
+const OFFSET: Parameter =
     Parameter::new("offset", Type::Size { min: 0, max: u64::MAX }, "Where it is in that memory, in bytes")
         .default("0");
+
+/// All of these keys, for a table of parameters.
+pub const fn parameters(shm_key: &'static str) -> [Parameter; 7] {
+    [shm(shm_key), PATH, INODE, PID, FD, SHMID, OFFSET]
+}
 
 /// The rule of shm_open(3), NAME_MAX.
 const SHM_NAME_MAX: usize = 255;

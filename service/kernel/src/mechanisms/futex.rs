@@ -25,15 +25,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     create_parameters: &[
         Parameter::new("value", Type::U32 { min: 0, max: u32::MAX }, "Initial value").default("0"),
     ],
-    attach_parameters: &[
-        word_place::shm(SHM),
-        word_place::PATH,
-        word_place::INODE,
-        word_place::PID,
-        word_place::FD,
-        word_place::SHMID,
-        word_place::OFFSET,
-    ],
+    attach_parameters: &word_place::parameters(SHM),
     columns: &[
         Column { key: "address", kind: "s", summary: "Address for Attach; absent where the memory cannot be opened" },
         Column { key: "memory", kind: "s", summary: "The memory as /proc/PID/maps names it (ay where it is not UTF-8)" },

@@ -25,6 +25,7 @@ use crate::{
     leases::{self, Lent},
     mechanism::{Adoption, Column, Permissions},
     named_file::{self, Identity},
+    parameters::joined,
     proc,
     semaphore_lease::{self, as_int, state_dict},
     semaphore_place::{PlacedSemaphore, SHM},
@@ -40,28 +41,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     schemes: &["posixsem"],
     summary: "POSIX semaphores, shared with programs that call sem_open(3) or sem_init(3)",
     shapes: &[Shape::Semaphore],
-    create_parameters: &[
-        NAME,
-        word_place::shm(SHM),
-        word_place::PATH,
-        word_place::INODE,
-        word_place::PID,
-        word_place::FD,
-        word_place::SHMID,
-        word_place::OFFSET,
-        Parameter::new("value", Type::U32 { min: 0, max: semaphore_word::VALUE_MAX }, "Initial value").default("1"),
-        MODE,
-    ],
-    attach_parameters: &[
-        NAME,
-        word_place::shm(SHM),
-        word_place::PATH,
-        word_place::INODE,
-        word_place::PID,
-        word_place::FD,
-        word_place::SHMID,
-        word_place::OFFSET,
-    ],
+    create_parameters: &CREATE,
+    attach_parameters: &WHICH,
     columns: &[
         Column { key: "name", kind: "s", summary: "Name for sem_open(3) (ay where it is not UTF-8)" },
         Column { key: "address", kind: "s", summary: "Address for Attach" },
@@ -89,6 +70,17 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     driver: None,
     reference: include_str!("posixsem.md"),
 };
+
+static CREATE: [Parameter; 10] = joined(
+    WHICH,
+    [
+        Parameter::new("value", Type::U32 { min: 0, max: semaphore_word::VALUE_MAX }, "Initial value").default("1"),
+        MODE,
+    ],
+);
+
+/// A name, or a place in memory.
+const WHICH: [Parameter; 8] = joined([NAME], word_place::parameters(SHM));
 
 const NAME: Parameter =
     Parameter::new("name", Type::Path, "A slash and 1 to 251 bytes without further slashes, as for sem_open(3)");

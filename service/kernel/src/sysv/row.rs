@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use libc::c_int;
 
 use super::{Family, PERMISSION_MASK, address_text};
-use crate::{Dict, Value, mechanism::Column, proc};
+use crate::{Dict, Value, mechanism::Column, parameters::joined, proc};
 
 /// The columns of [`permissions`].
 const COLUMNS: [Column; 9] = [
@@ -22,14 +22,7 @@ const COLUMNS: [Column; 9] = [
 
 /// The columns of [`permissions`], and a mechanism's own.
 pub const fn columns<const OWN: usize, const ALL: usize>(own: [Column; OWN]) -> [Column; ALL] {
-    assert!(ALL == COLUMNS.len() + OWN);
-    let mut all = [COLUMNS[0]; ALL];
-    let mut index = 0;
-    while index < ALL {
-        all[index] = if index < COLUMNS.len() { COLUMNS[index] } else { own[index - COLUMNS.len()] };
-        index += 1;
-    }
-    all
+    joined(COLUMNS, own)
 }
 
 /// A column and its value.
