@@ -9,8 +9,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ipc_engine::{Call, Endpoint, Engine, Object, client::Taken};
-use ipc_kernel::{Error, Kind};
+use ipc_engine::{
+    Call, Endpoint, Engine, Object,
+    client::{Taken, has_left},
+};
+use ipc_kernel::Error;
 use zbus::message::Header;
 
 use crate::errors::Result;
@@ -114,7 +117,7 @@ impl Face {
         if let Some(present) = &self.present {
             let mut present = present.lock().unwrap_or_else(PoisonError::into_inner);
             if self.engine.clients.has_left(client) {
-                return Err(Error::new(Kind::Cancelled, "the caller has left the bus").into());
+                return Err(has_left().into());
             }
             present.insert(client.to_owned());
         }

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use ipc_kernel::Result;
+use ipc_kernel::{Error, Kind, Result};
 
 use crate::{flag::Flag, limits::exceeded};
 
@@ -84,6 +84,11 @@ impl Clients {
     }
 }
 
+/// Why a call ends whose caller has gone.
+pub fn has_left() -> Error {
+    Error::new(Kind::Cancelled, "the caller has left the bus")
+}
+
 /// A counter with a limit.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU32);
@@ -122,6 +127,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Err if the caller has left: nobody would hear of what is done now.
+    pub fn still_there(&self) -> Result<()> {
+        if self.client.gone.is_set() { Err(has_left()) } else { Ok(()) }
+    }
+
     pub fn admit(client: Arc<Client>, per_connection: u32, in_all: Taken) -> Result<Self> {
         let before = client.in_flight.fetch_add(1, Ordering::AcqRel);
         let call = Self { client, _in_all: in_all };

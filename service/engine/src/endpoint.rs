@@ -297,13 +297,7 @@ impl Engine {
             }
         };
         let done = self.wait_on(call, endpoint, "read from", timeout_ms, attempt).await;
-        let done = match done {
-            Ok(()) if call.client.gone.is_set() => {
-                Err(Error::new(Kind::Cancelled, "the caller has left the bus"))
-            }
-            done => done,
-        };
-        if let Err(error) = done {
+        if let Err(error) = done.and_then(|()| call.still_there()) {
             endpoint.keep_bytes(&data);
             return Err(error);
         }
@@ -368,9 +362,9 @@ impl Engine {
     pub async fn semaphore_wait(&self, call: &Call, endpoint: &Endpoint, timeout_ms: u32) -> Result<()> {
         let semaphore = endpoint.semaphore()?;
         self.wait_on(call, endpoint, "wait for", timeout_ms, || semaphore.wait()).await?;
-        if call.client.gone.is_set() {
+        if let Err(left) = call.still_there() {
             semaphore.post(1)?;
-            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
+            return Err(left);
         }
         Ok(())
     }
@@ -383,9 +377,7 @@ impl Engine {
         timeout_ms: u32,
     ) -> Result<()> {
         let semaphore = endpoint.semaphore()?;
-        if call.client.gone.is_set() {
-            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
-        }
+        call.still_there()?;
         self.wait_on(call, endpoint, "operate on", timeout_ms, || semaphore.operate(operations)).await
     }
 }

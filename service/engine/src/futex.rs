@@ -58,9 +58,7 @@ impl Engine {
             },
             Err(error) => return Err(error),
         };
-        if call.client.gone.is_set() {
-            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
-        }
+        call.still_there()?;
         wait.accept();
         Ok(outcome)
     }

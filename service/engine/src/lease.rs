@@ -9,7 +9,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use ipc_kernel::{
-    Address, Attempt, Dict, Error, Fd, Kind, Parameter, Parameters, Readiness, Result, Type,
+    Address, Attempt, Dict, Error, Fd, Parameter, Parameters, Readiness, Result, Type,
     error::Attempted,
     pipe_io,
     shape::{Held, SemaphoreOperation},
@@ -104,9 +104,7 @@ impl Engine {
             .attempted(|| "create a pipe for the lease")?;
         let attempt = || semaphore.acquire(operations);
         let held = self.wait_on(call, endpoint, "acquire", timeout_ms, attempt).await?;
-        if call.client.gone.is_set() {
-            return Err(Error::new(Kind::Cancelled, "the caller has left the bus"));
-        }
+        call.still_there()?;
         tokio::spawn(self.clone().keep(held, held_here.into(), end, counted));
         Ok(held_there)
     }

@@ -39,8 +39,8 @@ impl Engine {
         let message = self
             .wait_on(call, endpoint, "receive from", timeout_ms, || endpoint.attempt_receive(selector))
             .await?;
-        let refused = if call.client.gone.is_set() {
-            Error::new(Kind::Cancelled, "the caller has left the bus")
+        let refused = if let Err(left) = call.still_there() {
+            left
         } else if message.fds.len() > self.limits.fds_per_reply as usize {
             Error::new(
                 Kind::TooLarge,

@@ -30,7 +30,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{flag::Flag, words};
+use crate::{client::has_left, flag::Flag, words};
 
 /// How long a call may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Cancel<'_> {
     async fn reason(&self) -> Error {
         tokio::select! {
             () = self.closed.wait() => Error::new(Kind::Cancelled, "the endpoint was closed during the wait"),
-            () = self.gone.wait() => Error::new(Kind::Cancelled, "the caller has left the bus"),
+            () = self.gone.wait() => has_left(),
             () = self.stopping.wait() => Error::new(Kind::Cancelled, "the service is stopping"),
         }
     }
