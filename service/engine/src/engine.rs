@@ -394,10 +394,7 @@ impl Engine {
         }
         self.may_list(mechanism)?;
         blocking(move || {
-            let mut listing = match mechanism.listing {
-                Some(listing) => listing()?,
-                None => (mechanism.list)()?.into(),
-            };
+            let mut listing = (mechanism.list)()?;
             listing.filter(&filter);
             Ok(listing)
         })

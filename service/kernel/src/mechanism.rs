@@ -107,9 +107,7 @@ pub struct Descriptor {
     /// Takes over an fd if it is of this mechanism's kind, else gives it back.
     pub adopt: fn(OwnedFd) -> Result<Adoption>,
     /// Every object on the machine that the caller may see.
-    pub list: fn() -> Result<Vec<Dict>>,
-    /// The same where there can be very many.
-    pub listing: Option<fn() -> Result<Listing>>,
+    pub list: fn() -> Result<Listing>,
     /// The kernel's limits, with the current use where the kernel tells.
     pub limits: fn() -> Dict,
     /// Err says why it cannot be used on this machine, and what to do.
@@ -119,6 +117,13 @@ pub struct Descriptor {
     pub driver: Option<fn() -> Result<Attempt<()>>>,
     /// Prose for the reference page, in Markdown: semantics, sources, errors, "Not offered".
     pub reference: &'static str,
+}
+
+impl Descriptor {
+    /// Every object, each as a dictionary.
+    pub fn objects(&self) -> Result<Vec<Dict>> {
+        (self.list)().map(Listing::dicts)
+    }
 }
 
 impl std::fmt::Debug for Descriptor {

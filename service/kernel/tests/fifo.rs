@@ -347,7 +347,7 @@ fn looking_lets_no_waiting_writer_in() {
     until("the shell waits in open(2)", || blocked_in_open(&writer));
     let state = endpoint.inspect().unwrap();
     assert!(!state.contains_key("queued") && state["read-end"].same(&Value::Text("closed".into())));
-    (DESCRIPTOR.list)().unwrap();
+    DESCRIPTOR.objects().unwrap();
     assert!(blocked_in_open(&writer));
     assert_eq!(read_session(&*endpoint), b"patient");
     output(writer);
@@ -396,7 +396,7 @@ fn the_list_shows_who_holds_what() {
     let path = directory.unique("listed");
     let endpoint = create(&DESCRIPTOR, &address(&path).with("mode", "640")).unwrap();
     let row = |path: &Path| {
-        let rows = (DESCRIPTOR.list)().unwrap();
+        let rows = DESCRIPTOR.objects().unwrap();
         rows.into_iter().find(|row| row["path"].same(&Value::text_or_bytes(path.as_os_str().as_bytes())))
     };
     let unused = row(&path).unwrap();

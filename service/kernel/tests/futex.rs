@@ -195,7 +195,7 @@ fn who_waits_is_listed() {
     peer.tell("wait 0 6");
     let address = endpoint.address().to_string();
     let list = || {
-        let rows = (mechanisms::by_name("futex").unwrap().list)().unwrap();
+        let rows = mechanisms::by_name("futex").unwrap().objects().unwrap();
         rows.into_iter().find(|row| matches!(row.get("address"), Some(Value::Text(text)) if *text == address))
     };
     eventually("both are listed", || list().is_some_and(|row| number(&row, "waiting") == 2));

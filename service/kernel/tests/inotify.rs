@@ -145,7 +145,7 @@ fn endpoints_on_one_inode_share_a_watch_and_get_what_each_asked_for() {
     assert_eq!(next(&*creates), [event(&["CREATE"], path.join("again"))]);
     let gone = wd(&*creates);
     drop(creates);
-    let rows = (DESCRIPTOR.list)().unwrap();
+    let rows = DESCRIPTOR.objects().unwrap();
     let ours = Value::U32(std::process::id());
     assert!(!rows.iter().any(|row| row["pid"].same(&ours) && row["wd"].integer() == Some(gone)));
 }
@@ -322,7 +322,7 @@ fn the_list_shows_every_visible_watch() {
     let mut messages = BufReader::new(peer.0.stderr.take().unwrap()).lines();
     assert!(messages.any(|line| line.unwrap().contains("Watches established")));
     let _endpoint = watch(&address(directory.path()).with("events", "modify").with("excl-unlink", "true"));
-    let rows = (DESCRIPTOR.list)().unwrap();
+    let rows = DESCRIPTOR.objects().unwrap();
     let inode = Value::U64(std::os::unix::fs::MetadataExt::ino(&fs::metadata(directory.path()).unwrap()));
     let of = |pid: u32| {
         rows.iter().find(|row| row["pid"].same(&Value::U32(pid)) && row["inode"].same(&inode)).unwrap()

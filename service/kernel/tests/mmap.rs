@@ -439,7 +439,7 @@ fn the_list_has_what_is_held_and_what_is_only_mapped() {
     let Some(mut program) = Peer::start(PROGRAM, &[&path]) else { return };
     let list = || {
         let row = mechanisms::by_name("mmap").unwrap();
-        let rows = (row.list)().unwrap();
+        let rows = row.objects().unwrap();
         assert!(rows.iter().flat_map(|row| row.keys()).all(|key| row.columns.iter().any(|c| c.key == key)));
         rows.into_iter().find(|row| row["name"].same(&name.as_str().into()))
     };

@@ -53,7 +53,7 @@ fn integer(endpoint: &dyn Endpoint, key: &str) -> i128 {
 
 fn listed(name: &Name) -> Option<Dict> {
     let row = mechanisms::by_name("posixshm").unwrap();
-    let rows = (row.list)().unwrap();
+    let rows = row.objects().unwrap();
     assert!(rows.iter().flat_map(|row| row.keys()).all(|key| row.columns.iter().any(|c| c.key == key)));
     rows.into_iter().find(|row| row["name"].same(&name.0.as_str().into()))
 }
@@ -334,7 +334,7 @@ fn the_list_is_what_is_in_dev_shm() {
     assert!(listed(&name).unwrap()["stale"].same(&true.into()), "nobody holds it any more");
     // All of it, and no semaphores.
     let sem = create(&format!("posixsem:name={}", name.0)).unwrap();
-    let rows = (mechanisms::by_name("posixshm").unwrap().list)().unwrap();
+    let rows = mechanisms::by_name("posixshm").unwrap().objects().unwrap();
     assert!(!rows.iter().any(|row| row["name"].same(&format!("/sem.{}", &name.0[1..]).as_str().into())));
     sem.remove().unwrap();
     attach(&name.address()).unwrap().remove().unwrap();

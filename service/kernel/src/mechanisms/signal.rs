@@ -53,8 +53,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
             Err(fd) => Adoption::Refused(fd),
         })
     },
-    list,
-    listing: None,
+    list: || Ok(list()?.into()),
     limits,
     available: || Ok(()),
     driver: Some(mailbox::drive),

@@ -42,8 +42,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     anonymous: |_| false,
     attach,
     adopt: |fd: OwnedFd| Ok(Adoption::Refused(fd)),
-    list: || Ok(listing()?.dicts()),
-    listing: Some(listing),
+    list,
     limits,
     available: sysv::available::<Queue>,
     driver: None,
@@ -81,7 +80,7 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
     Ok(MessageQueue::new(Object::attach(parameters, queue::get)?)?.into())
 }
 
-fn listing() -> Result<Listing> {
+fn list() -> Result<Listing> {
     let (mut listing, mut commands) = (Listing::default(), Commands::default());
     for (id, state) in sysv::all::<Queue>()? {
         listing.push(row(id, &state, &mut commands));

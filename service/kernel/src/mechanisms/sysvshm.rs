@@ -49,8 +49,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     attach,
     // The kernel has no file descriptor for a segment; one by map_files is a file to all who hold it.
     adopt: |fd| Ok(Adoption::Refused(fd)),
-    list,
-    listing: None,
+    list: || Ok(list()?.into()),
     limits,
     available: sysv::available::<Segments>,
     driver: None,

@@ -199,7 +199,7 @@ fn lists_have_the_declared_columns() {
         if (descriptor.available)().is_err() {
             return;
         }
-        let rows = (descriptor.list)().unwrap_or_else(|error| {
+        let rows = descriptor.objects().unwrap_or_else(|error| {
             // What lists the objects may be missing where what makes them is not.
             assert_eq!(error.kind, Kind::Unavailable, "{error}");
             eprintln!("SKIPPED: {}: {error}", descriptor.name);

@@ -51,7 +51,7 @@ fn the_list_is_what_ss_shows() {
     let mut mine: Vec<u16> = vec![port(&*listener), port(&*bound), port(&*connected)];
     mine.extend(six.iter().flatten().map(|endpoint| port(&**endpoint)));
 
-    let rows = (DESCRIPTOR.list)().unwrap();
+    let rows = DESCRIPTOR.objects().unwrap();
     let concerns_me = |port: i128| mine.iter().any(|mine| i128::from(*mine) == port);
     let ours: Vec<&Dict> = rows
         .iter()
@@ -104,7 +104,7 @@ fn the_list_is_what_ss_shows() {
 fn attach_finds_what_is_listed() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = socket.local_addr().unwrap().port();
-    let rows = (DESCRIPTOR.list)().unwrap();
+    let rows = DESCRIPTOR.objects().unwrap();
     let row = rows
         .iter()
         .find(|row| text(row, "protocol") == "udp" && number(row, "local-port") == port.into())

@@ -13,7 +13,7 @@ use super::{
 };
 
 fn rows() -> Vec<Dict> {
-    let rows = (DESCRIPTOR.list)().unwrap();
+    let rows = DESCRIPTOR.objects().unwrap();
     for row in &rows {
         let known = |key: &String| DESCRIPTOR.columns.iter().any(|column| column.key == key);
         assert!(row.keys().all(known), "{row:?}");
@@ -42,11 +42,11 @@ fn without_the_file_system_it_says_what_to_do() {
         let _endpoint = queue.made();
         attach(&queue.address()).unwrap();
         let help = "mkdir -p /dev/mqueue && mount -t mqueue none /dev/mqueue";
-        refused((DESCRIPTOR.list)(), Kind::Unavailable, help);
+        refused(DESCRIPTOR.objects(), Kind::Unavailable, help);
         (DESCRIPTOR.available)().unwrap();
         // A mount that is covered by another is none.
         run("mount -t mqueue none /mnt && mount -t tmpfs none /mnt");
-        refused((DESCRIPTOR.list)(), Kind::Unavailable, help);
+        refused(DESCRIPTOR.objects(), Kind::Unavailable, help);
     });
 }
 

@@ -309,7 +309,7 @@ fn the_list_is_what_is_in_dev_shm() {
     let _endpoint = made(&name, 4);
     std::fs::write(noise.path(), "no semaphore").unwrap();
     let Some(program) = Peer::start(PROGRAM, &[&name.0]) else { return };
-    let rows = (mechanisms::by_name("posixsem").unwrap().list)().unwrap();
+    let rows = mechanisms::by_name("posixsem").unwrap().objects().unwrap();
     let find = |name: &Name| rows.iter().find(|row| row["name"].same(&name.0.as_str().into()));
     assert!(find(&noise).is_none());
     let row = find(&name).unwrap();

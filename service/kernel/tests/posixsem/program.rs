@@ -138,7 +138,7 @@ fn take(endpoint: &dyn Endpoint) {
 fn stale(endpoint: &dyn Endpoint, name: &str) -> bool {
     let says = |row: &Dict| row["stale"].same(&true.into());
     let inspected = says(&endpoint.inspect().unwrap());
-    let rows = (mechanisms::by_name("posixsem").unwrap().list)().unwrap();
+    let rows = mechanisms::by_name("posixsem").unwrap().objects().unwrap();
     if let Some(row) = rows.iter().find(|row| row["name"].same(&name.into())) {
         assert_eq!(says(row), inspected, "{row:?}");
     }

@@ -154,7 +154,7 @@ fn errnos_of_somebody_else() {
             same(&theirs(&mut peer, &set), own.set_permissions(change), denied);
             refused(try_create("key=private,qbytes=1000000").map(|_| ()), denied, "msgmnb");
             // What could not be made as it was asked for is not there.
-            let rows = (ipc_kernel::mechanisms::sysvmq::DESCRIPTOR.list)().unwrap();
+            let rows = ipc_kernel::mechanisms::sysvmq::DESCRIPTOR.objects().unwrap();
             let made = rows.iter().filter(|row| row["creator-uid"].integer() == Some(NOBODY.into()));
             assert_eq!(made.count(), 1);
         });

@@ -48,7 +48,7 @@ fn queues_up_to_msgmni() {
         refused(try_create("key=private").map(|_| ()), Kind::LimitExceeded, "ENOSPC");
         queues.pop();
         queues.push(create("key=0x1234"));
-        assert_eq!((DESCRIPTOR.list)().unwrap().len(), 3);
+        assert_eq!(DESCRIPTOR.objects().unwrap().len(), 3);
     });
 }
 

@@ -221,7 +221,7 @@ fn the_list_is_that_of_the_tools() {
     };
     let proc = || ids(&std::fs::read_to_string("/proc/sysvipc/msg").unwrap(), 1);
     let listed = || -> BTreeSet<i64> {
-        let rows = (DESCRIPTOR.list)().unwrap();
+        let rows = DESCRIPTOR.objects().unwrap();
         rows.iter().map(|row| row["id"].integer().unwrap() as i64).collect()
     };
     type Listing<'a> = &'a dyn Fn() -> Option<BTreeSet<i64>>;
@@ -243,7 +243,8 @@ fn the_list_is_that_of_the_tools() {
         assert!(queues.iter().all(|queue| ours.contains(&queue.id())), "{name}");
     }
     // A row says what Inspect says, and what stands in /proc.
-    let row = (DESCRIPTOR.list)()
+    let row = DESCRIPTOR
+        .objects()
         .unwrap()
         .into_iter()
         .find(|row| row["id"].same(&Value::I64(queues[3].id())))

@@ -11,7 +11,7 @@ fn the_list_is_that_of_proc_and_ipcs() {
     let key = Key::new();
     let set = key.make(",values=3+1,mode=0640");
     let id = set.id();
-    let rows = (mechanisms::by_name("sysvsem").unwrap().list)().unwrap();
+    let rows = mechanisms::by_name("sysvsem").unwrap().objects().unwrap();
     let row = rows.iter().find(|row| row["id"].integer() == Some(id)).unwrap();
     assert!(row["values"].same(&vec![3, 1].into()) && row["count"].same(&2u32.into()));
     // key semid perms nsems uid gid cuid cgid otime ctime

@@ -298,7 +298,7 @@ fn what_another_user_may_not() {
 
 fn listed(id: i128) -> Option<Dict> {
     let row = mechanisms::by_name("sysvsem").unwrap();
-    (row.list)().unwrap().into_iter().find(|row| row["id"].integer() == Some(id))
+    row.objects().unwrap().into_iter().find(|row| row["id"].integer() == Some(id))
 }
 
 #[test]

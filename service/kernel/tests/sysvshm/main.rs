@@ -55,7 +55,7 @@ fn integer(endpoint: &dyn Endpoint, key: &str) -> i128 {
 
 fn rows() -> Vec<Dict> {
     let row = mechanisms::by_name("sysvshm").unwrap();
-    let rows = (row.list)().unwrap();
+    let rows = row.objects().unwrap();
     assert!(rows.iter().flat_map(|row| row.keys()).all(|key| row.columns.iter().any(|c| c.key == key)));
     rows
 }

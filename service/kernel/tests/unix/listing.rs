@@ -82,7 +82,7 @@ fn every_socket_is_listed_as_ss_lists_it() {
     ];
 
     let Some(before) = ss() else { return };
-    let rows = (DESCRIPTOR.list)().expect("list");
+    let rows = DESCRIPTOR.objects().expect("list");
     let Some(after) = ss() else { return };
     let rows: BTreeMap<i128, &Dict> = rows.iter().map(|row| (number(row, "inode"), row)).collect();
     for inode in ours {
