@@ -17,7 +17,19 @@ impl Peer {
     pub fn compiled_in(source: &str, with: &[&str]) -> Option<Self> {
         let program = TemporaryPath::new();
         let compiler = Command::new("cc")
-            .args(["-O1", "-Wall", "-Werror", "-pthread", "-x", "c", "-o", program.text(), "-", "-lrt"])
+            .args([
+                "-O1",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-pthread",
+                "-x",
+                "c",
+                "-o",
+                program.text(),
+                "-",
+                "-lrt",
+            ])
             .stdin(Stdio::piped())
             .spawn();
         let mut compiler = match compiler {

@@ -42,6 +42,7 @@ static void *waiter(void *given) {
 }
 
 static void *locker(void *given) {
+    (void)given;
     say("lock", name(pthread_mutex_lock(mutex())));
     /* The owner is this thread: it stays. */
     for (;;) pause();

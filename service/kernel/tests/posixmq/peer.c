@@ -106,7 +106,7 @@ int main(void)
         size_t length = plain(word, name, sizeof name - 1);
         mqd_t queue = atoi(word);
         if (strcmp(verb, "create") == 0) { /* name, access mode, mode, depth, size */
-            struct mq_attr attributes = {0, n[2], n[3], 0};
+            struct mq_attr attributes = {.mq_maxmsg = n[2], .mq_msgsize = n[3]};
             name[length] = 0;
             answer(mq_open(name, O_CREAT | O_EXCL | n[0], n[1], n[2] || n[3] ? &attributes : NULL));
         } else if (strcmp(verb, "open") == 0) { /* name, access mode */

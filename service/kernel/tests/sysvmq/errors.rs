@@ -16,7 +16,7 @@ const NOWAIT: &str = "4000";
 
 #[test]
 fn errnos_of_the_caller_himself() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let queue = create("key=random,qbytes=100");
     let (id, key) = (queue.id(), number(&queue, "key"));
 
@@ -96,7 +96,7 @@ fn errnos_of_somebody_else() {
         eprintln!("SKIPPED: only root can become another user");
         return;
     }
-    let Some(mut peer) = Peer::start(Some(NOBODY)) else { return };
+    let Some(mut peer) = program_of(NOBODY) else { return };
     let (closed, reading) = (create("key=random"), create("key=random,mode=0644"));
     let theirs = |peer: &mut Peer, line: &str| peer.ask(line);
     let become_nobody = || {

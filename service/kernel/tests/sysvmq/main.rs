@@ -4,6 +4,8 @@
 
 mod errors;
 mod limits;
+#[path = "../peer/mod.rs"]
+mod peer;
 mod support;
 mod waits;
 
@@ -14,7 +16,7 @@ use support::*;
 
 #[test]
 fn what_was_made_there_is_used_here() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let id = peer.ask("get 0 1640");
     let id: i64 = id.strip_prefix("ok ").unwrap().parse().unwrap();
     let queue = Queue(attach(&format!("id={id}")).unwrap());
@@ -46,7 +48,7 @@ fn what_was_made_there_is_used_here() {
 
 #[test]
 fn what_was_made_here_is_used_there() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let queue = create("key=random,mode=0626,qbytes=4000");
     let key = number(&queue, "key");
     assert_eq!(queue.address().to_string(), format!("sysvmq:key=0x{key:x}"));
@@ -76,7 +78,11 @@ fn what_was_made_here_is_used_there() {
     assert_eq!(ours, numbers);
     assert_eq!((ours[4], ours[5], ours[6], ours[7]), (0o626, 1, 1, 4000));
     let state = queue.inspect().unwrap();
-    assert!(matches!(&state["lspid-command"], Value::Text(command) if command == "peer"), "{state:?}");
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", peer.pid())).unwrap();
+    assert!(
+        matches!(&state["lspid-command"], Value::Text(command) if command == name.trim_end()),
+        "{state:?}"
+    );
     assert_eq!(queue.messages().unwrap().max_message_size(), 4000);
 
     let change = Permissions { mode: Some(0o600), uid: Some(1), gid: Some(2), qbytes: Some(500) };
@@ -93,7 +99,7 @@ fn what_was_made_here_is_used_there() {
 
 #[test]
 fn path_and_project_mean_the_same_queue_to_both() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let directory = tempfile::Builder::new().prefix("ipc-sysvmq-").tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("one"), "").unwrap();
@@ -113,7 +119,7 @@ fn path_and_project_mean_the_same_queue_to_both() {
 
 #[test]
 fn messages_are_chosen_as_by_the_kernel() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     // What comes next by each selector, asked of the kernel by the C program and by us.
     let cases: [(Dict, &str); 7] = [
         (Dict::new(), "0 0"),
@@ -283,7 +289,7 @@ fn a_queue_whose_users_have_ended_is_stale() {
     let queue = create("key=private");
     let stale = || matches!(queue.inspect().unwrap()["stale"], Value::Bool(true));
     assert!(!stale(), "nobody has used it");
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     peer.ask(&format!("snd {} 1 0 41", queue.id()));
     assert!(!stale(), "the sender lives");
     drop(peer);

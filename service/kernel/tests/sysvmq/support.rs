@@ -2,34 +2,23 @@
 //! waiting that the engine does otherwise.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
-    path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{Arc, OnceLock, mpsc},
-    time::{Duration, Instant},
+    sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use ipc_kernel::{
-    Address, Attempt, Dict, Endpoint, Kind, Opening, Parameters, Readiness, Result,
+    Attempt, Dict, Endpoint, Readiness, Result,
     blocked::{self, Running, Sent},
-    mechanisms::sysvmq::DESCRIPTOR,
     shape::{Message, Outgoing},
 };
 
+use crate::peer;
+pub use crate::peer::{Peer, eventually, refused};
+
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-fn opened(opening: Result<Opening>) -> Result<Arc<dyn Endpoint>> {
-    match opening? {
-        Opening::Done(endpoint) => Ok(endpoint.into()),
-        Opening::Pending(_) => panic!("queues open at once"),
-    }
-}
-
 pub fn try_create(parameters: &str) -> Result<Queue> {
-    let address = Address::parse(&format!("sysvmq:{parameters}"))?;
-    let checked = Parameters::check(DESCRIPTOR.create_parameters, &[], &address, &Dict::new())?;
-    opened((DESCRIPTOR.create)(&checked)).map(Queue)
+    peer::create(&format!("sysvmq:{parameters}")).map(|endpoint| Queue(endpoint.into()))
 }
 
 pub fn create(parameters: &str) -> Queue {
@@ -37,9 +26,7 @@ pub fn create(parameters: &str) -> Queue {
 }
 
 pub fn attach(parameters: &str) -> Result<Arc<dyn Endpoint>> {
-    let address = Address::parse(&format!("sysvmq:{parameters}"))?;
-    let checked = Parameters::check(DESCRIPTOR.attach_parameters, &[], &address, &Dict::new())?;
-    opened((DESCRIPTOR.attach)(&checked))
+    peer::attach(&format!("sysvmq:{parameters}")).map(Into::into)
 }
 
 /// A queue that is removed at the end.
@@ -69,14 +56,6 @@ pub fn number(endpoint: &Arc<dyn Endpoint>, key: &str) -> i64 {
     let state = endpoint.inspect().unwrap();
     let value = state.get(key).unwrap_or_else(|| panic!("no {key} in {state:?}"));
     value.integer().unwrap().try_into().unwrap()
-}
-
-/// Fails unless the error is of this kind and says this.
-#[track_caller]
-pub fn refused<T>(result: Result<T>, kind: Kind, phrase: &str) {
-    let Err(error) = result else { panic!("accepted, where {kind:?} was expected: {phrase}") };
-    assert_eq!(error.kind, kind, "{error}");
-    assert!(error.text.contains(phrase), "{error} does not say {phrase:?}");
 }
 
 /// Starts the blocking call of a readiness; the receiver hears of its end.
@@ -139,92 +118,24 @@ pub fn now(endpoint: &Arc<dyn Endpoint>, selector: &Dict) -> Option<(i64, Vec<u8
     }
 }
 
-/// Looks again until it is so.
-#[track_caller]
-pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is() {
-        assert!(Instant::now() < deadline, "in time it did not come about that {what}");
-        std::thread::yield_now();
-    }
+const PROGRAM: &str = include_str!("peer.c");
+
+/// A program that uses the C library's functions; None, visibly, without a C compiler.
+pub fn program() -> Option<Peer> {
+    Peer::compiled(PROGRAM)
 }
 
-/// The C program, built once; None, visibly, without a C compiler.
-fn program() -> Option<&'static PathBuf> {
-    static BUILT: OnceLock<Option<(tempfile::TempDir, PathBuf)>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let directory = tempfile::Builder::new().prefix("ipc-sysvmq-").tempdir().unwrap();
-        let path = directory.path().join("peer");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sysvmq/peer.c");
-        let mut gcc = Command::new("gcc");
-        match gcc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&path).arg(source).status() {
-            Ok(status) => assert!(status.success(), "gcc failed"),
-            Err(error) => {
-                eprintln!("SKIPPED: cannot start gcc: {error}");
-                return None;
-            }
-        }
-        // Another user runs it, too.
-        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(directory.path(), everybody).unwrap();
-        Some((directory, path))
+/// The same as another user.
+pub fn program_of(user: u32) -> Option<Peer> {
+    let (user, group) = (format!("--reuid={user}"), format!("--regid={user}"));
+    Peer::compiled_in(PROGRAM, &["setpriv", &user, &group, "--clear-groups"])
+}
+
+/// Waits until the process sleeps in a system call.
+pub fn blocks(peer: &Peer) {
+    eventually("the peer blocks", || {
+        let wchan = std::fs::read_to_string(format!("/proc/{}/syscall", peer.pid())).unwrap_or_default();
+        let number = wchan.split(' ').next().and_then(|number| number.parse::<i64>().ok());
+        number == Some(libc::SYS_msgrcv) || number == Some(libc::SYS_msgsnd)
     });
-    built.as_ref().map(|(_, path)| path)
-}
-
-/// A process that uses the C library's functions.
-pub struct Peer {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    pub fn start(user: Option<u32>) -> Option<Self> {
-        let mut command = Command::new(program()?);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        if let Some(user) = user {
-            command.uid(user).gid(user);
-        }
-        let mut child = command.spawn().unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut peer = Self { child, input, output };
-        assert_eq!(peer.line(), "ready");
-        Some(peer)
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn tell(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
-    }
-
-    pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    pub fn ask(&mut self, line: &str) -> String {
-        self.tell(line);
-        self.line()
-    }
-
-    /// Waits until the process sleeps in a system call.
-    pub fn blocks(&self) {
-        eventually("the peer blocks", || {
-            let wchan = std::fs::read_to_string(format!("/proc/{}/syscall", self.pid())).unwrap_or_default();
-            let number = wchan.split(' ').next().and_then(|number| number.parse::<i64>().ok());
-            number == Some(libc::SYS_msgrcv) || number == Some(libc::SYS_msgsnd)
-        });
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

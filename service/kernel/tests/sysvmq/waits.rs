@@ -58,11 +58,11 @@ fn selectors_of_all_kinds_wait_together() {
 /// A C program that waited first is served first, and the other way round.
 #[test]
 fn the_order_among_waiters_is_the_kernels() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let queue = create("key=private");
     let id = queue.id();
     peer.tell(&format!("rcv {id} 10 0 0"));
-    peer.blocks();
+    blocks(&peer);
     let (running, end) = started(waits(&queue, &Dict::new()));
     send(&queue, 1, b"1").unwrap();
     assert_eq!(peer.line(), "ok 1 31");
@@ -74,7 +74,7 @@ fn the_order_among_waiters_is_the_kernels() {
 
 #[test]
 fn removal_wakes_everybody_at_once() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let queue = create("key=private,qbytes=10");
     let id = queue.id();
     send(&queue, 1, &[0; 10]).unwrap();
@@ -91,9 +91,9 @@ fn removal_wakes_everybody_at_once() {
             finish(|| queue.messages().unwrap().peek(&dict! { "type" => 77i64 }))
         });
         peer.tell(&format!("rcv {id} 10 50 0"));
-        peer.blocks();
+        blocks(&peer);
         // Another process removes it.
-        let mut remover = Peer::start(None).unwrap();
+        let mut remover = program().unwrap();
         assert_eq!(remover.ask(&format!("rm {id}")), "ok 0");
         assert_eq!(peer.line(), "EIDRM");
         for receiver in receivers {
@@ -200,7 +200,7 @@ fn a_send_that_was_given_up_knows_whether_it_was_sent() {
 
 #[test]
 fn a_full_queue_takes_the_message_as_soon_as_there_is_room() {
-    let Some(mut peer) = Peer::start(None) else { return };
+    let Some(mut peer) = program() else { return };
     let queue = create("key=private,qbytes=4");
     send(&queue, 1, b"full").unwrap();
     thread::scope(|scope| {
