@@ -2,32 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use ipc_engine::{Call, Engine, Limits, events::Happening};
+use ipc_engine::{Engine, Limits, events::Happening};
 use ipc_kernel::{Dict, Error, Kind, blocked::Sent, dict};
 use tokio::time::timeout;
 
-/// Far longer than anything here takes; a test that reaches it has hung.
-const WATCHDOG: Duration = Duration::from_secs(30);
+mod common;
+
+use common::{WATCHDOG, call, kind};
 
 fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn call(engine: &Engine, client: &str) -> Call {
-    engine.admit(engine.clients.get(client)).unwrap()
-}
-
-fn kind<T>(result: Result<T, Error>) -> Kind {
-    match result {
-        Ok(_) => panic!("it should have failed"),
-        Err(error) => error.kind,
-    }
 }
 
 #[tokio::test]

@@ -8,27 +8,16 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
 };
 
-use ipc_engine::{Call, Endpoint, Engine, Limits};
-use ipc_kernel::{Dict, Error, Kind, dict};
+use ipc_engine::{Endpoint, Engine, Limits};
+use ipc_kernel::{Dict, Kind, dict};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::time::timeout;
 
-/// Far longer than anything here takes; a test that reaches it has hung.
-const WATCHDOG: Duration = Duration::from_secs(30);
+mod common;
 
-fn call(engine: &Engine, client: &str) -> Call {
-    engine.admit(engine.clients.get(client)).unwrap()
-}
-
-fn kind<T>(result: Result<T, Error>) -> Kind {
-    match result {
-        Ok(_) => panic!("it should have failed"),
-        Err(error) => error.kind,
-    }
-}
+use common::{WATCHDOG, call, kind};
 
 /// A set of these values that is removed at the end, however that comes.
 struct Set(Arc<Endpoint>);

@@ -6,22 +6,12 @@
 use std::{sync::Arc, time::Duration};
 
 use ipc_engine::{Call, Endpoint, Engine, Limits, events::Happening};
-use ipc_kernel::{Dict, Error, Kind, Result, blocked::Sent, dict, shape::Outgoing};
+use ipc_kernel::{Dict, Kind, Result, blocked::Sent, dict, shape::Outgoing};
 use tokio::time::timeout;
 
-/// Far longer than anything here takes; a test that reaches it has hung.
-const WATCHDOG: Duration = Duration::from_secs(30);
+mod common;
 
-fn call(engine: &Engine, client: &str) -> Call {
-    engine.admit(engine.clients.get(client)).unwrap()
-}
-
-fn kind<T>(result: Result<T, Error>) -> Kind {
-    match result {
-        Ok(_) => panic!("it should have failed"),
-        Err(error) => error.kind,
-    }
-}
+use common::{WATCHDOG, call, kind};
 
 /// An engine whose endpoints remove their queues when it goes, however the test ends.
 struct World {

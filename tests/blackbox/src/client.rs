@@ -252,8 +252,9 @@ fn text(path: OwnedObjectPath) -> String {
     path.as_str().to_owned()
 }
 
+/// A number of any width.
 #[track_caller]
-fn integer(value: &Variant<'_>) -> i64 {
+pub fn integer(value: &Variant<'_>) -> i64 {
     match value {
         Variant::U32(n) => (*n).into(),
         Variant::I32(n) => (*n).into(),

@@ -8,7 +8,7 @@
 mod client;
 mod inbox;
 
-pub use client::{Client, Options, assert_error, error, options};
+pub use client::{Client, Options, assert_error, error, integer, options};
 pub use inbox::{Inbox, is_signal, path_of};
 
 use ipc_harness::system::{ALICE, SystemBus};

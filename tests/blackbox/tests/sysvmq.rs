@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use ipc_blackbox::{Client, Options, Stage, assert_error, error, everywhere, options};
+use ipc_blackbox::{Client, Options, Stage, assert_error, error, everywhere, integer, options};
 use ipc_harness::{need_tool, or_skip};
-use zbus::{OwnedVariant, Variant};
+use zbus::OwnedVariant;
 
 const DEFAULT: u32 = u32::MAX;
 
@@ -18,17 +18,7 @@ async fn queue(client: &Client, parameters: &str) -> String {
 async fn state(client: &Client, endpoint: &str, key: &str) -> i64 {
     let state: BTreeMap<String, OwnedVariant> =
         client.call(endpoint, "Endpoint", "Inspect", &()).await.expect("Inspect");
-    number(&state[key])
-}
-
-fn number(value: &Variant<'_>) -> i64 {
-    match value {
-        Variant::U32(n) => (*n).into(),
-        Variant::I32(n) => (*n).into(),
-        Variant::I64(n) => *n,
-        Variant::U64(n) => i64::try_from(*n).expect("a number of a sane size"),
-        other => panic!("{other:?} is no number"),
-    }
+    integer(&state[key])
 }
 
 async fn send(client: &Client, path: &str, kind: i64, data: &[u8]) {
@@ -44,7 +34,7 @@ async fn receive(
 ) -> Result<(i64, Vec<u8>), ipc_harness::CallError> {
     let received: Result<Message, _> =
         client.call(path, "Messages", "Receive", &(selector, timeout_ms)).await;
-    received.map(|(data, attributes)| (number(&attributes["type"]), data))
+    received.map(|(data, attributes)| (integer(&attributes["type"]), data))
 }
 
 /// Asks and answers over one queue: each takes what has its own number as the type.
@@ -85,7 +75,7 @@ async fn browsing_and_purging(stage: Stage) {
         let peeked: Result<Message, _> =
             client.call(&queue, "Messages", "Peek", &(options([("index", index.into())]), 0u32)).await;
         match peeked {
-            Ok((data, attributes)) => seen.push((number(&attributes["type"]), data)),
+            Ok((data, attributes)) => seen.push((integer(&attributes["type"]), data)),
             Err(busy) => {
                 assert_error(&busy, "Busy", &["peek at"]);
                 break;
@@ -183,7 +173,7 @@ async fn messages_arrive_as_signals(stage: Stage) {
             Some(found.body().deserialize().expect("Received"))
         })
         .await;
-    assert_eq!((number(&attributes["type"]), data), (4, b"it".into()));
+    assert_eq!((integer(&attributes["type"]), data), (4, b"it".into()));
 }
 
 async fn a_queue_through_a_pipe(stage: Stage) {
@@ -220,9 +210,9 @@ async fn permissions_and_the_list(stage: Stage) {
     let rows: Vec<BTreeMap<String, OwnedVariant>> =
         client.call(node, "Mechanism", "List", &(filter,)).await.expect("List");
     let [row] = &rows[..] else { panic!("{rows:?}") };
-    assert_eq!((number(&row["mode"]), number(&row["qbytes"]), number(&row["qnum"])), (0o640, 1000, 0));
+    assert_eq!((integer(&row["mode"]), integer(&row["qbytes"]), integer(&row["qnum"])), (0o640, 1000, 0));
     assert_eq!(String::try_from(row["address"].clone()), Ok(client.address(&queue).await));
-    assert!(client.list("sysvmq").await.iter().any(|row| number(&row["id"]) == id));
+    assert!(client.list("sysvmq").await.iter().any(|row| integer(&row["id"]) == id));
 }
 
 everywhere!(
