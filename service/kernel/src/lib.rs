@@ -32,6 +32,7 @@ pub mod memory_list;
 pub mod mqueue;
 pub mod named_file;
 pub mod nameless;
+pub mod netlink;
 pub mod parameters;
 pub mod peer;
 pub mod pipe_io;
