@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::{
-    os::fd::OwnedFd,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -41,7 +40,7 @@ async fn a_process_is_reaped() {
 #[tokio::test]
 async fn a_reader_leaves() {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
-    let fd = Fd::from(OwnedFd::from(writer));
+    let fd = Fd::from(writer);
     let wait = tokio::spawn(until(Readiness::HungUp(fd.clone())));
     tokio::task::yield_now().await;
     assert!(!wait.is_finished());
