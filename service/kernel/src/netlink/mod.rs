@@ -10,6 +10,7 @@ pub mod answer;
 pub mod endpoint;
 pub mod family;
 pub mod list;
+pub mod sockets;
 
 use std::collections::BTreeMap;
 
