@@ -6,6 +6,12 @@
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
 
+pub mod answer;
+pub mod endpoint;
+pub mod family;
+pub mod list;
+pub mod sockets;
+
 use std::collections::BTreeMap;
 
 use crate::{Attempt, Dict, Result};
