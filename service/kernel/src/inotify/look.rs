@@ -23,7 +23,7 @@ use crate::{
     inotify::{
         hub::{HUB, Want, stamp},
         queue::Wish,
-        tree::{FOLLOWED, Job, MAX_REMEMBERED, Mark, NONE, Node, Place, Tree},
+        tree::{FOLLOWED, Job, Last, MAX_REMEMBERED, Mark, NONE, Node, Place, Tree},
     },
     shape::{Event, Notice},
 };
@@ -60,7 +60,8 @@ impl Tree {
         let want = Want { path, mask: mask | FOLLOWED, excl_unlink, inode: None };
         self.root = HUB.watch(&self.handle, pinned, want)?;
         let place = (self.root, Box::default());
-        let node = Node { place, inode: self.inode, entries: HashMap::new(), _share: None };
+        let node =
+            Node { place, inode: self.inode, entries: HashMap::new(), last: Last::Unknown, _share: None };
         self.nodes.insert(self.root, node);
         let attempt = format!("list {}", self.handle.wish.path.display());
         self.list(self.root, pinned, mark).map_err(|errno| Error::from_errno(errno, attempt))?;
@@ -99,7 +100,8 @@ impl Tree {
         let Some(job) = self.jobs.pop_front() else { return false };
         let done = match &job {
             Job::Enter { place, mark, deep } => self.enter(place, *mark, *deep),
-            Job::Look { wd, deep } => self.look_again(*wd, *deep),
+            Job::Look { wd } => self.look_again(*wd),
+            Job::Check { place } => self.check_name(place),
         };
         match done {
             Ok(()) => {}
@@ -199,12 +201,14 @@ impl Tree {
             }
             self.tell_rename(&from, place, IN_ISDIR, Some(Mark::Rescanned));
             self.move_name(&from, place, true, stamp());
+            self.jobs.push_back(Job::Check { place: from });
+            self.try_stale_again(true);
             // What happened in it may be among what was lost, wherever it was then.
             deep |= self.lost_since.is_some();
         }
         if self.nodes.contains_key(&wd) {
             if deep {
-                self.jobs.push_back(Job::Look { wd, deep });
+                self.jobs.push_back(Job::Look { wd });
             }
             return Ok(());
         }
@@ -216,7 +220,8 @@ impl Tree {
         if let Some(entry) = self.entry(&place) {
             (entry.wd, entry.unwatched) = (wd, false);
         }
-        self.nodes.insert(wd, Node { place, inode, entries: HashMap::new(), _share: share });
+        self.nodes
+            .insert(wd, Node { place, inode, entries: HashMap::new(), last: Last::Unknown, _share: share });
         self.list(wd, pinned, mark).map_err(|errno| Error::from_errno(errno, "list it").into())
     }
 
@@ -258,7 +263,7 @@ impl Tree {
     }
 
     /// Compares a known directory with what was told of it.
-    fn look_again(&mut self, wd: i32, deep: bool) -> Result<(), Missing> {
+    fn look_again(&mut self, wd: i32) -> Result<(), Missing> {
         if !self.nodes.contains_key(&wd) {
             return Ok(());
         }
@@ -296,10 +301,33 @@ impl Tree {
         for (name, is_directory) in there {
             let place = (wd, name);
             if self.entry(&place).is_some() && is_directory && self.recursive {
-                self.jobs.push_back(Job::Enter { place, mark: Mark::Rescanned, deep });
+                self.jobs.push_back(Job::Enter { place, mark: Mark::Rescanned, deep: true });
             } else {
                 self.found(place, is_directory, Mark::Rescanned, now);
             }
+        }
+        Ok(())
+    }
+
+    /// Compares one name in a known directory with what was told of it.
+    fn check_name(&mut self, place: &Place) -> Result<(), Missing> {
+        if !self.nodes.contains_key(&place.0) {
+            return Ok(());
+        }
+        let directory = self.open(place.0)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        match rustix::fs::statat(&directory, &place.1[..], flags) {
+            Ok(stat) => {
+                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                self.found(place.clone(), is_directory, Mark::Rescanned, stamp());
+            }
+            Err(Errno::NOENT) => {
+                if let Some(is_directory) = self.entry(place).map(|entry| entry.directory) {
+                    self.tell_gone(place, is_directory, Mark::Rescanned);
+                    self.take_name(place);
+                }
+            }
+            Err(_) => {}
         }
         Ok(())
     }
