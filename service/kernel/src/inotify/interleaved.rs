@@ -247,3 +247,17 @@ fn what_changed_places_with_a_directory_that_was_seen_ahead_is_told() {
         );
     }
 }
+
+#[test]
+fn what_was_lost_below_a_directory_that_is_renamed_while_it_is_looked_for_is_told() {
+    for units in 0..8 {
+        two_acts(
+            |at, service| {
+                fs::write(at.join("watched/n0/n1/lost"), "").unwrap();
+                service.lose(0);
+            },
+            units,
+            |at| fs::rename(at.join("watched/n0"), at.join("watched/n3")).unwrap(),
+        );
+    }
+}

@@ -61,8 +61,6 @@ pub struct Tree {
     pub(super) partial: bool,
     /// Why no more directories can be watched; forgotten when all was tried.
     pub(super) full: Option<String>,
-    /// What was lost since when; looked for by jobs.
-    pub(super) lost_since: Option<i64>,
     /// The watched directory was not at its path; when to look again.
     pub(super) adrift: Option<Instant>,
     /// Device and inode of the watched directory.
@@ -79,7 +77,15 @@ pub(super) struct Node {
     pub inode: (u64, u64),
     pub entries: HashMap<Box<[u8]>, Entry>,
     pub last: Last,
+    /// Since when events of it may have been lost, until it was looked for, wherever it is by then.
+    pub lost: Option<i64>,
     pub _share: Option<Share>,
+}
+
+impl Node {
+    pub fn new(place: Place, inode: (u64, u64), share: Option<Share>) -> Self {
+        Self { place, inode, entries: HashMap::new(), last: Last::Unknown, lost: None, _share: share }
+    }
 }
 
 /// The last change of a name in a directory. When two names change places (RENAME_EXCHANGE), the second
@@ -107,10 +113,9 @@ pub(super) struct Entry {
 /// Something to be looked at.
 #[derive(Debug, Clone)]
 pub(super) enum Job {
-    /// Watch the directory that is at this place, and list it if it is not known. `deep`: also look for
-    /// what was lost in it.
-    Enter { place: Place, mark: Mark, deep: bool },
-    /// Look for what was lost in a known directory, and in all below it.
+    /// Watch the directory that is at this place, and list it if it is not known.
+    Enter { place: Place, mark: Mark },
+    /// Look for what was lost in a known directory.
     Look { wd: i32 },
     /// Compare one name with what was told of it.
     Check { place: Place },
@@ -151,7 +156,6 @@ impl Tree {
             remembered: 0,
             partial: false,
             full: None,
-            lost_since: None,
             adrift: None,
             inode,
             told: VecDeque::new(),
@@ -291,7 +295,8 @@ impl Tree {
             // Into itself, by what was seen ahead of this: all that is known of it is of no use.
             self.take_name(&from);
             self.tell(mask & !IN_MOVED_TO, &from, None);
-            self.jobs.push_back(Job::Look { wd: self.root });
+            // No change of a file was lost.
+            self.look_for(i64::MAX);
         } else {
             self.tell_rename(&from, &to, mask, None);
             self.move_name(&from, &to, directory, now);
@@ -314,9 +319,16 @@ impl Tree {
         dead.sort_unstable_by(|one, other| other.cmp(one));
         dead.iter().for_each(|(_, wd)| self.tell_content_gone(*wd));
         dead.iter().for_each(|(_, wd)| self.forget(*wd));
-        self.lost_since = Some(self.lost_since.map_or(since, |earlier| earlier.min(since)));
         self.stale.clear();
         self.jobs.clear();
+        self.look_for(since);
+    }
+
+    /// Has everything compared with what was told.
+    fn look_for(&mut self, since: i64) {
+        for node in self.nodes.values_mut() {
+            node.lost = Some(node.lost.map_or(since, |earlier| earlier.min(since)));
+        }
         self.jobs.push_back(Job::Look { wd: self.root });
     }
 
@@ -329,7 +341,7 @@ impl Tree {
     /// Has the directory at a place looked at.
     pub(super) fn visit(&mut self, place: Place, directory: bool, mark: Mark) {
         if directory && self.recursive {
-            self.jobs.push_back(Job::Enter { place, mark, deep: false });
+            self.jobs.push_back(Job::Enter { place, mark });
         }
     }
 
