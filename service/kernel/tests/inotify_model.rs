@@ -27,8 +27,8 @@ use watching::{
     watch,
 };
 
-/// Everything that is told, until the endpoint waits for nothing but the next event though `over`: it then
-/// has nothing left to look for, and holds nothing back. No time comes into it.
+/// Listens until it is `over`, and then until the endpoint waits for nothing but the next event: it has
+/// nothing left to look for then, and holds nothing back. No time comes into it.
 fn listen(endpoint: &dyn Endpoint, mut over: impl FnMut() -> bool, mut hear: impl FnMut(&Notice)) {
     let deadline = Instant::now() + waiting::PATIENCE;
     loop {
