@@ -6,6 +6,9 @@
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
 
+pub mod monitor;
+pub mod route;
+
 use std::collections::BTreeMap;
 
 use crate::{Attempt, Dict, Result};
