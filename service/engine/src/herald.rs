@@ -18,7 +18,7 @@ use std::{
 use event_listener::Event as Bell;
 use ipc_kernel::{
     Attempt, Dict, Readiness, Result, Value,
-    netlink::{Address, Event, Link, Monitor, Neighbour, Route, Rule, sockets},
+    netlink::{Address, Event, Link, Neighbour, Route, Rule, monitor::Monitor, sockets},
 };
 use tokio::sync::Mutex;
 
@@ -32,8 +32,8 @@ use crate::{
 /// The source of the overflow that says that the numbering has begun anew.
 const RESTART: &str = "restart";
 
-/// Events that are taken before somebody else has a turn, and before a snapshot is taken, in the
-/// monitor's portions: a storm of events keeps nobody waiting.
+/// So much is taken before somebody else has a turn, in the monitor's portions: a storm of events keeps
+/// nobody waiting.
 const PORTIONS: usize = 16;
 
 /// The first and the longest pause before the sources are opened again that have failed.
@@ -44,8 +44,6 @@ pub struct Herald {
     /// The number before the first.
     begin: u64,
     monitor: Arc<Mutex<Monitor>>,
-    /// The sources that cannot be heard, and why.
-    unavailable: Lock<BTreeMap<String, String>>,
     watchers: Lock<HashMap<String, Watcher>>,
     /// Something is to be told.
     news: Bell,
@@ -116,12 +114,10 @@ impl Engine {
 impl Herald {
     fn new(kept: u32) -> Self {
         let begin = now();
-        let monitor = Monitor::new();
         let herald = Self {
             ring: Ring::after(begin, kept),
             begin,
-            unavailable: Lock::new(unavailable(&monitor)),
-            monitor: Arc::new(Mutex::new(monitor)),
+            monitor: Arc::new(Mutex::new(Monitor::new())),
             watchers: Lock::default(),
             news: Bell::new(),
             changed: Bell::new(),
@@ -134,13 +130,10 @@ impl Herald {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.unavailable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The sources that cannot be heard, and why.
-    pub fn unavailable(&self) -> BTreeMap<String, String> {
-        self.failed().clone()
+    pub async fn unavailable(&self) -> BTreeMap<String, String> {
+        let monitor = self.monitor.lock().await;
+        monitor.unavailable().iter().map(|(source, error)| (source.clone(), error.text.clone())).collect()
     }
 
     fn tell(&self, event: Event) {
@@ -170,13 +163,11 @@ impl Herald {
                 },
                 Err(error) => Err(error),
             };
-            if let Err(error) = waited {
-                self.failed().insert("all".to_owned(), error.text);
+            // No source is left; what was wrong, `unavailable` says.
+            if waited.is_err() {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
-                let mut monitor = self.monitor.lock().await;
-                *monitor = Monitor::new();
-                *self.failed() = unavailable(&monitor);
+                *self.monitor.lock().await = Monitor::new();
                 watching = false;
                 self.tell(Event::Overflow(RESTART.to_owned()));
             }
@@ -190,10 +181,6 @@ impl Herald {
             monitor.watch_processes(wanted)?;
             *watching = wanted;
         }
-        self.drain(monitor)
-    }
-
-    fn drain(&self, monitor: &mut Monitor) -> Result<Option<Readiness>> {
         for _ in 0..PORTIONS {
             match monitor.next()? {
                 Attempt::Done(events) => events.into_iter().for_each(|event| self.tell(event)),
@@ -211,9 +198,9 @@ impl Herald {
     ) -> Result<(u64, T)> {
         let (herald, mut monitor) = (self.clone(), self.monitor.clone().lock_owned().await);
         blocking(move || {
-            herald.drain(&mut monitor)?;
-            let seq = herald.ring.last();
-            Ok((seq, take(&mut monitor)?))
+            let taken = take(&mut monitor)?;
+            monitor.drained().into_iter().for_each(|event| herald.tell(event));
+            Ok((herald.ring.last(), taken))
         })
         .await
     }
@@ -289,10 +276,6 @@ impl Herald {
             self.changed.notify(usize::MAX);
         }
     }
-}
-
-fn unavailable(monitor: &Monitor) -> BTreeMap<String, String> {
-    monitor.unavailable().into_iter().map(|(source, error)| (source, error.text)).collect()
 }
 
 impl Kept for Event {
