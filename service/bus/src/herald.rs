@@ -89,13 +89,7 @@ pub fn told(event: &Event) -> Result<(&'static str, Vec<Variant<'static>>)> {
 }
 
 fn address(it: Address) -> Result<Vec<Variant<'static>>> {
-    Ok(vec![
-        it.index.into(),
-        string(&it.interface),
-        string(&it.address),
-        it.prefix.into(),
-        dict(it.details)?,
-    ])
+    Ok(vec![it.index.into(), string(&it.interface), string(&it.address), it.prefix.into(), dict(it.details)?])
 }
 
 fn route(it: Route) -> Result<Vec<Variant<'static>>> {

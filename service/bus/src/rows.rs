@@ -135,9 +135,7 @@ impl Writer {
             Value::Text(text) => self.text(text)?,
             Value::Bytes(bytes) => self.bytes(bytes)?,
             Value::Texts(texts) => {
-                self.array(4, |writer| {
-                    texts.iter().try_for_each(|text| writer.text(&zero_free(text)))
-                })?;
+                self.array(4, |writer| texts.iter().try_for_each(|text| writer.text(&zero_free(text))))?;
             }
             Value::I32s(numbers) => self.array(4, |writer| {
                 numbers.iter().for_each(|number| writer.u32(number.cast_unsigned()));

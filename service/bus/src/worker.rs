@@ -77,14 +77,7 @@ async fn serve_face(control: OwnedFd, face: Arc<Face>, stop: impl Future<Output 
     let period = Duration::from_secs(engine.limits.idle_s.into());
     let tree = Tree::new(engine.clone());
     let announcer = tokio::spawn(announcer::run(tree.clone()));
-    let mut worker = Worker {
-        face,
-        tree,
-        control: control.clone(),
-        bus: None,
-        stream: None,
-        telling: None,
-    };
+    let mut worker = Worker { face, tree, control: control.clone(), bus: None, stream: None, telling: None };
     let ended = loop {
         tokio::select! {
             brought = next_stream(&control) => match brought {

@@ -6,7 +6,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ipc_engine::{Call, events::{Kept, Numbered}, herald::Herald};
+use ipc_engine::{
+    Call,
+    events::{Kept, Numbered},
+    herald::Herald,
+};
 use ipc_kernel::{Error, Kind, listing::Listing, netlink};
 use serde::Serialize;
 use zbus::{
