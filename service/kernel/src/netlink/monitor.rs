@@ -101,12 +101,12 @@ impl Monitor {
 
     /// The network interfaces, by index.
     pub fn links(&mut self) -> Result<Vec<Link>> {
-        Ok(self.source()?.links())
+        self.source()?.links()
     }
 
     /// The addresses of all interfaces.
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
-        Ok(self.source()?.addresses())
+        self.source()?.addresses()
     }
 
     /// The IPv4 and IPv6 routes of all tables.
