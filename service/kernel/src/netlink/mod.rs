@@ -6,6 +6,10 @@
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
 
+pub mod answer;
+pub mod endpoint;
+pub mod family;
+pub mod list;
 pub mod monitor;
 pub mod route;
 pub mod socket;
