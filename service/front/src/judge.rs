@@ -264,7 +264,7 @@ mod tests {
         assert!(matches!(herald(&built(reply(":1.1", 7))), Ok(Said::Reply(_))));
         assert!(herald(&built(reply(":1.1", 8))).is_err());
         for other in [
-            netlink().destination(":1.1").expect("valid"),
+            netlink().destination(":1.1"),
             signal(herald::PATH, EVENTS),
             signal(PATH, herald::INTERFACE),
             signal("/org/example/IPC", "org.example.IPC"),
