@@ -16,7 +16,7 @@ use std::{
 
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
-    listing::Listing,
+    listing::{Listing, check_filter},
     mechanism::{self, Adoption},
     mechanisms,
     shape::Shape,
@@ -386,16 +386,7 @@ impl Engine {
 
     /// Objects of a mechanism on the whole machine that match the filter.
     pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Listing> {
-        for key in filter.keys() {
-            if !mechanism.columns.iter().any(|column| column.key == key) {
-                let known: Vec<_> = mechanism.columns.iter().map(|column| column.key).collect();
-                return Err(Error::invalid(format!(
-                    "{} has no column {key:?} to filter by; it has {}",
-                    mechanism.name,
-                    known.join(", ")
-                )));
-            }
-        }
+        check_filter(mechanism.name, mechanism.columns, &filter)?;
         self.may_list(mechanism)?;
         blocking(move || {
             let mut listing = (mechanism.list)()?;

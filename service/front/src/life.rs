@@ -137,7 +137,7 @@ impl Worker {
                 self.uid
             )));
         }
-        lock(&router.starts).start(self.uid, &router.limits, Instant::now())?;
+        lock(&router.starts).start(self.user(), &router.limits, Instant::now())?;
         match router.spawner.ask(request, None).await {
             Ok((Reply::Started { pid }, Some(control))) => {
                 tracing::info!("worker {} is process {pid}", self.name);
@@ -378,7 +378,7 @@ impl Worker {
             return;
         }
         tracing::warn!("worker {}: {why}", self.name);
-        lock(&router.starts).crashed(self.uid, &router.limits, Instant::now());
+        lock(&router.starts).crashed(self.user(), &router.limits, Instant::now());
         // Nobody has anything in the herald; the next one says itself that it begins anew.
         for client in clients.iter().filter(|_| !self.is_herald()) {
             router.lost(client, &why);

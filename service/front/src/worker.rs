@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use zbus::message::Message;
 
 use crate::{
+    admission::User,
     budget::Client,
     lock,
     parcel::Parcel,
@@ -94,6 +95,11 @@ impl Worker {
     /// Whether it is nobody's.
     pub fn is_herald(&self) -> bool {
         self.name == HERALD
+    }
+
+    /// Whose starts are counted.
+    pub fn user(&self) -> User {
+        (!self.is_herald()).then_some(self.uid)
     }
 
     pub fn identity(&self) -> Option<&Identity> {

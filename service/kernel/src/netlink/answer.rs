@@ -3,8 +3,6 @@
 //!
 //! Read from raw bytes that anybody may have damaged: what does not fit is no answer.
 
-use rustix::io::Errno;
-
 use crate::{Dict, dict, error};
 
 /// linux/netlink.h.
@@ -82,8 +80,7 @@ fn answer(part: &Part<'_>) -> Option<Dict> {
     };
     let mut attributes = dict! { "errno" => code.saturating_neg() };
     if code < 0 {
-        let errno = Errno::from_raw_os_error(code.saturating_neg());
-        attributes.insert("error".into(), error::describe(errno).into());
+        attributes.insert("error".into(), error::describe(error::errno_in(code)).into());
     }
     if part.flags & NLM_F_ACK_TLVS != 0 {
         for (kind, value) in extensions(extended) {

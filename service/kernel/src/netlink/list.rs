@@ -3,26 +3,15 @@
 
 use std::io::Cursor;
 
-use neli::{FromBytes, FromBytesWithInput, Size, ToBytes, err::DeError};
+use neli::{FromBytes, FromBytesWithInput, err::DeError};
 
 use crate::{
     Dict, Error, Result, dict,
     error::errno_of,
     netlink::family::Family,
     proc,
-    sock_diag::{self, Attributes, Scope},
+    sock_diag::{self, Attributes, Request, Scope},
 };
-
-/// `struct netlink_diag_req` of <linux/netlink_diag.h>.
-#[derive(Debug, Size, ToBytes)]
-struct Request {
-    family: u8,
-    protocol: u8,
-    padding: u16,
-    inode: u32,
-    show: u32,
-    cookie: u64,
-}
 
 /// NDIAG_PROTO_ALL.
 const ALL_FAMILIES: u8 = u8::MAX;
@@ -33,8 +22,6 @@ const SHOW: u32 = 1 | 2;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetlinkSocket {
     pub family: Family,
-    /// A raw or a datagram socket; the kernel makes no difference.
-    pub kind: u8,
     /// NETLINK_CONNECTED.
     pub connected: bool,
     pub port: u32,
@@ -57,7 +44,7 @@ impl FromBytesWithInput for NetlinkSocket {
         length: usize,
     ) -> std::result::Result<Self, DeError> {
         const HEADER: usize = 28;
-        let [_family, kind, protocol, state] = u32::from_bytes(bytes)?.to_ne_bytes();
+        let [_family, _type, protocol, state] = u32::from_bytes(bytes)?.to_ne_bytes();
         let port = u32::from_bytes(bytes)?;
         let peer = u32::from_bytes(bytes)?;
         let _group = u32::from_bytes(bytes)?;
@@ -66,7 +53,6 @@ impl FromBytesWithInput for NetlinkSocket {
         let rest = length.checked_sub(HEADER).ok_or(DeError::InvalidInput(length))?;
         let mut socket = Self {
             family: Family(protocol),
-            kind,
             connected: state == 1,
             port,
             peer,
@@ -78,9 +64,7 @@ impl FromBytesWithInput for NetlinkSocket {
         };
         for attribute in Attributes::from_bytes_with_input(bytes, rest)?.iter() {
             let payload = attribute.rta_payload().as_ref();
-            let word = |n: usize| {
-                payload.get(n * 4..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_ne_bytes(*word))
-            };
+            let word = |n| sock_diag::word(payload, n).unwrap_or(0);
             match attribute.rta_type() {
                 0 => {
                     // NETLINK_DIAG_MEMINFO: the words of SO_MEMINFO.
@@ -98,14 +82,7 @@ impl FromBytesWithInput for NetlinkSocket {
 
 /// All of them.
 pub fn sockets() -> Result<Vec<NetlinkSocket>> {
-    let request = Request {
-        family: libc::AF_NETLINK as u8,
-        protocol: ALL_FAMILIES,
-        padding: 0,
-        inode: 0,
-        show: SHOW,
-        cookie: u64::MAX,
-    };
+    let request = Request::all(libc::AF_NETLINK, ALL_FAMILIES, SHOW);
     sock_diag::query(Scope::All, request, "the netlink sockets").or_else(|_| from_proc())
 }
 
@@ -172,7 +149,6 @@ fn parse_line(line: &str) -> Option<NetlinkSocket> {
     let inode = words.next()?.parse().ok()?;
     Some(NetlinkSocket {
         family,
-        kind: libc::SOCK_RAW as u8,
         connected: false,
         port,
         peer: 0,
