@@ -7,12 +7,8 @@
 //! a source says what has happened, or what to wait for.
 
 pub mod answer;
-pub mod answer;
-pub mod endpoint;
 pub mod endpoint;
 pub mod family;
-pub mod family;
-pub mod list;
 pub mod list;
 pub mod monitor;
 pub mod route;
