@@ -39,6 +39,7 @@ fn worker(start: WorkerStart) -> ExitCode {
         let answer = match question.as_str() {
             "facts" => facts(&start),
             "sandbox" => format!("{:?}", sandbox::enter(Inmate::Worker, Violation::Errno)),
+            "sandbox of the herald" => format!("{:?}", sandbox::enter(Inmate::Herald, Violation::Errno)),
             "sandbox or die" => format!("{:?}", sandbox::enter(Inmate::Worker, Violation::Kill)),
             question => crate::worker::attempt(question),
         };
