@@ -26,6 +26,7 @@ use crate::{
     client::{Call, Client, Clients, Counter},
     endpoint::{Endpoint, Made},
     flag::Flag,
+    herald,
     limits::{Limits, exceeded},
     news::News,
     options::{Lifetime, Options},
@@ -47,6 +48,7 @@ pub struct Engine {
     admitted: AtomicU64,
     table: Mutex<Table>,
     pub(crate) news: News,
+    pub(crate) herald: herald::Place,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +111,7 @@ impl Engine {
             admitted: AtomicU64::new(0),
             table: Mutex::default(),
             news: News::default(),
+            herald: herald::Place::default(),
         })
     }
 
@@ -355,6 +358,7 @@ impl Engine {
     /// A connection has ended: its waits end, and what lives as long as it does is closed.
     pub fn client_left(&self, name: &str) {
         self.clients.left(name);
+        self.herald.left(name);
         for object in self.objects() {
             match object {
                 Object::Relay(relay) => relay.client_left(name),

@@ -10,10 +10,10 @@ pub mod answer;
 pub mod endpoint;
 pub mod family;
 pub mod list;
-pub mod sockets;
 pub mod monitor;
 pub mod route;
 pub mod socket;
+pub mod sockets;
 pub mod wire;
 
 use std::collections::BTreeMap;
