@@ -100,7 +100,7 @@ fn the_herald_speaks_of_netlink_to_everybody_and_of_nothing_else() {
             Outgoing::signal(None, PATH, "org.example.IPC.Worker", "Clients", &[names])
         }),
         ("too much", |_| {
-            Outgoing::signal(None, NODE, NETLINK, "LinkChanged", &[text("forged".repeat(40_000))])
+            Outgoing::signal(None, NODE, NETLINK, "LinkChanged", &[text("forged".repeat(22_500))])
         }),
     ];
     for (what, words) in lies {
@@ -167,15 +167,15 @@ fn other_calls_on_the_node_are_the_callers_own() {
     let stage = or_skip!(Stage::new());
     let mut bob = stage.bob();
     bob.seq();
-    assert_eq!(stage.workers_of(BOB), [], "the herald answers for everybody");
+    assert!(stage.workers_of(BOB).is_empty(), "the herald answers for everybody");
     let all = bob.call(NODE, PROPERTIES, "GetAll", &[text(NETLINK)]).expect("GetAll").args();
     assert_eq!(all, [Arg::Array("{sv}".into(), vec![])]);
     let worker = stage.worker_of(BOB);
     bob.call(NODE, "Mechanism", "Describe", &[]).expect("Describe");
-    // Without an interface the front cannot know, and a worker has no herald.
+    // Without an interface the front cannot know whose the call is; the shipped policy lets none through.
     let mut call = Raw::message(NODE, "Netlink", "Links", &[]);
     call.fields.retain(|(code, _)| *code != ipc_adversary::wire::INTERFACE);
-    assert_error(&error(bob.ask(call, &[])), "InvalidArgument", &["names no interface", NETLINK]);
+    assert_eq!(error(bob.ask(call, &[])).name, "org.freedesktop.DBus.Error.AccessDenied");
     // Nor is there anything else in the herald to be reached.
     for (path, interface, member) in [
         (PATH, "Netlink", "Links"),
