@@ -261,6 +261,23 @@ async fn rights_are_the_kernels(stage: Stage) {
     }
 }
 
+/// A socket that root has made and gives away: the kernel looks at who sends, too.
+async fn a_given_socket_gives_no_right(stage: Stage) {
+    let client = stage.client().await;
+    let (family, kind) = (rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW);
+    let socket = rustix::net::socket_with(family, kind, rustix::net::SocketFlags::CLOEXEC, None);
+    let socket = socket.expect("a netlink socket");
+    let adopted = client.try_adopt(&socket).await.expect("Adopt");
+    assert_eq!(text(&inspect(&client, &adopted).await, "family"), "route");
+    let expected = if stage.way == Way::System { 1 } else { 0 };
+    for to in [Options::new(), options([("port", 0_u32.into())])] {
+        let request = link_request(RTM_NEWLINK, NLM_F_ACK, 1, (1, 1));
+        client.send(&adopted, &request, to).await.expect("Send");
+        let (_, answer) = client.receive(&adopted, 10_000).await.expect("Receive");
+        assert_eq!(number(&answer, "errno"), expected, "{answer:?}");
+    }
+}
+
 /// Root speaks as if it was the kernel, to the group and to the port.
 async fn only_the_kernel_is_believed(stage: Stage) {
     const LIAR: &str = "
@@ -425,6 +442,7 @@ everywhere!(
     refusals_say_why,
     mistakes_are_named,
     rights_are_the_kernels,
+    a_given_socket_gives_no_right,
     only_the_kernel_is_believed,
     losses_are_told,
     losses_are_told_by_signals,
