@@ -153,21 +153,23 @@ fn attach(parameters: &Parameters) -> Result<Opening> {
     bind(&socket, 0).attempted(attempt)?;
     // From then on the kernel refuses what others send to this port.
     fd::retry(|| rustix::net::connect(&socket, &SocketAddrNetlink::new(port.unwrap_or(0), 0))).attempted(attempt)?;
-    for (key, option) in
-        [("strict", libc::NETLINK_GET_STRICT_CHK), ("all-nsids", libc::NETLINK_LISTEN_ALL_NSID)]
-    {
-        if parameters.bool(key) {
-            socket_options::set_int(&socket, libc::SOL_NETLINK, option, 1)
-                .attempted(|| format!("set {key} for netlink family {family}"))?;
-        }
+    let options: Vec<_> = SETTABLE.iter().filter(|(key, _)| parameters.bool(key)).collect();
+    for (key, option) in &options {
+        socket_options::set_int(&socket, libc::SOL_NETLINK, *option, 1)
+            .attempted(|| format!("set {key} for netlink family {family}"))?;
     }
     join(&socket, family, parameters)?;
     let address = match side {
         Side::Port(port) => port_address(family, port),
         _ => kernel_address(family, &endpoint::memberships(&socket, family)?),
     };
+    let address = options.iter().fold(address, |address, (key, _)| address.with(key, "true"));
     Ok(NetlinkEndpoint::new(socket, family, side, address).into())
 }
+
+/// The keys of Attach that are options of netlink(7).
+const SETTABLE: [(&str, libc::c_int); 2] =
+    [("strict", libc::NETLINK_GET_STRICT_CHK), ("all-nsids", libc::NETLINK_LISTEN_ALL_NSID)];
 
 fn port_address(family: Family, port: u32) -> Address {
     Address::new("netlink").with("family", family.to_string()).with("port", port.to_string())

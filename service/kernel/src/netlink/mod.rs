@@ -5,6 +5,10 @@
 //!
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
+//!
+//! Beside that are the parts of the mechanism `netlink`, whose messages stay bytes: its names ([`family`]),
+//! its endpoints ([`endpoint`]), what the kernel says of a request ([`answer`]), the list of netlink sockets
+//! ([`list`]); and the table of all sockets, whatever their family ([`sockets`]).
 
 pub mod answer;
 pub mod endpoint;

@@ -261,6 +261,49 @@ async fn rights_are_the_kernels(stage: Stage) {
     }
 }
 
+/// Interfaces of a namespace that has an id here, because a pair of interfaces joins the two.
+async fn other_namespaces_are_told(stage: Stage) {
+    if stage.way == Way::System {
+        // It takes a capability: `rights_are_the_kernels`.
+        return;
+    }
+    let client = stage.client().await;
+    let endpoint = client.attach("netlink:family=route,groups=link,all-nsids=true").await;
+    assert!(client.address(&endpoint).await.ends_with("groups=link,all-nsids=true"));
+    let holder = sh("exec unshare --net sh -c 'echo up; read end'");
+    holder.wait_for(|line| line == "up");
+    let pid = holder.pid();
+    ip(&format!("ip link add near type veth peer name far netns {pid}"));
+    ip(&format!("nsenter --net=/proc/{pid}/ns/net ip link set far up"));
+    loop {
+        let (data, attributes) = client.receive(&endpoint, 10_000).await.expect("Receive");
+        match link(&data[16..]).1.as_str() {
+            "near" => assert!(!attributes.contains_key("nsid"), "{attributes:?}"),
+            other => {
+                assert_eq!((other, number(&attributes, "nsid")), ("far", 0));
+                break;
+            }
+        }
+    }
+}
+
+/// A socket that root has made and gives away: the kernel looks at who sends, too.
+async fn a_given_socket_gives_no_right(stage: Stage) {
+    let client = stage.client().await;
+    let (family, kind) = (rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW);
+    let socket = rustix::net::socket_with(family, kind, rustix::net::SocketFlags::CLOEXEC, None);
+    let socket = socket.expect("a netlink socket");
+    let adopted = client.try_adopt(&socket).await.expect("Adopt");
+    assert_eq!(text(&inspect(&client, &adopted).await, "family"), "route");
+    let expected = if stage.way == Way::System { 1 } else { 0 };
+    for to in [Options::new(), options([("port", 0_u32.into())])] {
+        let request = link_request(RTM_NEWLINK, NLM_F_ACK, 1, (1, 1));
+        client.send(&adopted, &request, to).await.expect("Send");
+        let (_, answer) = client.receive(&adopted, 10_000).await.expect("Receive");
+        assert_eq!(number(&answer, "errno"), expected, "{answer:?}");
+    }
+}
+
 /// Root speaks as if it was the kernel, to the group and to the port.
 async fn only_the_kernel_is_believed(stage: Stage) {
     const LIAR: &str = "
@@ -425,6 +468,8 @@ everywhere!(
     refusals_say_why,
     mistakes_are_named,
     rights_are_the_kernels,
+    other_namespaces_are_told,
+    a_given_socket_gives_no_right,
     only_the_kernel_is_believed,
     losses_are_told,
     losses_are_told_by_signals,

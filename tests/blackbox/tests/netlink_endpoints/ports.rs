@@ -43,7 +43,7 @@ async fn processes_talk(stage: Stage) {
     // Connected, it hears nobody else.
     let to = options([(
         "port",
-        u32::try_from(number(&inspect(&client, &connected).await, "port")).unwrap().into(),
+        u32::try_from(number(&inspect(&client, &connected).await, "port")).expect("a port").into(),
     )]);
     assert_error(&error(client.send(&port, b"three", to).await), "NotFound", &["ECONNREFUSED"]);
     peer.finish().success();
