@@ -46,6 +46,9 @@ pub struct Received {
     pub from: Option<SocketAddrAny>,
     /// Where the socket has SO_PASSCRED.
     pub credentials: Option<Credentials>,
+    /// The multicast group of a netlink message, 0 where it was sent to this socket alone; where the
+    /// socket has NETLINK_PKTINFO.
+    pub group: Option<u32>,
     pub fds: Vec<OwnedFd>,
 }
 
@@ -180,16 +183,17 @@ fn ended(fd: &Fd) -> Result<bool> {
     }
 }
 
-struct Raw {
+/// What recvmsg(2) told about the call.
+pub(crate) struct Raw {
     /// The message's own length, whatever the buffer holds.
-    length: usize,
+    pub length: usize,
     flags: libc::c_int,
     has_time: bool,
 }
 
-/// recvmsg(2), never waiting. Not rustix's: that one reads the sender's pid as one that cannot be
+/// recvmsg(2), never waiting; the bytes are in `data` then. Not rustix's: that one reads the sender's pid as one that cannot be
 /// 0, and it is 0 for a sender in another pid namespace; and it does not know SCM_PIDFD.
-fn recvmsg(fd: &Fd, data: &mut [u8], flags: libc::c_int) -> rustix::io::Result<(Raw, Received)> {
+pub(crate) fn recvmsg(fd: &Fd, data: &mut [u8], flags: libc::c_int) -> rustix::io::Result<(Raw, Received)> {
     let mut control = [0_u64; CONTROL_WORDS];
     let mut name = SocketAddrStorage::zeroed();
     let mut slice = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
@@ -254,6 +258,10 @@ unsafe fn read_control(header: &libc::msghdr, raw: &mut Raw, received: &mut Rece
                     received.credentials = Some(Credentials { pid, uid: who.uid, gid: who.gid });
                 }
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMP) => raw.has_time = true,
+                // struct nl_pktinfo is one word, the group.
+                (libc::SOL_NETLINK, libc::NETLINK_PKTINFO) if length >= size_of::<u32>() => {
+                    received.group = Some(payload.cast::<u32>().read_unaligned());
+                }
                 _ => {}
             }
             next = libc::CMSG_NXTHDR(header, next);

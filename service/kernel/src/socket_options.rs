@@ -13,12 +13,21 @@ use crate::{
 
 /// Sets an option of SOL_SOCKET whose value is an int that says yes or no.
 pub fn set_flag(fd: impl AsFd, option: libc::c_int, value: bool) -> rustix::io::Result<()> {
-    let value = libc::c_int::from(value);
+    set_int(fd, libc::SOL_SOCKET, option, value.into())
+}
+
+/// Sets an option that is an int, of any level.
+pub fn set_int(
+    fd: impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> rustix::io::Result<()> {
     // SAFETY: the fd is open for the call, and the pointer and length describe a live c_int.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
             (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,

@@ -6,6 +6,10 @@
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
 
+mod message;
+mod socket;
+pub mod uevent;
+
 use std::collections::BTreeMap;
 
 use crate::{Attempt, Dict, Result};
