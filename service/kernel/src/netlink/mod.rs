@@ -7,6 +7,7 @@
 //! a source says what has happened, or what to wait for.
 
 mod message;
+pub mod process_events;
 mod socket;
 pub mod uevent;
 
