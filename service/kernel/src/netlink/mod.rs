@@ -6,6 +6,7 @@
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
 
+pub mod generic;
 mod message;
 pub mod process_events;
 mod socket;

@@ -19,11 +19,10 @@ use rustix::{
 };
 
 use crate::{
-    Attempt, Fd, Result,
+    Attempt, Fd, Readiness, Result,
     error::Attempted,
     fd::retry,
     netlink::Event,
-    shape,
     socket_messages::{Received, recvmsg},
     socket_options,
 };
@@ -118,7 +117,11 @@ impl Socket {
 
     /// What `next` of a source returns: the events, or what to wait for where there are none.
     pub fn told(&self, events: Vec<Event>) -> Attempt<Vec<Event>> {
-        if events.is_empty() { shape::readable(&self.fd) } else { Attempt::Done(events) }
+        if events.is_empty() { Attempt::Wait(self.readable()) } else { Attempt::Done(events) }
+    }
+
+    pub fn readable(&self) -> Readiness {
+        Readiness::Readable(self.fd.clone())
     }
 
     fn trusts(&self, received: &Received) -> bool {
