@@ -104,8 +104,13 @@ pub struct Device {
     pub properties: BTreeMap<String, String>,
 }
 
-/// An event of the proc connector. Details by event: `parent-pid`, `child-pid`, `child-tid` (i); `code`, `signal` (i),
-/// `core` (b); `real-id`, `effective-id` (u); `command` (s).
+/// An event of the proc connector. Details by event:
+///
+/// - fork: `child-pid`, `child-tid` (i); they differ for a new thread, and then the process is its parent's.
+/// - exec: `command` (s), where it could still be read. comm: `command`, the new name.
+/// - exit: `code`, `signal` (i), `core` (b), as `Process.Exit` has them; `parent-pid` (i), as has coredump,
+///   where it has not been reaped yet.
+/// - uid, gid: `real-id`, `effective-id` (u). ptrace: `tracer-pid`, `tracer-tid` (i), 0 when it is left.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// "fork", "exec", "exit", "uid", "gid", "sid", "ptrace", "comm", "coredump".

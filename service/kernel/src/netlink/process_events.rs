@@ -28,7 +28,7 @@ use crate::{
     netlink::{
         Event, Process, Source,
         message::{self, u16_at, u32_at},
-        socket::{Datagram, Socket, Trust},
+        socket::{BATCH, Datagram, Socket, Trust},
     },
     proc,
     shape::Exit,
@@ -118,7 +118,11 @@ impl Drop for ProcessEvents {
 
 impl Source for ProcessEvents {
     fn next(&mut self) -> Result<Attempt<Vec<Event>>> {
-        let mut events = std::mem::take(&mut self.early);
+        let early = self.early.len().min(BATCH);
+        let mut events: Vec<_> = self.early.drain(..early).collect();
+        if !events.is_empty() {
+            return Ok(Attempt::Done(events));
+        }
         let lost = self.socket.drain(|datagram| {
             if let Some(Told::Event(process)) = decode(datagram) {
                 events.push(Event::Process(process));
@@ -180,11 +184,14 @@ fn decode(datagram: Datagram<'_>) -> Option<Told> {
 
 /// The words of the union, in their order in linux/cn_proc.h. What the kernel calls pid is a thread,
 /// and its tgid the process.
+///
+/// An exit is told after the parent was woken: what that one does next may be told before, and when
+/// it has reaped the child already, the child has no parent any more.
 fn event(event: &[u8]) -> Option<Told> {
     let word = |n: usize| u32_at(event, EVENT_HEADER + n * 4);
     let pid = |n: usize| word(n).map(u32::cast_signed);
     let what = u32_at(event, 0)?;
-    let (name, details): (_, Dict) = match what {
+    let (name, mut details): (_, Dict) = match what {
         libc::PROC_EVENT_NONE => return Some(Told::Acknowledged(pid(0)?)),
         libc::PROC_EVENT_FORK => ("fork", dict! { "child-tid" => pid(2)?, "child-pid" => pid(3)? }),
         libc::PROC_EVENT_EXEC => ("exec", Dict::new()),
@@ -196,25 +203,32 @@ fn event(event: &[u8]) -> Option<Told> {
             let name = event.get(EVENT_HEADER + 8..EVENT_HEADER + 24)?;
             ("comm", dict! { "command" => message::text(name) })
         }
-        libc::PROC_EVENT_COREDUMP => ("coredump", dict! { "parent-pid" => pid(3)? }),
+        libc::PROC_EVENT_COREDUMP => ("coredump", parent(pid(3)?)),
         libc::PROC_EVENT_EXIT => {
             let exit = Exit::from_status(pid(2)?);
-            let how = dict! {
-                "code" => exit.code, "signal" => exit.signal, "core" => exit.core, "parent-pid" => pid(5)?,
-            };
+            let mut how = dict! { "code" => exit.code, "signal" => exit.signal, "core" => exit.core };
+            how.extend(parent(pid(5)?));
             ("exit", how)
         }
         _later => return None,
     };
-    let mut process = Process { event: name, tid: pid(0)?, pid: pid(1)?, details };
+    let (tid, pid) = (pid(0)?, pid(1)?);
     if what == libc::PROC_EVENT_EXEC {
         // Not in the message. /proc has it while the process is there; by now it may be a later one.
-        let command = u32::try_from(process.pid).map(proc::command).unwrap_or_default();
+        let command = u32::try_from(pid).map(proc::command).unwrap_or_default();
         if !command.is_empty() {
-            process.details.insert("command".into(), command.into());
+            details.insert("command".into(), command.into());
         }
     }
-    Some(Told::Event(process))
+    Some(Told::Event(Process { event: name, pid, tid, details }))
+}
+
+fn parent(pid: i32) -> Dict {
+    if pid == 0 {
+        Dict::new()
+    } else {
+        dict! { "parent-pid" => pid }
+    }
 }
 
 #[cfg(test)]
@@ -284,6 +298,8 @@ mod tests {
             let exit = dict! { "code" => code, "signal" => signal, "core" => core, "parent-pid" => 11 };
             says(&message, "exit", 1, 2, &exit);
         }
+        let reaped = dict! { "code" => 0, "signal" => 0, "core" => false };
+        says(&message(libc::PROC_EVENT_EXIT, &[2, 1, 0, 17, 0, 0]), "exit", 1, 2, &reaped);
     }
 
     #[test]

@@ -35,7 +35,7 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 const LARGEST: usize = 32 << 10;
 
 /// How many datagrams are taken at a time.
-const BATCH: usize = 256;
+pub const BATCH: usize = 128;
 
 /// Whose messages are heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Socket {
         retry(|| rustix::net::sendto(&self.fd, message, rustix::net::SendFlags::DONTWAIT, &kernel)).map(drop)
     }
 
-    /// Hands over the messages that have come, a few hundred at most. True when messages were lost
+    /// Hands over the messages that have come, at most [`BATCH`]. True when messages were lost
     /// before this moment and after those that were handed over.
     pub fn drain(&mut self, mut take: impl FnMut(Datagram<'_>)) -> Result<bool> {
         for _ in 0..BATCH {

@@ -2,11 +2,15 @@
 
 use ipc_kernel::{
     Dict, Value,
-    netlink::{Event, Generic, generic::Families},
+    netlink::{
+        Event, Generic,
+        generic::Families,
+        uevent::{Sender, Uevents},
+    },
 };
 use rustix::net::netlink::GENERIC;
 
-use crate::{Heard, in_a_fresh_network, is_heard, output};
+use crate::{Heard, in_a_fresh_network, is_heard, output, waiting::as_nobody};
 
 fn told(source: &mut Heard<Families>, command: &str) -> Generic {
     let events =
@@ -60,6 +64,22 @@ fn what_ethtool_changes_is_told() {
 }
 
 #[test]
+fn an_ordinary_user_is_told_of_families_and_devices() {
+    in_a_fresh_network(|| {
+        let open = || (Families::open().unwrap(), Uevents::open(Sender::Kernel).unwrap());
+        let Some((families, devices)) = as_nobody(open) else { return };
+        as_nobody(|| Uevents::open(Sender::Udev).unwrap());
+        if output("ip", &["link", "add", "name", "veth-a", "type", "veth"]).is_none() {
+            return;
+        }
+        Heard::new(devices).until("the interface", |event| matches!(event, Event::Device(_)));
+        if output("ethtool", &["-K", "veth-a", "tso", "off"]).is_some() {
+            told(&mut Heard::new(families), "features-ntf");
+        }
+    });
+}
+
+#[test]
 fn the_kernel_s_words_from_anybody_else_are_dropped() {
     in_a_fresh_network(|| {
         if output("ethtool", &["--version"]).is_none() {
@@ -77,9 +97,12 @@ fn the_kernel_s_words_from_anybody_else_are_dropped() {
         let forged = [&length[..], &16_u32.to_ne_bytes(), &[0; 8], &payload].concat();
         assert!(is_heard(GENERIC, 16, &forged).unwrap(), "by those who do not look");
         output("ip", &["link", "add", "name", "veth-a", "type", "veth"]);
-        output("ethtool", &["-K", "veth-a", "tso", "off"]);
-        let events = source.until("the real one", |event| matches!(event, Event::Generic(_)));
-        let [Event::Generic(real)] = events.as_slice() else { panic!("{events:?}") };
-        assert_eq!((&*real.family, &*real.command), ("ethtool", "features-ntf"));
+        for tso in ["off", "on"] {
+            output("ethtool", &["-K", "veth-a", "tso", tso]);
+            // All that is told at the first time has been looked at when the second one comes.
+            let events = source.until(tso, |event| matches!(event, Event::Generic(_)));
+            let [Event::Generic(real)] = events.as_slice() else { panic!("{events:?}") };
+            assert_eq!((&*real.family, &*real.command), ("ethtool", "features-ntf"));
+        }
     });
 }

@@ -66,15 +66,14 @@ impl Families {
     /// anew; when it goes, the kernel ends the memberships.
     fn learn(&mut self, family: Family) -> Result<()> {
         let Some(known) = KNOWN.iter().find(|known| known.name == family.name) else { return Ok(()) };
-        let member = match self.members.iter().position(|member| member.known.name == known.name) {
-            Some(member) => &mut self.members[member],
+        let place = match self.members.iter().position(|member| member.known.name == known.name) {
+            Some(place) => place,
             None => {
                 self.members.push(Member::new(known, family.id)?);
-                // It was just pushed.
-                self.members.last_mut().expect("a member")
+                self.members.len() - 1
             }
         };
-        member.join(family)
+        self.members[place].join(family)
     }
 }
 
