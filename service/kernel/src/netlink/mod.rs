@@ -7,9 +7,9 @@
 //! a source says what has happened, or what to wait for.
 
 pub mod generic;
+mod listener;
 mod message;
 pub mod process_events;
-mod socket;
 pub mod uevent;
 
 use std::collections::BTreeMap;

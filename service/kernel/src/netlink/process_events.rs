@@ -27,8 +27,8 @@ use crate::{
     error::Attempted,
     netlink::{
         Event, Process, Source,
+        listener::{BATCH, Datagram, Listener, Trust},
         message::{self, u16_at, u32_at},
-        socket::{BATCH, Datagram, Socket, Trust},
     },
     proc,
     shape::Exit,
@@ -48,7 +48,7 @@ const EVENT_HEADER: usize = 16;
 /// Every process of the machine; pids are those of the first pid namespace.
 #[derive(Debug)]
 pub struct ProcessEvents {
-    socket: Socket,
+    socket: Listener,
     /// Came before the acknowledgement, for another listener's sake.
     early: Vec<Event>,
 }
@@ -58,7 +58,7 @@ impl ProcessEvents {
     /// container, where the kernel does not tell.
     pub fn open() -> Result<Self> {
         let attempt = || format!("listen to {WHAT}");
-        let socket = Socket::open(CONNECTOR, Trust::Kernel, WHAT)?;
+        let socket = Listener::open(CONNECTOR, Trust::Kernel, WHAT)?;
         socket.join(libc::CN_IDX_PROC).attempted(attempt)?;
         // From here on IGNORE is said, whatever happens.
         let mut events = Self { socket, early: Vec::new() };

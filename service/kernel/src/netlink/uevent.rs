@@ -18,8 +18,8 @@ use crate::{
     error::Attempted,
     netlink::{
         Device, Event, Source,
+        listener::{Datagram, Listener, Trust},
         message::u32_at,
-        socket::{Datagram, Socket, Trust},
     },
 };
 
@@ -59,7 +59,7 @@ impl Sender {
 /// interfaces are told in their own, all other devices only in those of the first user namespace.
 #[derive(Debug)]
 pub struct Uevents {
-    socket: Socket,
+    socket: Listener,
     sender: Sender,
 }
 
@@ -69,7 +69,7 @@ impl Uevents {
             Sender::Kernel => (Trust::Kernel, "the kernel's device events"),
             Sender::Udev => (Trust::Root, "udev's device events"),
         };
-        let socket = Socket::open(KOBJECT_UEVENT, trust, what)?;
+        let socket = Listener::open(KOBJECT_UEVENT, trust, what)?;
         socket.join(sender.group()).attempted(|| format!("listen to {what}"))?;
         Ok(Self { socket, sender })
     }

@@ -15,8 +15,8 @@ use crate::{
     error::Attempted,
     netlink::{
         generic::table::{self, Form, Table},
+        listener::{Listener, Trust},
         message::{self, u32_at},
-        socket::{Socket, Trust},
     },
 };
 
@@ -82,7 +82,7 @@ impl Family {
 pub fn families() -> Result<Vec<Family>> {
     const WHAT: &str = "the families of generic netlink";
     let attempt = || format!("ask the kernel for {WHAT}");
-    let mut socket = Socket::open(GENERIC, Trust::Kernel, WHAT)?;
+    let mut socket = Listener::open(GENERIC, Trust::Kernel, WHAT)?;
     socket.ask(&request().ok_or(Errno::INVAL).attempted(attempt)?).attempted(attempt)?;
     let mut families = Vec::new();
     let mut end = None;

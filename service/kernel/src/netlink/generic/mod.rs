@@ -23,8 +23,8 @@ use crate::{
             controller::Family,
             known::{KNOWN, Known},
         },
+        listener::{Datagram, Listener, Trust},
         message,
-        socket::{Datagram, Socket, Trust},
     },
 };
 
@@ -119,12 +119,12 @@ struct Member {
     known: &'static Known,
     id: u16,
     groups: BTreeMap<u32, String>,
-    socket: Socket,
+    socket: Listener,
 }
 
 impl Member {
     fn new(known: &'static Known, id: u16) -> Result<Self> {
-        let socket = Socket::open(GENERIC, Trust::Kernel, &format!("the events of {}", known.name))?;
+        let socket = Listener::open(GENERIC, Trust::Kernel, &format!("the events of {}", known.name))?;
         Ok(Self { known, id, groups: BTreeMap::new(), socket })
     }
 

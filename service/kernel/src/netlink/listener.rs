@@ -2,11 +2,11 @@
 //!
 //! Everybody on the machine may send to a netlink socket as far as its family lets him, so what
 //! comes says nothing about who sent it (CVE-2009-1185). The kernel's own messages come from port
-//! 0, which no process can have; [`Socket`] drops everything else before anybody decodes it, unless
+//! 0, which no process can have; [`Listener`] drops everything else before anybody decodes it, unless
 //! it is told to expect udev's messages, which come from a process of root.
 //!
 //! When a socket's buffer is full the kernel drops what comes, until the socket was read empty, and
-//! says so once (ENOBUFS). [`Socket::drain`] passes that on when the socket is empty: then what is
+//! says so once (ENOBUFS). [`Listener::drain`] passes that on when the socket is empty: then what is
 //! told before it is older than the loss, and what is asked for after it is newer.
 
 use rustix::{
@@ -54,7 +54,7 @@ pub struct Datagram<'a> {
 }
 
 #[derive(Debug)]
-pub struct Socket {
+pub struct Listener {
     fd: Fd,
     trust: Trust,
     buffer: Vec<u8>,
@@ -62,7 +62,7 @@ pub struct Socket {
     lost: bool,
 }
 
-impl Socket {
+impl Listener {
     /// A socket of a netlink family, in the network namespace of this thread. `what` reads "the
     /// kernel's device events".
     pub fn open(family: Protocol, trust: Trust, what: &str) -> Result<Self> {
