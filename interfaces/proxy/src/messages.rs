@@ -61,7 +61,8 @@ pub trait Messages {
     /// 1 MiB), and how many are no longer kept.
     fn since(&self, seq: u64) -> zbus::Result<(Vec<(u64, u64, Vec<u8>, HashMap<String, OwnedVariant>)>, u64)>;
 
-    /// A message came and was taken (option deliver).
+    /// A message came and was taken (option deliver). Without bytes and with the attribute overflow (s), it says
+    /// that messages were lost here, and why.
     #[zbus(signal)]
     fn received(
         &self,

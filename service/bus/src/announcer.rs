@@ -11,7 +11,7 @@ use std::{
 
 use ipc_engine::{
     Endpoint, Object, Relay,
-    events::{Happening, Numbered},
+    events::{Happening, Kept, Numbered},
 };
 use zbus::{Message, ObjectPath, Variant, fdo, names::InterfaceName, object_server::Interface};
 

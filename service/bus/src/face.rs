@@ -12,6 +12,7 @@ use std::{
 use ipc_engine::{
     Call, Endpoint, Engine, Object,
     client::{Taken, has_left},
+    herald::Herald,
 };
 use ipc_kernel::Error;
 use zbus::message::Header;
@@ -26,6 +27,8 @@ pub struct Face {
     /// `Some` behind the front: the connections that have called and have not left.
     present: Option<Mutex<HashSet<String>>>,
     subscriptions: Mutex<HashMap<(String, u64), Taken>>,
+    /// Behind the front: whether this process is the herald, and nobody's worker.
+    is_herald: bool,
 }
 
 /// The object number under which a subscription to everything is kept; endpoints count from 1.
@@ -34,18 +37,50 @@ const EVERYTHING: u64 = 0;
 impl Face {
     /// The face on a message bus.
     pub fn on_bus(engine: Arc<Engine>) -> Arc<Self> {
-        Arc::new(Self { engine, peer: None, present: None, subscriptions: Mutex::default() })
+        Arc::new(Self::new(engine, None, None, false))
     }
 
     /// The face behind the front of the system bus; it outlives the stream that it is served on.
     pub fn behind_front(engine: Arc<Engine>) -> Arc<Self> {
-        let present = Some(Mutex::default());
-        Arc::new(Self { engine, peer: None, present, subscriptions: Mutex::default() })
+        Arc::new(Self::new(engine, None, Some(Mutex::default()), false))
     }
 
     /// The face on a private connection.
     pub fn private(engine: Arc<Engine>, client: String) -> Arc<Self> {
-        Arc::new(Self { engine, peer: Some(client), present: None, subscriptions: Mutex::default() })
+        Arc::new(Self::new(engine, Some(client), None, false))
+    }
+
+    /// The herald's face behind the front: callers are anybody, and signals go to everybody.
+    pub fn of_herald(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self::new(engine, None, Some(Mutex::default()), true))
+    }
+
+    fn new(
+        engine: Arc<Engine>,
+        peer: Option<String>,
+        present: Option<Mutex<HashSet<String>>>,
+        is_herald: bool,
+    ) -> Self {
+        Self { engine, peer, present, subscriptions: Mutex::default(), is_herald }
+    }
+
+    pub fn is_herald(&self) -> bool {
+        self.is_herald
+    }
+
+    /// Whether signals of the herald go here: everywhere but to the front, of whose bus the herald is another
+    /// process.
+    pub fn hears_the_herald(&self) -> bool {
+        self.present.is_none() || self.is_herald
+    }
+
+    /// Who tells what the kernel tells everybody.
+    pub fn herald(&self) -> Result<Arc<Herald>> {
+        if self.hears_the_herald() {
+            return Ok(self.engine.herald());
+        }
+        // The front looks at the interface to find out whose call it is.
+        Err(Error::invalid("the call names no interface; name org.example.IPC.Netlink").into())
     }
 
     pub fn is_private(&self) -> bool {

@@ -13,8 +13,8 @@ use crate::{
     interfaces::{
         Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
         mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
-        object_manager::ObjectManager, process::Process, relay::Relay, semaphore::Semaphore, stream::Stream,
-        watch::Watch,
+        netlink::Netlink, object_manager::ObjectManager, process::Process, relay::Relay,
+        semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     paths,
     tree::Tree,
@@ -67,6 +67,9 @@ pub fn node(tree: &Arc<Tree>, path: &str) -> String {
         if path == paths::node(mechanism.name) {
             write(&mut xml, &Mechanism::new(&face, mechanism));
         }
+    }
+    if path == paths::NETLINK {
+        write(&mut xml, &Netlink::new(&face));
     }
     for child in children(tree, path) {
         // Names of mechanisms and decimal numbers; writing to a String cannot fail.
@@ -127,6 +130,7 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
         named(doc::PROCESS, Process::new(&face, &source)),
         named(doc::MAILBOX, Mailbox::new(&face, &source)),
         named(doc::RELAY, Relay::new(&face, &relay)),
+        named(doc::NETLINK, Netlink::new(&face)),
     ];
     let documents = interfaces
         .into_iter()
@@ -185,4 +189,13 @@ A process of the service's own that receives signals for the caller (signal(7)).
     pub const RELAY: &str = "\
 A relay moves everything that comes out of its source into its sink, with back-pressure: when
 the sink is full, it stops reading.";
+    pub const NETLINK: &str = "\
+On /org/example/IPC/netlink: what the kernel tells every process over netlink(7), as signals to
+everybody; a match rule is enough, there is nothing to subscribe to. Names stand for numbers,
+addresses are text. All signals are numbered in one sequence: a gap means that some were not
+delivered, and Since() has them. For a state without a gap, receive signals first, then ask for
+a list, and leave out what has a number up to the list's own.
+
+Only what the kernel shows every user is told. Processes are among that since Linux 6.6
+(WatchProcesses).";
 }

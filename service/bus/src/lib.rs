@@ -2,13 +2,14 @@
 //!
 //! One file an interface under [`interfaces`]; [`errors`] is the one place that names errors on
 //! the wire; [`tree`] serves the objects on every connection; [`announcer`] turns what happens
-//! into signals. No system call is made here and nothing is unsafe.
+//! into signals, and [`herald`] what the kernel tells everybody. No system call is made here and nothing is unsafe.
 
 #![forbid(unsafe_code)]
 
 mod announcer;
 pub mod errors;
 mod face;
+mod herald;
 pub mod interfaces;
 pub mod introspect;
 mod outbox;

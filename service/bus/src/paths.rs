@@ -9,6 +9,8 @@ use zbus::{ObjectPath, OwnedObjectPath};
 use crate::errors::Result;
 
 pub const MANAGER: &str = "/org/example/IPC";
+/// The node of netlink, which has an interface of its own.
+pub const NETLINK: &str = "/org/example/IPC/netlink";
 pub const RELAYS: &str = "/org/example/IPC/relay";
 
 pub fn node(mechanism: &str) -> String {

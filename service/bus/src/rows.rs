@@ -10,7 +10,7 @@ use ipc_kernel::{Error, Kind, Result, Value, listing::Listing};
 use serde::{Serialize, Serializer};
 use zbus::{Signature, Type};
 
-use crate::variants::Vardict;
+use crate::variants::{Vardict, text as zero_free};
 
 /// The elements of an `aa{sv}`, in the byte order of the machine, as zbus writes all else.
 #[derive(Debug)]
@@ -135,9 +135,7 @@ impl Writer {
             Value::Text(text) => self.text(text)?,
             Value::Bytes(bytes) => self.bytes(bytes)?,
             Value::Texts(texts) => {
-                self.array(4, |writer| {
-                    texts.iter().try_for_each(|text| writer.text(&text.replace('\0', "\\0")))
-                })?;
+                self.array(4, |writer| texts.iter().try_for_each(|text| writer.text(&zero_free(text))))?;
             }
             Value::I32s(numbers) => self.array(4, |writer| {
                 numbers.iter().for_each(|number| writer.u32(number.cast_unsigned()));

@@ -13,7 +13,7 @@ use zbus::{
     message,
 };
 
-use crate::{announcer, errors::Result, face::Face, interfaces::manager::Manager, paths, tree::Tree};
+use crate::{announcer, errors::Result, face::Face, herald, interfaces::manager::Manager, paths, tree::Tree};
 
 pub const NAME: &str = "org.example.IPC";
 
@@ -60,7 +60,7 @@ impl Service {
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
         let connection = connect(address).await?;
         let tree = Tree::new(engine.clone());
-        let face = Face::on_bus(engine);
+        let face = Face::on_bus(engine.clone());
         tree.serve(face.clone(), &connection)
             .await
             .map_err(|failure| StartError::Other(format!("{failure:?}")))?;
@@ -68,6 +68,9 @@ impl Service {
         tokio::spawn(watch_departures(tree.clone(), face, departures));
         tokio::spawn(announcer::run(tree.clone()));
         take_name(&connection).await?;
+        // Not before: who waits for signals of this name would not get the first.
+        engine.herald();
+        tokio::spawn(herald::run(tree.clone()));
         Ok(Self { tree, connection })
     }
 

@@ -24,8 +24,8 @@ use crate::{
     interfaces::{
         Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
         mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
-        object_manager, object_manager::ObjectManager, process::Process, relay::Relay, semaphore::Semaphore,
-        stream::Stream, watch::Watch,
+        netlink::Netlink, object_manager, object_manager::ObjectManager, process::Process, relay::Relay,
+        semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     outbox::Outbox,
     paths,
@@ -92,18 +92,9 @@ impl Tree {
     /// Serves the whole tree on a connection.
     pub async fn serve(self: &Arc<Self>, face: Arc<Face>, connection: &Connection) -> Result<()> {
         let server = connection.object_server();
-        server.at(paths::MANAGER, Manager::new(&face, self)).await?;
-        server.at(paths::MANAGER, ObjectManager::new(&face, self)).await?;
-        for mechanism in mechanisms::ALL {
-            server.at(paths::node(mechanism.name), Mechanism::new(&face, mechanism)).await?;
-        }
-        for path in self.nodes() {
-            // zbus's own is there from the start, except where the node itself is not.
-            match server.remove_named(path.as_str(), Introspectable::name()).await {
-                Ok(_) | Err(zbus::Error::InterfaceNotFound) => {}
-                Err(error) => return Err(error.into()),
-            }
-            server.at(path, Introspectable::new(self)).await?;
+        server.at(paths::NETLINK, Netlink::new(&face)).await?;
+        if !face.is_herald() {
+            self.serve_nodes(&face, server).await?;
         }
         let mut faces = self.faces.lock().await;
         for object in self.engine.objects() {
@@ -114,6 +105,23 @@ impl Tree {
         let outbox =
             if face.is_private() { Outbox::dropping(connection) } else { Outbox::waiting(connection) };
         faces.served.push(Serving { face, connection: connection.clone(), outbox });
+        Ok(())
+    }
+
+    async fn serve_nodes(self: &Arc<Self>, face: &Arc<Face>, server: &ObjectServer) -> Result<()> {
+        server.at(paths::MANAGER, Manager::new(face, self)).await?;
+        server.at(paths::MANAGER, ObjectManager::new(face, self)).await?;
+        for mechanism in mechanisms::ALL {
+            server.at(paths::node(mechanism.name), Mechanism::new(face, mechanism)).await?;
+        }
+        for path in self.nodes() {
+            // zbus's own is there from the start, except where the node itself is not.
+            match server.remove_named(path.as_str(), Introspectable::name()).await {
+                Ok(_) | Err(zbus::Error::InterfaceNotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+            server.at(path, Introspectable::new(self)).await?;
+        }
         Ok(())
     }
 

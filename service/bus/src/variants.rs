@@ -29,7 +29,7 @@ fn variant(value: Value) -> Result<Variant<'static>> {
         Value::Text(value) if value.contains('\0') => value.into_bytes().into(),
         Value::Text(value) => value.into(),
         Value::Bytes(value) => value.into(),
-        Value::Texts(value) => value.iter().map(|text| text.replace('\0', "\\0")).collect::<Vec<_>>().into(),
+        Value::Texts(value) => value.iter().map(|it| text(it)).collect::<Vec<_>>().into(),
         Value::U32s(value) => value.into(),
         Value::I32s(value) => value.into(),
         Value::Dict(value) => Variant::Dict(inner_dict(value)?),
@@ -51,7 +51,13 @@ fn variant(value: Value) -> Result<Variant<'static>> {
     })
 }
 
-fn inner_dict(dict: Dict) -> Result<wire::Dict<'static, 'static>> {
+/// A string without a zero, where no bytes can stand for it.
+pub fn text(text: &str) -> String {
+    text.replace('\0', "\\0")
+}
+
+/// A dictionary as a value.
+pub fn inner_dict(dict: Dict) -> Result<wire::Dict<'static, 'static>> {
     let mut made = wire::Dict::new(&Signature::Str, &Signature::Variant);
     for (key, value) in dict {
         made.append(key.into(), Variant::Variant(Box::new(variant(value)?)))?;

@@ -15,6 +15,10 @@
 //! Two signals without addressee are for the front itself: `Clients`, the first on each stream,
 //! names the connections that are known here, so that the front can say which of them have left
 //! meanwhile; `Idle` offers to end. The news of departures come as the bus sends them.
+//!
+//! The herald is started and served in the same way, by a front of its own time only. It is nobody's: it
+//! serves the interface `org.example.IPC.Netlink` and nothing else, to everybody, and its signals without
+//! addressee are for everybody. It has no word for the front, and never offers to end.
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -24,12 +28,14 @@ use ipc_kernel::{
     socket_messages::{self, Taking},
 };
 use ipc_stream::Handle;
+use tokio::task::JoinHandle;
 use zbus::{Connection, Guid, Message, connection::Builder};
 
 use crate::{
     announcer,
     face::Face,
-    interfaces::manager::Manager,
+    herald,
+    interfaces::{manager::Manager, netlink::Netlink},
     paths,
     serve::{departures, watch_departures},
     tree::{FAREWELL, Tree},
@@ -47,21 +53,31 @@ const LONGEST_MESSAGE: usize = 128 << 20;
 /// The answer when the tree is served on the stream.
 pub const SERVED: &[u8; 2] = b"ok";
 
-/// Serves until the control socket ends, or `stop` says so; then everything ends, and says so on
-/// the stream if that is still there.
+/// Serves the tree of a caller until the control socket ends, or `stop` says so; then everything ends, and
+/// says so on the stream if that is still there.
 pub async fn serve(control: OwnedFd, engine: Arc<Engine>, stop: impl Future<Output = ()>) -> Result<()> {
+    serve_face(control, Face::behind_front(engine), stop).await
+}
+
+/// Serves as the herald, likewise.
+pub async fn serve_herald(
+    control: OwnedFd,
+    engine: Arc<Engine>,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    // Listens from the start: what happens before the first call is told, too.
+    engine.herald();
+    serve_face(control, Face::of_herald(engine), stop).await
+}
+
+async fn serve_face(control: OwnedFd, face: Arc<Face>, stop: impl Future<Output = ()>) -> Result<()> {
     tokio::pin!(stop);
+    let engine = face.engine.clone();
     let control = Fd::from(control);
     let period = Duration::from_secs(engine.limits.idle_s.into());
     let tree = Tree::new(engine.clone());
     let announcer = tokio::spawn(announcer::run(tree.clone()));
-    let mut worker = Worker {
-        face: Face::behind_front(engine.clone()),
-        tree,
-        control: control.clone(),
-        bus: None,
-        stream: None,
-    };
+    let mut worker = Worker { face, tree, control: control.clone(), bus: None, stream: None, telling: None };
     let ended = loop {
         tokio::select! {
             brought = next_stream(&control) => match brought {
@@ -71,11 +87,12 @@ pub async fn serve(control: OwnedFd, engine: Arc<Engine>, stop: impl Future<Outp
             },
             () = &mut stop => break Ok(()),
             () = worker.stream_ended() => worker.leave_stream().await,
-            () = idle(&engine, period) => worker.offer_to_end().await,
+            () = idle(&engine, period), if !worker.face.is_herald() => worker.offer_to_end().await,
         }
     };
     worker.stop().await;
     announcer.abort();
+    worker.telling.iter().for_each(JoinHandle::abort);
     ended
 }
 
@@ -86,6 +103,8 @@ struct Worker {
     /// The GUID of the bus whose connections are known here.
     bus: Option<String>,
     stream: Option<Stream>,
+    /// Tells what the herald has to tell, from the first stream on: nobody would hear it before.
+    telling: Option<JoinHandle<()>>,
 }
 
 struct Stream {
@@ -109,6 +128,7 @@ impl Worker {
         match served {
             Ok(stream) => {
                 self.stream = Some(stream);
+                self.telling.get_or_insert_with(|| tokio::spawn(herald::run(self.tree.clone())));
                 match socket_messages::send(&self.control, SERVED, &[], None) {
                     Ok(Attempt::Done(())) => {}
                     // It waits for this answer, and for nothing else: there is room.
@@ -123,14 +143,17 @@ impl Worker {
     async fn serve_on(&self, bus: &str, socket: OwnedFd) -> zbus::Result<Stream> {
         // The front has judged what it sends.
         let (socket, mut handle) = ipc_stream::Stream::new(socket, LONGEST_MESSAGE, Arc::new(drop))?.gated();
-        let connection = Builder::authenticated_socket(socket, Guid::try_from(bus)?)
-            .p2p()
-            // With an object from the start, zbus looks for calls at all.
-            .serve_at(paths::MANAGER, Manager::new(&self.face, &self.tree))
-            .build()
-            .await?;
+        let builder = Builder::authenticated_socket(socket, Guid::try_from(bus)?).p2p();
+        // With an object from the start, zbus looks for calls at all.
+        let builder = match self.face.is_herald() {
+            true => builder.serve_at(paths::NETLINK, Netlink::new(&self.face)),
+            false => builder.serve_at(paths::MANAGER, Manager::new(&self.face, &self.tree)),
+        };
+        let connection = builder.build().await?;
         let departures = departures(&connection).await?;
-        connection.send(&to_front("Clients", &(self.face.present(),))?).await?;
+        if !self.face.is_herald() {
+            connection.send(&to_front("Clients", &(self.face.present(),))?).await?;
+        }
         let served = self.tree.serve(self.face.clone(), &connection).await;
         served.map_err(|failure| zbus::Error::Failure(format!("{failure:?}")))?;
         tokio::spawn(watch_departures(self.tree.clone(), self.face.clone(), departures));

@@ -15,12 +15,13 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::PathBuf,
+    pin::Pin,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use ipc_bus::worker;
-use ipc_engine::Engine;
+use ipc_engine::{Engine, Limits};
 use ipc_front::{FdStore, Front, NoStore, Reconnect, Start};
 use ipc_kernel::{
     Address,
@@ -28,7 +29,10 @@ use ipc_kernel::{
     unix::{name::Name, peers},
 };
 use ipc_spawner::{
-    Carried, FrontStart, Role, WorkerStart, protocol::Confinement, sandbox, sandbox::Violation,
+    Carried, FrontStart, Role, WorkerStart,
+    protocol::Confinement,
+    sandbox,
+    sandbox::{Inmate, Violation},
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sd_notify::NotifyState;
@@ -86,6 +90,7 @@ pub fn run(part: Part, arguments: Arguments) -> Result<()> {
     let mut carried = Carried::from_arguments(arguments.carried)?;
     let config = config::load_system(arguments.config.as_deref())?;
     let user = &arguments.front_user;
+    let violation = if arguments.sandbox_kills { Violation::Kill } else { Violation::Errno };
     let role = match part {
         Part::Whole => ipc_spawner::supervise(user)?,
         Part::Unit(_) => ipc_spawner::serve(listener(&mut carried)?, user)?,
@@ -94,9 +99,13 @@ pub fn run(part: Part, arguments: Arguments) -> Result<()> {
         Role::Ended => Ok(()),
         Role::Worker(start) => {
             logs::start_with(arguments.log_level, carried.get(logs::JOURNAL_STREAM).is_some());
-            let violation = if arguments.sandbox_kills { Violation::Kill } else { Violation::Errno };
             serve_caller(start, &carried, config, violation)
                 .inspect_err(|error| tracing::error!("a worker has to end: {error:#}"))
+        }
+        Role::Herald(start) => {
+            logs::start_with(arguments.log_level, carried.get(logs::JOURNAL_STREAM).is_some());
+            serve_everybody(start, config, violation)
+                .inspect_err(|error| tracing::error!("the herald has to end: {error:#}"))
         }
         Role::Front(FrontStart { spawner, workers }) => {
             carried.put_back()?;
@@ -208,6 +217,26 @@ fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation
     address::protect(rustix::process::getppid().map(|spawner| spawner.as_raw_pid()));
     let confined = |confinement: Confinement| (!confinement.is_none()).then(|| confinement.reasons());
     let engine = Engine::confined(config.limits, confined(identity.confinement));
+    in_sandbox(Inmate::Worker, violation, identity.uid, |told| worker::serve(control, engine, told))
+}
+
+/// The herald: tells everybody what the kernel tells everybody.
+fn serve_everybody(start: WorkerStart, config: Config, violation: Violation) -> Result<()> {
+    let WorkerStart { control, identity } = start;
+    // It is not one user's: the front sees to it that nobody has more calls here than his share.
+    let Config { front, limits, .. } = config;
+    let calls_per_connection = front.calls_per_connection;
+    let engine = Engine::new(Limits { calls: front.calls, calls_per_connection, ..limits });
+    in_sandbox(Inmate::Herald, violation, identity.uid, |told| worker::serve_herald(control, engine, told))
+}
+
+/// Serves in the sandbox, and tells when everything is to end.
+fn in_sandbox<S: Future<Output = ipc_kernel::Result<()>>>(
+    inmate: Inmate,
+    violation: Violation,
+    uid: u32,
+    serve: impl FnOnce(Pin<Box<dyn Future<Output = ()>>>) -> S,
+) -> Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(SLOW_CALLS)
@@ -215,20 +244,20 @@ fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation
         .thread_keep_alive(Duration::MAX)
         .build()
         .context("the runtime could not be started")?;
-    sandbox::enter(violation)?;
+    sandbox::enter(inmate, violation)?;
     // tokio panics if it cannot start its first thread.
     std::thread::Builder::new()
         .spawn(|| ())
         .and_then(|thread| thread.join().map_err(|_| std::io::ErrorKind::Other.into()))
-        .with_context(|| format!("uid {} may not start a thread (RLIMIT_NPROC)", identity.uid))?;
+        .with_context(|| format!("uid {uid} may not start a thread (RLIMIT_NPROC)"))?;
     runtime.block_on(async {
         // At the end of everything the spawner says so in this way: what is to be removed is removed.
         let mut terminate = signal(SignalKind::terminate())?;
-        let told = async {
+        let told = async move {
             terminate.recv().await;
         };
         tokio::task::spawn_blocking(|| ()).await?;
-        worker::serve(control, engine, told).await.map_err(|error| anyhow!("{error}"))
+        serve(Box::pin(told)).await.map_err(|error| anyhow!("{error}"))
     })
 }
 

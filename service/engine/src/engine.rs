@@ -16,7 +16,7 @@ use std::{
 
 use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
-    listing::Listing,
+    listing::{Listing, check_filter},
     mechanism::{self, Adoption},
     mechanisms,
     shape::Shape,
@@ -26,6 +26,7 @@ use crate::{
     client::{Call, Client, Clients, Counter},
     endpoint::{Endpoint, Made},
     flag::Flag,
+    herald,
     limits::{Limits, exceeded},
     news::News,
     options::{Lifetime, Options},
@@ -47,6 +48,7 @@ pub struct Engine {
     admitted: AtomicU64,
     table: Mutex<Table>,
     pub(crate) news: News,
+    pub(crate) herald: herald::Place,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +111,7 @@ impl Engine {
             admitted: AtomicU64::new(0),
             table: Mutex::default(),
             news: News::default(),
+            herald: herald::Place::default(),
         })
     }
 
@@ -355,6 +358,7 @@ impl Engine {
     /// A connection has ended: its waits end, and what lives as long as it does is closed.
     pub fn client_left(&self, name: &str) {
         self.clients.left(name);
+        self.herald.left(name);
         for object in self.objects() {
             match object {
                 Object::Relay(relay) => relay.client_left(name),
@@ -382,16 +386,7 @@ impl Engine {
 
     /// Objects of a mechanism on the whole machine that match the filter.
     pub async fn list(&self, mechanism: &'static Descriptor, filter: Dict) -> Result<Listing> {
-        for key in filter.keys() {
-            if !mechanism.columns.iter().any(|column| column.key == key) {
-                let known: Vec<_> = mechanism.columns.iter().map(|column| column.key).collect();
-                return Err(Error::invalid(format!(
-                    "{} has no column {key:?} to filter by; it has {}",
-                    mechanism.name,
-                    known.join(", ")
-                )));
-            }
-        }
+        check_filter(mechanism.name, mechanism.columns, &filter)?;
         self.may_list(mechanism)?;
         blocking(move || {
             let mut listing = (mechanism.list)()?;

@@ -38,9 +38,14 @@ pub enum Happening {
     Signalled(Received),
 }
 
-impl Happening {
+/// What is kept in a ring.
+pub trait Kept: Clone {
     /// About as many as it takes to keep it or to send it.
-    pub fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize;
+}
+
+impl Kept for Happening {
+    fn bytes(&self) -> usize {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len() + event.note.len(),
             Self::Received { data, .. } => data.len(),
@@ -57,41 +62,48 @@ impl Happening {
 
 /// A happening with its number (from 1) and its time (microseconds since the epoch).
 #[derive(Debug, Clone)]
-pub struct Numbered {
+pub struct Numbered<T = Happening> {
     pub seq: u64,
     pub at: u64,
-    pub happening: Happening,
+    pub happening: T,
 }
 
-/// The bytes that one endpoint's ring may hold.
+/// The bytes that one ring may hold.
 const RING_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
-pub struct Ring {
+pub struct Ring<T = Happening> {
     kept: usize,
-    inner: Mutex<Inner>,
+    inner: Mutex<Inner<T>>,
     /// Rings when events were announced.
     announced: Bell,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
+#[derive(Debug)]
+struct Inner<T> {
     last: u64,
     announced: u64,
     bytes: usize,
-    events: VecDeque<Numbered>,
+    events: VecDeque<Numbered<T>>,
 }
 
-impl Ring {
+impl<T: Kept> Ring<T> {
+    /// Numbers from 1.
     pub fn new(kept: u32) -> Self {
-        Self { kept: kept as usize, inner: Mutex::default(), announced: Bell::new() }
+        Self::after(0, kept)
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    /// Numbers from the one after `last`.
+    pub fn after(last: u64, kept: u32) -> Self {
+        let inner = Inner { last, announced: last, bytes: 0, events: VecDeque::new() };
+        Self { kept: kept as usize, inner: Mutex::new(inner), announced: Bell::new() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner<T>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn push(&self, happening: Happening) -> u64 {
+    pub fn push(&self, happening: T) -> u64 {
         let mut inner = self.inner();
         inner.last += 1;
         inner.bytes += happening.bytes();
@@ -111,13 +123,13 @@ impl Ring {
     }
 
     /// What came after `seq`, and how much of that is no longer kept.
-    pub fn since(&self, seq: u64) -> (Vec<Numbered>, u64) {
+    pub fn since(&self, seq: u64) -> (Vec<Numbered<T>>, u64) {
         let inner = self.inner();
         inner.since(seq, usize::MAX)
     }
 
     /// The next events that nobody has announced yet, at most `max`; they count as announced.
-    pub fn unannounced(&self, max: usize) -> Vec<Numbered> {
+    pub fn unannounced(&self, max: usize) -> Vec<Numbered<T>> {
         let mut inner = self.inner();
         let (events, _) = inner.since(inner.announced, max);
         if let Some(newest) = events.last() {
@@ -149,8 +161,8 @@ impl Ring {
     }
 }
 
-impl Inner {
-    fn since(&self, seq: u64, max: usize) -> (Vec<Numbered>, u64) {
+impl<T: Clone> Inner<T> {
+    fn since(&self, seq: u64, max: usize) -> (Vec<Numbered<T>>, u64) {
         let oldest = self.events.front().map_or(self.last + 1, |event| event.seq);
         let lost = oldest.saturating_sub(seq.saturating_add(1));
         let skip = usize::try_from(seq.saturating_add(1).saturating_sub(oldest)).unwrap_or(usize::MAX);
@@ -171,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_ring_keeps_the_newest_and_counts_the_rest() {
-        let ring = Ring::new(4);
+        let ring = Ring::<Happening>::new(4);
         for _ in 0..10 {
             ring.push(Happening::Ready);
         }

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod events;
 pub mod flag;
 pub mod futex;
+pub mod herald;
 mod kept;
 pub mod lease;
 pub mod lifetime;

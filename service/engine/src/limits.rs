@@ -39,7 +39,7 @@ limits! {
     fds_per_call("fds-per-call") = 2, "any" at most 4;
     /// Bytes that one direction of a relay may hold in the service's memory.
     relay_buffer("relay-buffer") = 262144, "positive" at most 1048576;
-    /// Events that are kept of each endpoint, for Since().
+    /// Events that are kept of each endpoint and of netlink, for Since().
     events_kept("events-kept") = 1024, "positive" at most 16384;
     /// Milliseconds that a call waits that gives no timeout.
     default_wait_ms("default-wait-ms") = 20000, "positive" at most 300000;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipc_kernel::{
-    Attempt, Dict, Error, Kind, Readiness, Result,
+    Attempt, Dict, Error, Kind, Readiness, Result, dict,
     shape::{Message, Notice, Shape},
 };
 
@@ -217,7 +217,16 @@ fn deliver_bytes(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attem
 /// delivery goes on when a `Receive` has taken it.
 fn deliver_messages(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>) -> Result<Attempt<()>> {
     let most = engine.limits.signal_payload as usize;
-    let attempt = endpoint.attempt_deliver(|message| message.fds.is_empty() && message.data.len() <= most)?;
+    let fits = |message: &Message| message.fds.is_empty() && message.data.len() <= most;
+    let attempt = match endpoint.attempt_deliver(fits) {
+        // Where messages were lost is told; those that are still there, and what comes, are delivered.
+        Err(error) if error.kind == Kind::Overflow => {
+            let attributes = dict! { "overflow" => error.text };
+            happened(engine, endpoint, Happening::Received { data: Vec::new(), attributes });
+            return Ok(Attempt::Done(()));
+        }
+        attempt => attempt?,
+    };
     Ok(attempt.map(|message| {
         let happening = message.map_or(Happening::Ready, |message| Happening::Received {
             data: message.data,

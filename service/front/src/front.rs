@@ -138,6 +138,7 @@ impl Front {
                 None => tracing::warn!("a kept file descriptor is named {name:?}, which is no worker's name"),
             }
         }
+        router.start_herald();
         Ok(())
     }
 

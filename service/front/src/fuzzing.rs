@@ -8,7 +8,7 @@ use zbus::{connection::socket::Socket, message::Message};
 use crate::{
     admission::{Admission, Amounts},
     budget::Client,
-    judge::{HEADER, Said, judge},
+    judge::{HEADER, Said, Speaker, judge},
     limits::Limits,
     pending::Members,
 };
@@ -36,7 +36,7 @@ pub async fn hear(stream: OwnedFd, calls: &[(&str, &[NonZeroU32])]) -> Vec<(Arc<
         if message.body().validate().is_err() {
             break;
         }
-        match judge(&message, &mut members, None, &limits) {
+        match judge(Speaker::Worker, &message, &mut members, None, &limits) {
             Ok(Said::Reply(client) | Said::Signal(client)) => passed.push((client.name.clone(), message)),
             Ok(_) => {}
             Err(_) => break,

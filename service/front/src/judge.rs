@@ -3,6 +3,9 @@
 //! A worker belongs to its user, who may have taken it over. So nothing it sends goes to the bus
 //! unless it is a reply to a call that it was given, or a signal of this service to one of its own
 //! clients, and of a size that the bus takes. Anything else ends the worker.
+//!
+//! The herald may be hostile, too: everybody may call it. It replies as a worker does; its signals go to
+//! everybody, and are those of its interface on its node. It has nothing else to say.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use zbus::message::{Message, Type};
 
 use crate::{
     budget::Client,
+    herald,
     limits::Limits,
     pending::{Addressee, Members},
 };
@@ -31,6 +35,8 @@ pub enum Said {
     /// For this client; a reply, or an error.
     Reply(Arc<Client>),
     Signal(Arc<Client>),
+    /// For everybody.
+    Broadcast,
     /// For one that has left, or that asked for nothing.
     Nothing,
     /// It runs.
@@ -41,9 +47,17 @@ pub enum Said {
     Clients(Vec<String>),
 }
 
+/// Who is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    Worker,
+    Herald,
+}
+
 /// What the worker of these clients said; or what is wrong with it. `ping`: the serial of the question
 /// whether it runs.
 pub fn judge(
+    speaker: Speaker,
     message: &Message,
     members: &mut Members,
     ping: Option<NonZeroU32>,
@@ -92,10 +106,16 @@ pub fn judge(
             if header.reply_serial().is_some() || header.error_name().is_some() {
                 return Err("its signal says what only a reply says".to_owned());
             }
-            if fds > 0 || size > SIGNAL + HEADER && header.destination().is_some() {
+            let broadcast = speaker == Speaker::Herald;
+            if fds > 0 || size > SIGNAL + HEADER && (broadcast || header.destination().is_some()) {
                 return Err(format!("its signal has {size} bytes and {fds} file descriptors"));
             }
-            let Some(destination) = header.destination() else { return aside(message) };
+            let destination = match header.destination() {
+                Some(destination) if !broadcast => destination,
+                None if !broadcast => return aside(message),
+                None if herald::is_for(message) => return Ok(Said::Broadcast),
+                _ => return Err("it sent a signal that is none of the herald's".to_owned()),
+            };
             let path = header.path().is_some_and(|path| ours(path, '/', "/org/example/IPC"));
             let interface = header.interface().is_some_and(|interface| {
                 ours(interface, '.', "org.example.IPC")
@@ -148,10 +168,14 @@ mod tests {
     const PATH: &str = "/org/example/IPC/pipe/1";
     const EVENTS: &str = "org.example.IPC.Events";
 
-    fn verdict(message: &Message) -> Result<Said, String> {
+    fn verdict_of(speaker: Speaker, message: &Message) -> Result<Said, String> {
         let (mut members, _admission) = members();
         assert!(members.leave(":1.2"));
-        judge(message, &mut members, Some(serial(99)), &Limits::default())
+        judge(speaker, message, &mut members, Some(serial(99)), &Limits::default())
+    }
+
+    fn verdict(message: &Message) -> Result<Said, String> {
+        verdict_of(Speaker::Worker, message)
     }
 
     fn offence(message: &Message) -> String {
@@ -228,6 +252,30 @@ mod tests {
         let large = Message::signal(PATH, EVENTS, "X").destination(":1.1").build(&vec![0u8; SIGNAL + HEADER]);
         assert!(offence(&large.expect("valid")).contains("bytes"));
         offence(&Message::signal(PATH, EVENTS, "X").build(&()).expect("valid"));
+    }
+
+    #[test]
+    fn the_herald_speaks_to_everybody_and_of_netlink_only() {
+        let herald = |message: &Message| verdict_of(Speaker::Herald, message);
+        let signal =
+            |path: &'static str, interface: &'static str| Message::signal(path, interface, "LinkChanged");
+        let netlink = || signal(herald::PATH, herald::INTERFACE);
+        assert!(matches!(herald(&built(netlink())), Ok(Said::Broadcast)));
+        assert!(matches!(herald(&built(reply(":1.1", 7))), Ok(Said::Reply(_))));
+        assert!(herald(&built(reply(":1.1", 8))).is_err());
+        for other in [
+            netlink().destination(":1.1"),
+            signal(herald::PATH, EVENTS),
+            signal(PATH, herald::INTERFACE),
+            signal("/org/example/IPC", "org.example.IPC"),
+            signal("/org/example/IPC", WORKER),
+        ] {
+            assert!(herald(&built(other)).is_err());
+        }
+        let large = netlink().build(&vec![0u8; SIGNAL + HEADER]).expect("valid");
+        assert!(herald(&large).is_err());
+        // A worker does not.
+        assert!(offence(&built(netlink())).contains("everybody"));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! that caller; what the worker answers it checks and hands back. It knows no interface of the
 //! mechanisms, opens nothing and maps nothing.
 //!
-//! `bus.rs` and `router.rs` read from the bus, `worker.rs` and `life.rs` are a worker,
-//! `judge.rs` is what a worker may say. Everything is bounded: `admission.rs` by what is in flight,
+//! `bus.rs` and `router.rs` read from the bus, `worker.rs` and `life.rs` are a worker, `herald.rs` is the one
+//! that speaks to everybody, `judge.rs` is what a worker may say, `sending.rs` what goes to the bus. Everything is bounded: `admission.rs` by what is in flight,
 //! `budget.rs` by what is not read, `starts.rs` by what is started, `closer.rs` by what cannot be
 //! closed.
 
@@ -20,6 +20,7 @@ mod closer;
 mod front;
 #[doc(hidden)]
 pub mod fuzzing;
+mod herald;
 mod identity;
 mod judge;
 mod life;
@@ -30,6 +31,7 @@ mod parcel;
 mod pending;
 mod refusals;
 mod router;
+mod sending;
 mod spawner;
 mod starts;
 mod worker;

@@ -31,8 +31,9 @@ use zbus::{
 use crate::{
     admission::{Amounts, Permit},
     bus,
+    herald::{Rate, Rest},
     identity::no_spawner,
-    judge::{HEADER, Said, judge},
+    judge::{HEADER, Said, Speaker, judge},
     lock,
     parcel::Parcel,
     refusals::{Refusal, plain},
@@ -51,7 +52,7 @@ const CROWDED: Duration = Duration::from_millis(10);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// How a life ended.
-enum End {
+pub enum End {
     NotStarted(Refusal),
     /// It had nothing to do and was let go.
     Idle,
@@ -69,9 +70,10 @@ enum End {
 }
 
 impl Worker {
-    /// Until nothing waits for it.
+    /// Until nothing waits for it; the herald, until the service ends.
     pub async fn run(self: Arc<Self>, router: Arc<Router>, mut control: Option<OwnedFd>) {
         let mut told = router.stopping.subscribe();
+        let mut rest = Rest::new();
         loop {
             let fresh = control.is_none();
             let (end, socket) = match self.start(&router, control.take()).await {
@@ -93,7 +95,11 @@ impl Worker {
             if let Some(socket) = socket {
                 self.bury(&router, &end, socket).await;
             }
-            if self.rest() {
+            let is_over = match self.is_herald() {
+                true => rest.is_over(&self, &end, &mut told).await,
+                false => self.rest(),
+            };
+            if is_over {
                 break;
             }
         }
@@ -106,7 +112,8 @@ impl Worker {
         router: &Arc<Router>,
         control: Option<OwnedFd>,
     ) -> Result<(UnixStream, Option<Permit>), Refusal> {
-        let count = Amounts { workers: 1, ..Amounts::default() };
+        // The herald takes no place of anybody's.
+        let count = Amounts { workers: (!self.is_herald()).into(), ..Amounts::default() };
         let counted = router.admission.admit(Some(self.uid), None, count);
         let watch = |control| {
             watched(control).map_err(|error| Refusal::unavailable(format!("the worker's socket: {error}")))
@@ -119,8 +126,10 @@ impl Worker {
             return Err(Refusal::stopping());
         }
         let counted = counted?;
-        let Some(identity) = self.identity().cloned() else {
-            return Err(Refusal::unavailable("it is not known whose worker this is; call again"));
+        let request = match self.identity().cloned() {
+            _ if self.is_herald() => Request::Herald,
+            Some(identity) => Request::Start { name: self.name.clone(), identity },
+            None => return Err(Refusal::unavailable("it is not known whose worker this is; call again")),
         };
         if self.state().undead >= UNDEAD || router.closer.hangs(Some(self.uid)) {
             return Err(Refusal::unavailable(format!(
@@ -128,12 +137,13 @@ impl Worker {
                 self.uid
             )));
         }
-        lock(&router.starts).start(self.uid, &router.limits, Instant::now())?;
-        let request = Request::Start { name: self.name.clone(), identity };
+        lock(&router.starts).start(self.user(), &router.limits, Instant::now())?;
         match router.spawner.ask(request, None).await {
             Ok((Reply::Started { pid }, Some(control))) => {
                 tracing::info!("worker {} is process {pid}", self.name);
-                router.store.keep(&self.name, control.as_fd());
+                if !self.is_herald() {
+                    router.store.keep(&self.name, control.as_fd());
+                }
                 Ok((watch(control)?, Some(counted)))
             }
             Ok((Reply::Refused(SpawnerRefusal::Identity), _)) => {
@@ -212,6 +222,8 @@ impl Worker {
 
     async fn read(&self, router: &Arc<Router>, reader: &mut Reader) -> End {
         let mut first = true;
+        let speaker = if self.is_herald() { Speaker::Herald } else { Speaker::Worker };
+        let mut rate = Rate::new(router.limits.broadcasts);
         loop {
             let mut parcel = match reader.next().await {
                 Ok(message) => Parcel::new(message, Some(self.uid), &router.closer),
@@ -223,7 +235,7 @@ impl Worker {
             }
             let said = {
                 let state = &mut *self.state();
-                judge(parcel.message(), &mut state.members, state.ping, &router.limits)
+                judge(speaker, parcel.message(), &mut state.members, state.ping, &router.limits)
             };
             if parcel.fds() > 0 && router.closer.hangs(Some(self.uid)) {
                 return End::Hostile("its file descriptors cannot be closed".to_owned());
@@ -240,7 +252,9 @@ impl Worker {
                         return End::NoBus;
                     }
                 }
-                Ok(Said::Nothing) => {}
+                // What is dropped, the gap in the numbers shows.
+                Ok(Said::Broadcast) if rate.admits(Instant::now()) => router.outbox.broadcast(parcel),
+                Ok(Said::Broadcast | Said::Nothing) => {}
                 Ok(Said::Pong) => {
                     self.state().ping = None;
                     self.pong.notify_one();
@@ -364,9 +378,10 @@ impl Worker {
             return;
         }
         tracing::warn!("worker {}: {why}", self.name);
-        lock(&router.starts).crashed(self.uid, &router.limits, Instant::now());
-        for client in clients {
-            router.lost(&client, &why);
+        lock(&router.starts).crashed(self.user(), &router.limits, Instant::now());
+        // Nobody has anything in the herald; the next one says itself that it begins anew.
+        for client in clients.iter().filter(|_| !self.is_herald()) {
+            router.lost(client, &why);
         }
     }
 

@@ -33,6 +33,8 @@ limits! {
     worker_starts("worker-starts") = 2, "positive" at most 16;
     /// Workers of one user that may end unexpectedly in a minute, before none is started for 60 s.
     worker_crashes("worker-crashes") = 5, "any" at most 60;
+    /// Signals of netlink that go to everybody in a second, and as many at once; what is more is dropped.
+    broadcasts("broadcasts") = 2048, "any" at most 65536;
     /// Bytes sent to a connection that it has not read, from which on only the latest signal of each object is kept for it.
     unread_bytes("unread-bytes") = 262144, "positive" at most 16777216;
     /// Bytes sent to a connection that it has not read, from which on its calls are refused.

@@ -4,7 +4,8 @@
 //! writes.
 //!
 //! Replies and signals of workers wait for room, and their worker with them; the front's own words are
-//! small and never wait, because the router says them.
+//! small and never wait, because the router says them. What the herald says to everybody comes last, and is
+//! dropped rather than kept waiting: its numbers show the gap.
 
 use std::{
     io,
@@ -28,12 +29,16 @@ const PARCELS: usize = 16;
 /// Errors, the news of lost workers, and calls of the bus.
 const WORDS: usize = 1024;
 
+/// What the herald says to everybody.
+const BROADCASTS: usize = 256;
+
 /// As many messages go in one write.
 const BATCH: usize = 16;
 
 pub struct Outbox {
     parcels: mpsc::Sender<Parcel>,
     words: mpsc::Sender<Parcel>,
+    broadcasts: mpsc::Sender<Parcel>,
     line: Arc<Line>,
     closer: Arc<Closer>,
 }
@@ -60,10 +65,11 @@ impl Outbox {
     pub fn new(writer: Writer, closer: Arc<Closer>) -> (Arc<Self>, impl Future<Output = ()> + Send) {
         let (parcels, parcels_out) = mpsc::channel(PARCELS);
         let (words, words_out) = mpsc::channel(WORDS);
+        let (broadcasts, broadcasts_out) = mpsc::channel(BROADCASTS);
         let state = Mutex::default();
         let line = Arc::new(Line { writer, state, begun: Notify::new(), written: Notify::new() });
-        let task = run(line.clone(), parcels_out, words_out);
-        (Arc::new(Self { parcels, words, line, closer }), task)
+        let task = run(line.clone(), parcels_out, words_out, broadcasts_out);
+        (Arc::new(Self { parcels, words, broadcasts, line, closer }), task)
     }
 
     /// Waits for room. False: the bus is gone.
@@ -73,6 +79,15 @@ impl Outbox {
             room.send(parcel);
         }
         true
+    }
+
+    /// Sends what is for everybody, if there is room; else it is dropped. It has to wait for all others.
+    pub fn broadcast(&self, parcel: Parcel) {
+        if let Ok(room) = self.broadcasts.try_reserve()
+            && let Some(parcel) = self.line.at_once(parcel)
+        {
+            room.send(parcel);
+        }
     }
 
     /// False: there is no room, because the bus reads nothing.
@@ -133,17 +148,25 @@ impl Line {
     }
 }
 
-async fn run(line: Arc<Line>, mut parcels: mpsc::Receiver<Parcel>, mut words: mpsc::Receiver<Parcel>) {
+async fn run(
+    line: Arc<Line>,
+    mut parcels: mpsc::Receiver<Parcel>,
+    mut words: mpsc::Receiver<Parcel>,
+    mut broadcasts: mpsc::Receiver<Parcel>,
+) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut others = Vec::with_capacity(BATCH);
+    let mut last = Vec::with_capacity(BATCH);
     let error = loop {
         tokio::select! {
             biased;
             () = line.begun.notified() => batch.extend(lock(&line.state).begun.take()),
             count = words.recv_many(&mut batch, BATCH) => if count == 0 { return },
             count = parcels.recv_many(&mut others, BATCH) => if count == 0 { return },
+            count = broadcasts.recv_many(&mut last, BATCH) => if count == 0 { return },
         }
         batch.append(&mut others);
+        batch.append(&mut last);
         let written = match &mut batch[..] {
             [one] => one.send_rest(&line.writer).await.map_err(zbus::Error::from),
             all => {
@@ -160,7 +183,7 @@ async fn run(line: Arc<Line>, mut parcels: mpsc::Receiver<Parcel>, mut words: mp
     tracing::error!("the message bus takes no more messages: {error}");
     // So that whoever waits for the end of the front sees it. It may have ended by itself.
     let _ended = line.writer.hang_up();
-    drop((parcels, words));
+    drop((parcels, words, broadcasts));
     line.written.notify_waiters();
 }
 

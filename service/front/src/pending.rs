@@ -62,9 +62,10 @@ pub enum Addressee {
 }
 
 impl Members {
+    /// A client, if it is not one already.
     pub fn join(&mut self, client: &Arc<Client>) {
-        let member = Member { client: client.clone(), calls: HashMap::new() };
-        self.clients.insert(client.name.clone(), member);
+        let member = || Member { client: client.clone(), calls: HashMap::new() };
+        self.clients.entry(client.name.clone()).or_insert_with(member);
     }
 
     /// Its calls are no longer expected to be answered. Whether it was a member.

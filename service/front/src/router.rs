@@ -6,30 +6,23 @@
 
 use std::{
     collections::HashMap,
-    num::NonZeroU32,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use tokio::{
     sync::{oneshot, watch},
     task::JoinSet,
-    time::{sleep, timeout},
 };
-use zbus::{
-    fdo,
-    message::{Message, Type},
-};
+use zbus::message::{Message, Type};
 
 use crate::{
     admission::{Admission, User},
-    budget::{Client, Signal, Standing},
+    budget::{Client, Standing},
     bus::{self, Bus},
     closer::Closer,
     front::FdStore,
+    herald,
     identity::{Caller, Unknown, identify},
     judge::HEADER,
     limits::Limits,
@@ -42,16 +35,6 @@ use crate::{
     worker::Worker,
 };
 
-/// The first and the longest pause before the bus is asked again whether a client has read. (No bus
-/// tells it by itself.)
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-
-/// How long a client may take to answer a ping before it counts as one that never does.
-const PONG: Duration = Duration::from_secs(1);
-
-/// How long a worker waits for the bus to say whether a client is behind, before it counts as behind.
-const ANSWER: Duration = Duration::from_millis(100);
-
 pub struct Router {
     pub bus: Bus,
     pub limits: Limits,
@@ -62,15 +45,17 @@ pub struct Router {
     pub store: Box<dyn FdStore>,
     /// Whether the service ends; every worker's task hears of it.
     pub stopping: watch::Sender<bool>,
-    outbox: Arc<Outbox>,
+    pub outbox: Arc<Outbox>,
+    /// What is nobody's: everybody may ask it, and it speaks to everybody.
+    herald: Arc<Worker>,
     /// Every connection that has called and has not left.
     callers: Mutex<HashMap<Arc<str>, Entry>>,
     /// Locked before the state of a worker, never after.
     workers: Mutex<HashMap<String, Arc<Worker>>>,
-    drops: Mutex<log::Drops>,
+    pub drops: Mutex<log::Drops>,
     tasks: Mutex<JoinSet<()>>,
     /// The bus does not tell what it holds for a client.
-    no_stats: AtomicBool,
+    pub no_stats: AtomicBool,
 }
 
 /// A connection, and what is known of it.
@@ -123,6 +108,7 @@ impl Router {
             store,
             stopping: watch::Sender::new(false),
             outbox,
+            herald: herald::new(),
             callers: Mutex::default(),
             workers: Mutex::default(),
             drops: Mutex::default(),
@@ -153,7 +139,9 @@ impl Router {
             // The bus writes it into every message.
             let Some(sender) = header.sender() else { return };
             match lock(&self.callers).get(sender.as_str()) {
-                Some(Entry { client, state: Known::Yes(worker) }) => Ok((client.clone(), worker.clone())),
+                Some(Entry { client, state: Known::Yes(worker) }) => {
+                    Ok((client.clone(), self.addressee(client, worker, &parcel)))
+                }
                 _ => Err(Arc::from(sender.as_str())),
             }
         };
@@ -161,6 +149,16 @@ impl Router {
             Ok((client, worker)) => self.forward(&client, &worker, parcel),
             Err(sender) => self.meet(sender, parcel),
         }
+    }
+
+    /// Whom a call of this client is for. Asked under the lock of `callers`, so that who leaves leaves
+    /// everywhere.
+    fn addressee(&self, client: &Arc<Client>, worker: &Arc<Worker>, parcel: &Parcel) -> Arc<Worker> {
+        if !herald::is_for(parcel.message()) {
+            return worker.clone();
+        }
+        self.herald.state().members.join(client);
+        self.herald.clone()
     }
 
     /// A call of who is not known, or not served.
@@ -252,8 +250,9 @@ impl Router {
             Ok(caller) => {
                 client.belongs_to(caller.identity.uid);
                 let worker = self.join(&client, &caller);
-                *state = Known::Yes(worker.clone());
-                (Ok(worker), Learned::Worker(caller.worker))
+                let whose = calls.iter().map(|parcel| self.addressee(&client, &worker, parcel)).collect();
+                *state = Known::Yes(worker);
+                (Ok(whose), Learned::Worker(caller.worker))
             }
             Err(Unknown::Refused(refusal)) => {
                 *state = Known::Refused(refusal.clone());
@@ -266,13 +265,19 @@ impl Router {
             }
         };
         drop(callers);
-        for parcel in calls {
-            match &result {
-                Ok(worker) => self.forward(&client, worker, parcel),
-                Err(Some(refusal)) => self.answer(&client, parcel.asks(), refusal),
-                // Nobody waits for an answer.
-                Err(None) => {}
+        match result {
+            Ok(whose) => {
+                let whose: Vec<Arc<Worker>> = whose;
+                calls
+                    .into_iter()
+                    .zip(&whose)
+                    .for_each(|(parcel, worker)| self.forward(&client, worker, parcel));
             }
+            Err(Some(refusal)) => {
+                calls.iter().for_each(|parcel| self.answer(&client, parcel.asks(), &refusal));
+            }
+            // Nobody waits for an answer.
+            Err(None) => {}
         }
         for learner in learners {
             // Who asked may have ended.
@@ -302,6 +307,8 @@ impl Router {
 
     fn departed(&self, name: &str, news: Parcel) {
         let entry = lock(&self.callers).remove(name);
+        let told = Parcel::new(news.message().clone(), None, &self.closer);
+        self.herald.leave(name, told);
         if let Some(Entry { state: Known::Yes(worker), .. }) = entry {
             worker.leave(name, news);
             self.forget(&worker);
@@ -318,6 +325,11 @@ impl Router {
         worker.clone()
     }
 
+    /// Starts the herald, and keeps it running.
+    pub fn start_herald(self: &Arc<Self>) {
+        self.spawn(herald::keep(self.herald.clone(), self.clone()));
+    }
+
     /// Takes over the process of a former front.
     pub fn resume(self: &Arc<Self>, name: String, uid: u32, control: std::os::fd::OwnedFd) {
         let worker = Worker::new(name.clone(), uid);
@@ -331,124 +343,6 @@ impl Router {
         if worker.is_unused() && workers.get(&worker.name).is_some_and(|entry| Arc::ptr_eq(entry, worker)) {
             workers.remove(&worker.name);
         }
-    }
-
-    /// Sends what a worker said to a client. False: the bus is gone.
-    pub async fn deliver(self: &Arc<Self>, client: &Arc<Client>, parcel: Parcel) -> bool {
-        self.charge(client, parcel.size());
-        self.outbox.send(parcel).await
-    }
-
-    /// Sends a signal of a worker to a client, or keeps it. False: the bus is gone.
-    pub async fn signal(self: &Arc<Self>, client: &Arc<Client>, parcel: Parcel) -> bool {
-        loop {
-            let verdict = client.account().signal(parcel.message());
-            match verdict {
-                Signal::Send => return self.deliver(client, parcel).await,
-                Signal::Kept => return true,
-                Signal::Wait => {
-                    if timeout(ANSWER, client.answered.notified()).await.is_err() {
-                        client.account().no_answer();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Answers a call with an error, if it expects an answer and the caller reads any.
-    fn answer(self: &Arc<Self>, client: &Arc<Client>, asks: Option<NonZeroU32>, refusal: &Refusal) {
-        match asks {
-            Some(serial) => self.refuse(client, serial, refusal),
-            None => self.dropped(client.user(), &refusal.text),
-        }
-    }
-
-    /// Answers a call that expects an answer.
-    pub fn refuse(self: &Arc<Self>, client: &Arc<Client>, serial: NonZeroU32, refusal: &Refusal) {
-        let standing = client.account().standing();
-        if let Standing::Drop(refusal) = standing {
-            self.dropped(client.user(), &refusal.text);
-        } else if let Ok(message) = refusal.message(&client.name, serial) {
-            self.charge(client, message.data().len());
-            self.say(client.user(), message);
-        }
-    }
-
-    /// Tells a client that what it owned is gone.
-    pub fn lost(self: &Arc<Self>, client: &Arc<Client>, reason: &str) {
-        let signal = Message::signal("/org/example/IPC", bus::NAME, "Lost").destination(&*client.name);
-        let Ok(signal) = signal.build(&(reason,)) else { return };
-        let verdict = client.account().signal(&signal);
-        if verdict != Signal::Kept {
-            self.charge(client, signal.data().len());
-            self.say(client.user(), signal);
-        }
-    }
-
-    fn say(&self, user: User, message: Message) {
-        if !self.outbox.say(message) {
-            self.dropped(user, "the message bus reads nothing");
-        }
-    }
-
-    fn dropped(&self, user: User, why: &str) {
-        if let Some(count) = lock(&self.drops).count(user, Instant::now()) {
-            tracing::warn!(
-                "{count} calls or answers of {} were dropped; the last because {why}",
-                log::user(user)
-            );
-        }
-    }
-
-    fn charge(self: &Arc<Self>, client: &Arc<Client>, bytes: usize) {
-        let ask = client.account().sent(bytes);
-        if ask {
-            self.spawn(self.clone().acknowledge(client.clone()));
-        }
-    }
-
-    /// Asks the bus until the client has read, and then sends what was kept for it.
-    async fn acknowledge(self: Arc<Self>, client: Arc<Client>) {
-        let mut pause = PAUSES.0;
-        loop {
-            client.account().asked();
-            let Some(unread) = self.unread(&client.name).await else { return };
-            let caught_up = client.account().answered(unread);
-            client.answered.notify_waiters();
-            if caught_up {
-                break;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
-        }
-        loop {
-            let Some(signal) = client.account().next_kept() else { return };
-            if !self.deliver(&client, Parcel::new(signal, client.user(), &self.closer)).await {
-                return;
-            }
-        }
-    }
-
-    /// What the bus holds for a client. None: it has left.
-    async fn unread(&self, name: &str) -> Option<u64> {
-        if !self.no_stats.load(Ordering::Relaxed) {
-            match self.bus.unread(name).await {
-                Ok(unread) => return Some(unread),
-                Err(zbus::Error::FDO(error)) if matches!(*error, fdo::Error::NameHasNoOwner(_)) => {
-                    return None;
-                }
-                Err(error) => {
-                    tracing::info!(
-                        "the bus does not tell what clients have not read ({error}); they are pinged instead"
-                    );
-                    self.no_stats.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-        // Some libraries never answer. The bus that has no statistics, dbus-broker, disconnects who does
-        // not read; for the others this is a bound on the rate.
-        let _answered = timeout(PONG, self.bus.ping(name)).await;
-        Some(0)
     }
 
     pub fn patience(&self) -> Duration {

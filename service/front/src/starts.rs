@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{limits::Limits, refusals::Refusal};
+use crate::{admission::User, limits::Limits, refusals::Refusal};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -23,7 +23,8 @@ const USERS: usize = 1024;
 
 #[derive(Default)]
 pub struct Starts {
-    users: HashMap<u32, History>,
+    /// None: the herald.
+    users: HashMap<User, History>,
 }
 
 #[derive(Default)]
@@ -36,16 +37,17 @@ struct History {
 
 impl Starts {
     /// Counts a start, or says why there is none.
-    pub fn start(&mut self, uid: u32, limits: &Limits, now: Instant) -> Result<(), Refusal> {
+    pub fn start(&mut self, user: User, limits: &Limits, now: Instant) -> Result<(), Refusal> {
         if self.users.len() >= USERS {
             self.users.retain(|_, history| history.is_recent(now));
         }
-        let history = self.users.entry(uid).or_default();
+        let history = self.users.entry(user).or_default();
         if let Some(paused) = history.paused {
             let rest = PAUSE.saturating_sub(now.duration_since(paused));
             if !rest.is_zero() {
                 return Err(Refusal::unavailable(format!(
-                    "the process that holds the endpoints of uid {uid} ended unexpectedly {} times within a minute (worker-crashes); none is started for another {} s",
+                    "the process {} ended unexpectedly {} times within a minute (worker-crashes); none is started for another {} s",
+                    whose(user),
                     limits.worker_crashes,
                     rest.as_secs() + 1,
                 )));
@@ -59,7 +61,10 @@ impl Starts {
                 Ok(())
             }
             _ => Err(Refusal::limit(
-                &format!("too many workers are started for uid {uid}"),
+                &user.map_or_else(
+                    || "the herald is started too often".to_owned(),
+                    |uid| format!("too many workers are started for uid {uid}"),
+                ),
                 "worker-starts",
                 limits.worker_starts.into(),
                 &format!("a second, and at most {BURST} times as many at once; try again in a second"),
@@ -68,8 +73,8 @@ impl Starts {
     }
 
     /// A worker of this user ended though nobody asked it to.
-    pub fn crashed(&mut self, uid: u32, limits: &Limits, now: Instant) {
-        let history = self.users.entry(uid).or_default();
+    pub fn crashed(&mut self, user: User, limits: &Limits, now: Instant) {
+        let history = self.users.entry(user).or_default();
         forget(&mut history.crashes, MINUTE, now);
         history.crashes.push_back(now);
         if history.crashes.len() >= limits.worker_crashes as usize {
@@ -77,6 +82,13 @@ impl Starts {
             history.paused = Some(now);
         }
     }
+}
+
+fn whose(user: User) -> String {
+    user.map_or_else(
+        || "that listens to netlink".to_owned(),
+        |uid| format!("that holds the endpoints of uid {uid}"),
+    )
 }
 
 impl History {
@@ -101,47 +113,47 @@ mod tests {
     fn eight_at_once_and_two_a_second() {
         let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
         for _ in 0..8 {
-            starts.start(1, &limits, now).expect("at once");
+            starts.start(Some(1), &limits, now).expect("at once");
         }
-        let refusal = starts.start(1, &limits, now).expect_err("the ninth");
+        let refusal = starts.start(Some(1), &limits, now).expect_err("the ninth");
         assert!(refusal.text.contains("worker-starts is 2"), "{}", refusal.text);
-        starts.start(2, &limits, now).expect("another user");
+        starts.start(Some(2), &limits, now).expect("another user");
         for half in 1..=20 {
             let time = now + SECOND / 2 * half;
-            starts.start(1, &limits, time).expect("one in half a second");
-            starts.start(1, &limits, time).expect_err("a second one");
+            starts.start(Some(1), &limits, time).expect("one in half a second");
+            starts.start(Some(1), &limits, time).expect_err("a second one");
         }
         let rested = now + SECOND * 60;
         for _ in 0..8 {
-            starts.start(1, &limits, rested).expect("at once again, and not more for the rest");
+            starts.start(Some(1), &limits, rested).expect("at once again, and not more for the rest");
         }
-        starts.start(1, &limits, rested).expect_err("the ninth");
+        starts.start(Some(1), &limits, rested).expect_err("the ninth");
         let none = Limits { worker_starts: 0, ..limits };
-        starts.start(3, &none, now).expect_err("none at all");
+        starts.start(Some(3), &none, now).expect_err("none at all");
     }
 
     #[test]
     fn who_crashes_over_and_over_pauses() {
         let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
         for count in 0..4 {
-            starts.crashed(1, &limits, now + SECOND * count);
+            starts.crashed(Some(1), &limits, now + SECOND * count);
         }
         // The first is forgotten by then.
-        starts.crashed(1, &limits, now + MINUTE);
-        starts.start(1, &limits, now + MINUTE).expect("four in this minute");
-        starts.crashed(1, &limits, now + MINUTE);
-        let refusal = starts.start(1, &limits, now + MINUTE + SECOND).expect_err("five");
+        starts.crashed(Some(1), &limits, now + MINUTE);
+        starts.start(Some(1), &limits, now + MINUTE).expect("four in this minute");
+        starts.crashed(Some(1), &limits, now + MINUTE);
+        let refusal = starts.start(Some(1), &limits, now + MINUTE + SECOND).expect_err("five");
         assert_eq!(refusal.name, "Unavailable");
         assert!(refusal.text.contains("another 60 s"), "{}", refusal.text);
-        starts.start(2, &limits, now + MINUTE).expect("another user");
-        starts.start(1, &limits, now + MINUTE + PAUSE).expect("a minute later");
+        starts.start(Some(2), &limits, now + MINUTE).expect("another user");
+        starts.start(Some(1), &limits, now + MINUTE + PAUSE).expect("a minute later");
     }
 
     #[test]
     fn users_without_a_recent_past_are_forgotten() {
         let (mut starts, limits, now) = (Starts::default(), Limits::default(), Instant::now());
         for uid in 0..2 * USERS as u32 {
-            starts.start(uid, &limits, now + SECOND * uid).expect("one each");
+            starts.start(Some(uid), &limits, now + SECOND * uid).expect("one each");
         }
         assert!(starts.users.len() <= USERS);
     }

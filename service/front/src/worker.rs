@@ -13,12 +13,13 @@ use std::{
     time::Instant,
 };
 
-use ipc_spawner::protocol::Identity;
+use ipc_spawner::protocol::{HERALD, Identity};
 use ipc_stream::Writer;
 use tokio::sync::Notify;
 use zbus::message::Message;
 
 use crate::{
+    admission::User,
     budget::Client,
     lock,
     parcel::Parcel,
@@ -91,6 +92,16 @@ impl Worker {
         self.state().members.join(client);
     }
 
+    /// Whether it is nobody's.
+    pub fn is_herald(&self) -> bool {
+        self.name == HERALD
+    }
+
+    /// Whose starts are counted.
+    pub fn user(&self) -> User {
+        (!self.is_herald()).then_some(self.uid)
+    }
+
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.get()
     }
@@ -158,9 +169,7 @@ impl Worker {
     /// Whether the task may end, and then it must: nothing waits.
     pub fn rest(&self) -> bool {
         let mut state = self.state();
-        // A new process knows nothing of those who have left.
-        state.queue.retain(Parcel::is_call);
-        state.awake = !state.queue.is_empty();
+        state.awake = state.has_calls();
         !state.awake
     }
 
@@ -177,6 +186,13 @@ impl Worker {
 }
 
 impl State {
+    /// Whether calls wait, when there is no process.
+    pub fn has_calls(&mut self) -> bool {
+        // A new process knows nothing of those who have left.
+        self.queue.retain(Parcel::is_call);
+        !self.queue.is_empty()
+    }
+
     /// Queues something that is not a call.
     pub fn tell(&mut self, news: Parcel) {
         if self.queue.len() < QUEUE {

@@ -128,6 +128,14 @@ pub fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
+/// The errno in an answer of the kernel's, where it is a negative number; EIO for what no errno is.
+pub fn errno_in(code: i32) -> Errno {
+    match code.checked_neg() {
+        Some(number @ 1..4096) => Errno::from_raw_os_error(number),
+        _ => Errno::IO,
+    }
+}
+
 /// The errno of the call to the C library that failed just now.
 pub fn last_errno() -> Errno {
     errno_of(&std::io::Error::last_os_error())

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::{Dict, Value};
+use crate::{Dict, Error, Result, Value, mechanism::Column};
 
 /// A key of a row, and its value.
 pub type Cell = (Cow<'static, str>, Value);
@@ -64,6 +64,15 @@ impl Listing {
         };
         self.ends.into_iter().map(row).collect()
     }
+}
+
+/// Refuses a filter with keys that no row has; `what` reads "inet".
+pub fn check_filter(what: &str, columns: &[Column], filter: &Dict) -> Result<()> {
+    let Some(key) = filter.keys().find(|key| !columns.iter().any(|column| column.key == *key)) else {
+        return Ok(());
+    };
+    let known: Vec<_> = columns.iter().map(|column| column.key).collect();
+    Err(Error::invalid(format!("{what} has no column {key:?} to filter by; it has {}", known.join(", "))))
 }
 
 impl From<Vec<Dict>> for Listing {

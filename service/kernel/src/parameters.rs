@@ -37,6 +37,8 @@ pub enum Type {
     Words(&'static [&'static str]),
     /// Whole numbers within the bounds, joined with `+` in an address; D-Bus `ai`.
     Numbers { min: i32, max: i32 },
+    /// Names of lower-case letters, digits, `-` and `.`, or numbers, joined with `+` in an address; D-Bus `as`.
+    Names,
     /// Signals by name or number, joined with `/` in an address, as `+` is part of their names;
     /// or `all`; D-Bus `as`.
     Signals,
@@ -56,7 +58,7 @@ impl Type {
             Self::I32 { .. } => "i",
             Self::U64 { .. } | Self::Size { .. } => "t",
             Self::Text | Self::Word(_) | Self::Path => "s",
-            Self::Words(_) | Self::Signals => "as",
+            Self::Words(_) | Self::Names | Self::Signals => "as",
             Self::Numbers { .. } => "ai",
         }
     }
@@ -80,6 +82,7 @@ impl Type {
             Self::Numbers { min, max } => {
                 format!("whole numbers from {min} to {max}, joined with '+' (D-Bus type ai)")
             }
+            Self::Names => "names or numbers, joined with '+' (D-Bus type as)".into(),
             Self::Signals => format!("all, or joined with '/' {} (D-Bus type as)", names::EXPECTED),
             Self::Key { words } => format!(
                 "a key of 32 bits, decimal or 0x…{}{} (D-Bus type u, or s)",
@@ -103,7 +106,9 @@ impl Type {
             Self::Size { .. } => self.check(Value::U64(size(text)?)),
             Self::Mode => self.check(Value::U32(u32::from_str_radix(text, 8).ok()?)),
             Self::Text | Self::Word(_) | Self::Key { .. } => self.check(Value::Text(text.to_owned())),
-            Self::Words(_) => self.check(Value::Texts(text.split('+').map(str::to_owned).collect())),
+            Self::Words(_) | Self::Names => {
+                self.check(Value::Texts(text.split('+').map(str::to_owned).collect()))
+            }
             Self::Numbers { .. } => {
                 let numbers = text.split('+').map(|number| whole(number)?.try_into().ok());
                 self.check(Value::I32s(numbers.collect::<Option<_>>()?))
@@ -158,6 +163,10 @@ impl Type {
                 };
                 numbers.iter().all(|number| (min..=max).contains(number)).then_some(Value::I32s(numbers))
             }
+            Self::Names => match value {
+                Value::Texts(texts) if texts.iter().all(|text| is_name(text)) => Some(Value::Texts(texts)),
+                _ => None,
+            },
             Self::Signals => match value {
                 Value::Texts(texts) if texts.iter().all(|t| t == "all" || names::number(t).is_some()) => {
                     Some(Value::Texts(texts))
@@ -176,6 +185,11 @@ impl Type {
             },
         }
     }
+}
+
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    !text.is_empty() && text.bytes().all(plain)
 }
 
 fn whole(text: &str) -> Option<i128> {

@@ -22,7 +22,10 @@ use neli::{
 };
 use rustix::{io::Errno, net::SocketType};
 
-use crate::{Error, Kind, Result, error::errno_of};
+use crate::{
+    Error, Kind, Result,
+    error::{errno_in, errno_of},
+};
 
 /// The message type of every request and answer, sock_diag(7).
 pub const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -40,6 +43,30 @@ pub enum Scope {
     All,
     /// The one socket that the request names.
     One,
+}
+
+/// What families without states are asked with: `struct netlink_diag_req`, `struct packet_diag_req`.
+#[derive(Debug, Size, ToBytes)]
+pub struct Request {
+    family: u8,
+    protocol: u8,
+    padding: u16,
+    inode: u32,
+    show: u32,
+    cookie: u64,
+}
+
+impl Request {
+    /// All sockets of the family. `show` says which attributes the answers are to have.
+    pub fn all(family: libc::c_int, protocol: u8, show: u32) -> Self {
+        // The families are below 256.
+        Self { family: family as u8, protocol, padding: 0, inode: 0, show, cookie: u64::MAX }
+    }
+}
+
+/// The n-th word of an attribute's payload.
+pub fn word(payload: &[u8], n: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*payload.get(n * 4..)?.first_chunk()?))
 }
 
 /// Sends `request` and returns every answer. `what` reads "the unix sockets".
@@ -123,8 +150,7 @@ where
 }
 
 fn refused(code: i32, what: &str) -> Error {
-    let errno = Errno::from_raw_os_error(code.saturating_neg());
-    match errno {
+    match errno_in(code) {
         // netlink has no handler for this family: its *_diag module is not there.
         Errno::NOENT => Error::new(
             Kind::NotFound,
@@ -266,7 +292,7 @@ impl From<UnixAnswer> for UnixSocket {
         let mut socket = Self::new(answer.inode, SocketType::from_raw(answer.kind.into()), answer.state);
         for attribute in answer.attributes.iter() {
             let payload = attribute.rta_payload().as_ref();
-            let word = |n: usize| Some(u32::from_ne_bytes(*payload.get(n * 4..)?.first_chunk()?));
+            let word = |n| word(payload, n);
             match attribute.rta_type() {
                 0 => socket.name = payload.to_owned(), // UNIX_DIAG_NAME
                 1 => socket.file_inode = word(0),      // UNIX_DIAG_VFS

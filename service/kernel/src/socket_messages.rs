@@ -46,10 +46,12 @@ pub struct Received {
     pub from: Option<SocketAddrAny>,
     /// Where the socket has SO_PASSCRED.
     pub credentials: Option<Credentials>,
-    /// The multicast group of a netlink message, 0 where it was sent to this socket alone; where the
-    /// socket has NETLINK_PKTINFO.
-    pub group: Option<u32>,
     pub fds: Vec<OwnedFd>,
+    /// The multicast group of a netlink message, where the socket has NETLINK_PKTINFO; 0 is none.
+    pub group: Option<u32>,
+    /// The network namespace of a netlink message, where the socket has NETLINK_LISTEN_ALL_NSID and
+    /// it is not the socket's own.
+    pub namespace: Option<i32>,
 }
 
 /// Who sent a message, as the kernel vouches for it (SCM_CREDENTIALS); root may forge it.
@@ -258,9 +260,11 @@ unsafe fn read_control(header: &libc::msghdr, raw: &mut Raw, received: &mut Rece
                     received.credentials = Some(Credentials { pid, uid: who.uid, gid: who.gid });
                 }
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMP) => raw.has_time = true,
-                // struct nl_pktinfo is one word, the group.
                 (libc::SOL_NETLINK, libc::NETLINK_PKTINFO) if length >= size_of::<u32>() => {
                     received.group = Some(payload.cast::<u32>().read_unaligned());
+                }
+                (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID) if length >= size_of::<i32>() => {
+                    received.namespace = Some(payload.cast::<i32>().read_unaligned());
                 }
                 _ => {}
             }

@@ -16,7 +16,7 @@ pub fn set_flag(fd: impl AsFd, option: libc::c_int, value: bool) -> rustix::io::
     set_int(fd, libc::SOL_SOCKET, option, value.into())
 }
 
-/// Sets an option that is an int, of any level.
+/// Sets an option of any level whose value is an int.
 pub fn set_int(
     fd: impl AsFd,
     level: libc::c_int,
@@ -36,9 +36,19 @@ pub fn set_int(
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// Reads an option of SOL_SOCKET into a buffer that starts with `capacity` bytes and grows where
-/// the kernel asks for more (ERANGE).
+/// Reads an option of SOL_SOCKET, as [`get_of`].
 pub fn get(fd: impl AsFd, option: libc::c_int, capacity: usize) -> rustix::io::Result<Vec<u8>> {
+    get_of(fd, libc::SOL_SOCKET, option, capacity)
+}
+
+/// Reads an option of any level into a buffer that starts with `capacity` bytes and grows where
+/// the kernel asks for more: by ERANGE, or by a length that is more than it wrote.
+pub fn get_of(
+    fd: impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    capacity: usize,
+) -> rustix::io::Result<Vec<u8>> {
     let mut value = vec![0_u8; capacity];
     loop {
         // A capacity is at most what the kernel asked for, which is a socklen_t.
@@ -48,18 +58,20 @@ pub fn get(fd: impl AsFd, option: libc::c_int, capacity: usize) -> rustix::io::R
         let result = unsafe {
             libc::getsockopt(
                 fd.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
+                level,
                 option,
                 value.as_mut_ptr().cast(),
                 &raw mut length,
             )
         };
-        if result == 0 {
-            value.truncate(length as usize);
+        let length = length as usize;
+        if result == 0 && length <= value.len() {
+            value.truncate(length);
             return Ok(value);
         }
         match last_errno() {
-            Errno::RANGE if length as usize > value.len() => value.resize(length as usize, 0),
+            _ if result == 0 => value.resize(length, 0),
+            Errno::RANGE if length > value.len() => value.resize(length, 0),
             errno => return Err(errno),
         }
     }

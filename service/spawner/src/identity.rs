@@ -3,6 +3,7 @@
 //! Every step is checked, and in the end the kernel is asked what the process is: a child that has
 //! anything left of root ends before it reads a byte of anybody's.
 
+use std::ffi::CStr;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -34,9 +35,10 @@ pub fn is_fit(identity: &Identity) -> bool {
     ids.all(|id| ![NOBODY, u32::MAX].contains(id))
 }
 
-/// The rest of a worker's start, in the child. Whatever the spawner had open is dropped before.
-pub fn become_worker(control: OwnedFd, identity: Identity) -> Result<WorkerStart, Error> {
-    set_name(c"ipcd-worker").attempting("naming the worker")?;
+/// The rest of the start of a worker, or the herald, in the child. Whatever the spawner had open is
+/// dropped before.
+pub fn become_worker(name: &CStr, control: OwnedFd, identity: Identity) -> Result<WorkerStart, Error> {
+    set_name(name).attempting("naming the worker")?;
     signals::ignore_harmless();
     redirect_standard_streams()?;
     close_all_but(&[control.as_raw_fd()])?;

@@ -33,6 +33,8 @@ use protocol::Identity;
 pub enum Role {
     Front(FrontStart),
     Worker(WorkerStart),
+    /// Of the front's user; otherwise as a worker.
+    Herald(WorkerStart),
     /// Still the spawner, which was told to end: nothing is left to do.
     Ended,
 }

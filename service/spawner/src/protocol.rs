@@ -14,6 +14,9 @@ pub const GROUPS_MAX: usize = 1024;
 /// The longest name of a worker (it is also an FDNAME= of sd_notify(3), which takes 255).
 pub const NAME_MAX: usize = 128;
 
+/// The name of the herald, which is no worker's.
+pub const HERALD: &str = "herald";
+
 /// Version, kind, uid, gid, confinement, count of groups, length of the name, the name, the groups.
 pub const REQUEST_SIZE: usize = 7 * 4 + NAME_MAX + GROUPS_MAX * 4;
 
@@ -80,6 +83,8 @@ pub enum Request {
     Examine { uid: u32 },
     /// Start a worker. The reply comes with the front's end of its control socket.
     Start { name: String, identity: Identity },
+    /// Start the herald, as the front's own user. The reply is that to Start.
+    Herald,
     /// End the worker of this name with SIGKILL.
     Kill { name: String },
 }
@@ -118,6 +123,7 @@ impl Request {
             Self::Examine { .. } => (1, "", &user),
             Self::Start { name, identity } => (2, name.as_str(), identity),
             Self::Kill { name } => (3, name.as_str(), &user),
+            Self::Herald => (4, "", &user),
         };
         let name = &name.as_bytes()[..name.len().min(NAME_MAX)];
         let groups = &identity.groups[..identity.groups.len().min(GROUPS_MAX)];
@@ -166,6 +172,7 @@ impl Request {
                 Ok(Self::Start { name, identity })
             }
             3 if !name.is_empty() => Ok(Self::Kill { name }),
+            4 => Ok(Self::Herald),
             _ => Err(Refusal::Malformed),
         }
     }
@@ -233,7 +240,8 @@ mod tests {
     #[test]
     fn requests_survive_the_way() {
         let start = Request::Start { name: "w-1000-abc".into(), identity: identity() };
-        for request in [Request::Examine { uid: 1000 }, start, Request::Kill { name: "w-1000-abc".into() }] {
+        let kill = Request::Kill { name: "w-1000-abc".into() };
+        for request in [Request::Examine { uid: 1000 }, start, kill, Request::Herald] {
             assert_eq!(Request::decode(&request.encode()), Ok(request));
         }
     }

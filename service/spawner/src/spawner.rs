@@ -15,7 +15,7 @@ use crate::error::Attempting;
 use crate::front::{Front, Next};
 use crate::identity::{become_front, become_worker, is_fit};
 use crate::process::{Child, exit_at_once, fork, log, wait};
-use crate::protocol::{Identity, REQUEST_SIZE, Refusal, Reply, Request};
+use crate::protocol::{HERALD, Identity, REQUEST_SIZE, Refusal, Reply, Request};
 use crate::{Error, FrontStart, Role, datagram, signals};
 
 /// How long the front, which waits for the workers, and then the workers may take to end.
@@ -53,6 +53,7 @@ struct Worker {
 enum Birth {
     Front(OwnedFd),
     Worker(OwnedFd, Identity),
+    Herald(OwnedFd, Identity),
 }
 
 /// What poll(2) saw.
@@ -165,24 +166,30 @@ impl Spawner {
         };
         let request = bytes.get(..length).ok_or(Refusal::Malformed).and_then(Request::decode);
         let mut control = None;
-        let reply = match request {
-            Ok(Request::Examine { uid }) => self.surroundings.examine(fd.as_ref(), uid),
-            Ok(Request::Kill { name }) => self.kill(&name),
-            Ok(Request::Start { name, identity }) => match self.start(name, identity) {
-                Ok(Started::Parent(pid, front_end)) => {
-                    control = Some(front_end);
-                    Reply::Started { pid }
-                }
-                Ok(Started::Child(birth)) => return Some(birth),
-                Err(refusal) => Reply::Refused(refusal),
-            },
-            Err(refusal) => Reply::Refused(refusal),
+        // The herald ends with its front.
+        let outlives_front = request != Ok(Request::Herald);
+        let started = match request {
+            Ok(Request::Examine { uid }) => Err(self.surroundings.examine(fd.as_ref(), uid)),
+            Ok(Request::Kill { name }) => Err(self.kill(&name)),
+            Ok(Request::Start { name, identity }) => Ok(self.start(name, identity)),
+            Ok(Request::Herald) => Ok(self.start_herald()),
+            Err(refusal) => Err(Reply::Refused(refusal)),
+        };
+        let reply = match started {
+            Ok(Ok(Started::Parent(pid, front_end))) => {
+                control = Some(front_end);
+                Reply::Started { pid }
+            }
+            Ok(Ok(Started::Child(birth))) => return Some(birth),
+            Ok(Err(refusal)) => Reply::Refused(refusal),
+            Err(reply) => reply,
         };
         if datagram::send(&connection, &reply.encode(), control.as_ref().map(AsFd::as_fd)).is_ok() {
             self.connection = Some(connection);
         }
         // Where systemd starts the front it also keeps the control sockets for the next one.
-        if matches!(self.front, Front::Running { .. })
+        if outlives_front
+            && matches!(self.front, Front::Running { .. })
             && let (Some(front_end), Some(worker)) = (control, self.workers.last_mut())
         {
             worker.control = Some(front_end);
@@ -195,12 +202,22 @@ impl Spawner {
         if !is_fit(&identity) || identity.uid == self.user.uid {
             return Err(Refusal::Identity);
         }
+        self.fork(name, |control| Birth::Worker(control, identity))
+    }
+
+    /// Its sandbox keeps it from what a worker of the front's user could do.
+    fn start_herald(&mut self) -> Result<Started, Refusal> {
+        let identity = Identity { groups: Vec::new(), ..self.user.clone() };
+        self.fork(HERALD.to_owned(), |control| Birth::Herald(control, identity))
+    }
+
+    fn fork(&mut self, name: String, birth: impl FnOnce(OwnedFd) -> Birth) -> Result<Started, Refusal> {
         if self.workers.len() >= WORKERS_MAX {
             return Err(Refusal::Errno(libc::EAGAIN));
         }
         let (front_end, control) = control_pair()?;
         match fork().map_err(|error| Refusal::Errno(error.raw_os_error().unwrap_or(libc::EAGAIN)))? {
-            None => Ok(Started::Child(Birth::Worker(control, identity))),
+            None => Ok(Started::Child(birth(control))),
             Some(child) => {
                 let pid = child.pid.as_raw_nonzero().get().cast_unsigned();
                 self.workers.push(Worker { name, child, control: None });
@@ -266,7 +283,11 @@ impl Spawner {
         let role = match birth {
             Birth::Worker(control, identity) => {
                 drop(workers);
-                become_worker(control, identity).map(Role::Worker)
+                become_worker(c"ipcd-worker", control, identity).map(Role::Worker)
+            }
+            Birth::Herald(control, identity) => {
+                drop(workers);
+                become_worker(c"ipcd-herald", control, identity).map(Role::Herald)
             }
             Birth::Front(spawner) => {
                 let control = |worker: Worker| Some((worker.name, worker.control?));

@@ -87,10 +87,23 @@ impl Stage {
     /// The process that is on the bus.
     #[track_caller]
     pub fn front(&self) -> i32 {
-        let fronts: Vec<_> = self.children().into_iter().filter(|child| child.uid == IPCD.uid).collect();
-        match fronts[..] {
-            [front] => front.pid,
-            _ => panic!("one front is expected, not {fronts:?}; the log:\n{}", self.service.log()),
+        self.own("ipcd-front")
+    }
+
+    /// The process that tells everybody what the kernel tells everybody.
+    #[track_caller]
+    pub fn herald(&self) -> i32 {
+        self.own("ipcd-herald")
+    }
+
+    #[track_caller]
+    fn own(&self, name: &str) -> i32 {
+        let children = self.children().into_iter().filter(|child| child.uid == IPCD.uid);
+        let found: Vec<_> =
+            children.filter(|child| status(child.pid, "Name").is_some_and(|it| it == name)).collect();
+        match found[..] {
+            [one] => one.pid,
+            _ => panic!("one {name} is expected, not {found:?}; the log:\n{}", self.service.log()),
         }
     }
 

@@ -237,6 +237,11 @@ impl Client {
     pub async fn inbox(&self) -> Inbox {
         Inbox::of(self).await
     }
+
+    /// The same, but of signals only those that are for everybody.
+    pub async fn broadcasts(&self) -> Inbox {
+        Inbox::of_broadcasts(self).await
+    }
 }
 
 /// `Endpoint` → `org.example.IPC.Endpoint`, `""` → the manager's.

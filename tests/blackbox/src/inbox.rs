@@ -24,14 +24,28 @@ struct Shared {
 
 impl Inbox {
     pub(crate) async fn of(client: &Client) -> Inbox {
-        let stream = MessageStream::from(&client.connection);
-        let inbox = Inbox { shared: Arc::default() };
-        tokio::spawn(collect(stream, inbox.shared.clone()));
+        let inbox = Inbox::collecting(client);
         if client.must_subscribe() {
             client.run(ipc_harness::PATH, "", "Subscribe").await;
         } else if !client.is_peer() {
             add_match(&client.connection).await;
         }
+        inbox
+    }
+
+    /// With a match rule, and nothing else.
+    pub(crate) async fn of_broadcasts(client: &Client) -> Inbox {
+        let inbox = Inbox::collecting(client);
+        if !client.is_peer() {
+            add_match(&client.connection).await;
+        }
+        inbox
+    }
+
+    fn collecting(client: &Client) -> Inbox {
+        let stream = MessageStream::from(&client.connection);
+        let inbox = Inbox { shared: Arc::default() };
+        tokio::spawn(collect(stream, inbox.shared.clone()));
         inbox
     }
 

@@ -43,6 +43,18 @@ impl Stage {
 
     /// A service with this configuration file.
     pub fn with_config(way: Way, toml: &str) -> Result<Stage, Unavailable> {
+        Stage::launched(way, |launch| Ok(launch.config(toml)))
+    }
+
+    /// The same in a network namespace of its own.
+    pub fn in_own_network(way: Way, toml: &str) -> Result<Stage, Unavailable> {
+        Stage::launched(way, |launch| launch.config(toml).in_own_network())
+    }
+
+    fn launched(
+        way: Way,
+        prepare: impl FnOnce(Launch) -> Result<Launch, Unavailable>,
+    ) -> Result<Stage, Unavailable> {
         let system = if way == Way::System { Some(SystemBus::dbus_daemon()?) } else { None };
         let bus = match way {
             Way::DbusDaemon | Way::Peer => Some(Bus::dbus_daemon()?),
@@ -54,7 +66,7 @@ impl Stage {
             (_, Some(system)) => system.launch(),
             _ => Launch::private(),
         };
-        Ok(Stage { way, service: launch.config(toml).start(), bus, system })
+        Ok(Stage { way, service: prepare(launch)?.start(), bus, system })
     }
 
     /// A client of its own: a new connection of the stage's kind.
@@ -108,22 +120,28 @@ impl Address for Stage {
     }
 }
 
-/// One test for each [`Way`] of functions `async fn a(stage: Stage)`; `config = TEXT;` in front of them is the
-/// service's configuration file.
+/// One test for each [`Way`] of functions `async fn a(stage: Stage)`; in front of them may be `config = TEXT;`, the
+/// service's configuration file, or `in_own_network;`.
 #[macro_export]
 macro_rules! everywhere {
     (config = $config:expr; $($test:ident),+ $(,)?) => {
-        $crate::everywhere!(@ dbus_daemon, DbusDaemon, $config, $($test),+);
-        $crate::everywhere!(@ dbus_broker, DbusBroker, $config, $($test),+);
-        $crate::everywhere!(@ private_bus, Private, $config, $($test),+);
-        $crate::everywhere!(@ peer_to_peer, Peer, $config, $($test),+);
-        $crate::everywhere!(@ system_bus, System, $config, $($test),+);
+        $crate::everywhere!(@ with_config, $config, $($test),+);
     };
-    (@ $module:ident, $way:ident, $config:expr, $($test:ident),+) => {
+    (in_own_network; $($test:ident),+ $(,)?) => {
+        $crate::everywhere!(@ in_own_network, "", $($test),+);
+    };
+    (@ $make:ident, $config:expr, $($test:ident),+) => {
+        $crate::everywhere!(@ dbus_daemon, DbusDaemon, $make, $config, $($test),+);
+        $crate::everywhere!(@ dbus_broker, DbusBroker, $make, $config, $($test),+);
+        $crate::everywhere!(@ private_bus, Private, $make, $config, $($test),+);
+        $crate::everywhere!(@ peer_to_peer, Peer, $make, $config, $($test),+);
+        $crate::everywhere!(@ system_bus, System, $make, $config, $($test),+);
+    };
+    (@ $module:ident, $way:ident, $make:ident, $config:expr, $($test:ident),+) => {
         mod $module { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                let stage = $crate::Stage::with_config($crate::Way::$way, $config);
+                let stage = $crate::Stage::$make($crate::Way::$way, $config);
                 super::$test(ipc_harness::or_skip!(stage)).await
             }
         )+ }

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::Address;
 use crate::lines::Lines;
 use crate::process::Process;
-use crate::tools::{patience, target_directory, temp_dir};
+use crate::tools::{Unavailable, need_tool, patience, target_directory, temp_dir};
 
 /// How to start the service; [`Service::on`] and [`Service::private`] are the short forms.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ pub struct Launch {
     program: Option<PathBuf>,
     /// Words before the program, and the address of the bus that it is to take for the system's.
     system: Option<(Vec<String>, String)>,
+    own_network: bool,
 }
 
 /// A running service. Ended on drop (killed if it does not heed SIGTERM); its log is printed if the test is failing.
@@ -81,6 +82,7 @@ impl Launch {
             environment: Vec::new(),
             program: None,
             system: None,
+            own_network: false,
         }
     }
 
@@ -110,6 +112,19 @@ impl Launch {
     pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Launch {
         self.environment.push((name.into(), value.into()));
         self
+    }
+
+    /// In a network namespace of its own, in which a loopback interface is all there is, and that is down.
+    pub fn in_own_network(mut self) -> Result<Launch, Unavailable> {
+        for tool in ["unshare", "nsenter", "ip"] {
+            need_tool(tool)?;
+        }
+        let tried = Command::new("unshare").args(["--net", "true"]).output();
+        if !tried.is_ok_and(|tried| tried.status.success()) {
+            return Err(Unavailable("no network namespace can be made here".into()));
+        }
+        self.own_network = true;
+        Ok(self)
     }
 
     /// Another program than the built `ipcd`.
@@ -150,14 +165,21 @@ impl Launch {
 
     fn command(&self, dir: &TempDir, log: &Path) -> Command {
         let program = self.program.as_deref().unwrap_or_else(|| built_program());
-        let mut command = match &self.system {
+        let mut words = self.system.as_ref().map(|(words, _)| words.clone()).unwrap_or_default();
+        if self.own_network {
+            words.extend(["unshare", "--net", "--"].map(String::from));
+        }
+        let mut command = match words.split_first() {
             None => Command::new(program),
-            Some((words, address)) => {
-                let mut command = Command::new(&words[0]);
-                command.args(&words[1..]).arg(program).env("DBUS_SYSTEM_BUS_ADDRESS", address);
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
                 command
             }
         };
+        if let Some((_, address)) = &self.system {
+            command.env("DBUS_SYSTEM_BUS_ADDRESS", address);
+        }
         command.args(["--bus", &self.bus]);
         if let Some(text) = &self.config {
             let file = dir.path().join("config.toml");
@@ -194,6 +216,16 @@ impl Service {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.process.pid()
+    }
+
+    /// `ip ARGUMENTS` in its network namespace; panics with what it says when it fails.
+    #[track_caller]
+    pub fn ip(&self, arguments: &str) {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &self.pid().to_string(), "--", "ip"]);
+        let output = command.args(arguments.split(' ')).output().expect("nsenter");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip {arguments}: {said}");
     }
 
     /// What it printed on standard output.

@@ -192,7 +192,8 @@ impl Messages {
         Ok((kept, lost))
     }
 
-    /// A message came and was taken (option deliver).
+    /// A message came and was taken (option deliver). Without bytes and with the attribute overflow (s), it says
+    /// that messages were lost here, and why.
     #[zbus(signal)]
     pub async fn received(
         emitter: &SignalEmitter<'_>,

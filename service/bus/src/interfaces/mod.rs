@@ -16,6 +16,7 @@ pub mod manager;
 pub mod mechanism;
 pub mod memory;
 pub mod messages;
+pub mod netlink;
 pub mod object_manager;
 pub mod process;
 pub mod relay;

@@ -16,7 +16,7 @@ use std::{
 
 use futures_util::StreamExt;
 use ipc_harness::patience;
-use ipc_spawner::protocol::{Confinement, REQUEST_SIZE, Refusal, Reply, Request};
+use ipc_spawner::protocol::{Confinement, HERALD, REQUEST_SIZE, Refusal, Reply, Request};
 use ipc_stream::Stream;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -39,6 +39,7 @@ pub struct Fake {
 struct Shared {
     confinement: AtomicU32,
     started: AtomicU32,
+    heralds: AtomicU32,
     examined: AtomicU32,
     /// Starts fail with this errno.
     refuse: AtomicU32,
@@ -46,6 +47,8 @@ struct Shared {
     /// Whom each worker names as its clients when it is asked to serve.
     clients: Mutex<Vec<String>>,
     departed: News,
+    /// As heard by the herald.
+    herald_heard: News,
     let_go: News,
     pinged: News,
 }
@@ -118,6 +121,15 @@ impl Fake {
     /// The names of the clients of whose departure workers hear.
     pub fn departures(&self) -> std_mpsc::Receiver<String> {
         self.shared.departed.listen()
+    }
+
+    /// The names of the clients of whose departure the herald hears.
+    pub fn herald_hears(&self) -> std_mpsc::Receiver<String> {
+        self.shared.herald_heard.listen()
+    }
+
+    pub fn heralds(&self) -> u32 {
+        self.shared.heralds.load(Ordering::SeqCst)
     }
 
     /// The names of workers whose control socket ended.
@@ -193,9 +205,13 @@ async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
             Ok(Request::Start { .. }) if shared.refuse.load(Ordering::SeqCst) != 0 => {
                 Reply::Refused(Refusal::Errno(shared.refuse.load(Ordering::SeqCst).cast_signed()))
             }
-            Ok(Request::Start { name, .. }) => {
+            Ok(request @ (Request::Start { .. } | Request::Herald)) => {
                 let (ours, theirs) = pair();
-                let instance = shared.started.fetch_add(1, Ordering::SeqCst) + 1;
+                let (name, count) = match request {
+                    Request::Start { name, .. } => (name, &shared.started),
+                    _ => (HERALD.to_owned(), &shared.heralds),
+                };
+                let instance = count.fetch_add(1, Ordering::SeqCst) + 1;
                 let task = tokio::spawn(worker(shared.clone(), name.clone(), instance, ours));
                 shared.workers.lock().expect("not poisoned").push((name, task));
                 control = Some(theirs);
@@ -239,7 +255,9 @@ async fn worker(shared: Arc<Shared>, name: String, instance: u32, control: Owned
             Err(false) => receive(&control, &mut buffer).await,
         };
     }
-    shared.let_go.tell(&name);
+    if name != HERALD {
+        shared.let_go.tell(&name);
+    }
 }
 
 /// Serves a stream until that ends (false), or a call says to end (true).
@@ -253,13 +271,17 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
     let connection = Connection::from(&messages);
     let clients = shared.clients.lock().expect("not poisoned").clone();
     let word = |member| Message::signal("/org/example/IPC", "org.example.IPC.Worker", member);
-    say(&connection, word("Clients").build(&clients)).await;
+    let is_herald = name == HERALD;
+    if !is_herald {
+        say(&connection, word("Clients").build(&clients)).await;
+    }
+    let netlink = || Message::signal("/org/example/IPC/netlink", "org.example.IPC.Netlink", "LinkChanged");
     while let Some(Ok(message)) = messages.next().await {
         let header = message.header();
         if message.message_type() == Type::Signal {
             let (gone, _, _): (String, String, String) =
                 message.body().deserialize().expect("NameOwnerChanged");
-            shared.departed.tell(&gone);
+            if is_herald { &shared.herald_heard } else { &shared.departed }.tell(&gone);
             continue;
         }
         let answer = match header.member().expect("a call").as_str() {
@@ -267,7 +289,9 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
             // By the front.
             "Ping" => {
                 say(&connection, Message::method_return(&header).build(&())).await;
-                shared.pinged.tell(&name);
+                if !is_herald {
+                    shared.pinged.tell(&name);
+                }
                 None
             }
             "Echo" => {
@@ -330,6 +354,17 @@ async fn tree(shared: Arc<Shared>, name: String, instance: u32, stream: OwnedFd,
                 None
             }
             "Broadcast" => Some(Message::signal("/org/example/IPC", "org.example.IPC", "Changed").build(&())),
+            // To everybody, as the herald, so many, numbered.
+            "Tell" => {
+                let count: u32 = message.body().deserialize().expect("u");
+                for number in 1..=count {
+                    say(&connection, netlink().build(&number)).await;
+                }
+                Some(Message::method_return(&header).build(&()))
+            }
+            "TellMuch" => Some(netlink().build(&vec![0u8; 200 << 10])),
+            "TellOne" => Some(netlink().destination(header.sender().expect("a bus")).build(&())),
+            "Clients" => Some(word("Clients").build(&[""; 0].as_slice())),
             "SignalTo" => {
                 let client: String = message.body().deserialize().expect("a name");
                 let signal = Message::signal("/org/example/IPC", "org.example.IPC", "Changed")

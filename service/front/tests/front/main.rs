@@ -7,6 +7,7 @@
 mod calls;
 mod ends;
 mod fake;
+mod herald;
 mod hostile;
 mod load;
 

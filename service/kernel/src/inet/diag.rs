@@ -1,4 +1,4 @@
-//! Every TCP and UDP socket of the network namespace, as `ss -tuan` shows them: asked for with
+//! Every TCP, UDP and raw socket of the network namespace, as `ss -tuwan` shows them: asked for with
 //! sock_diag(7), or read from `/proc/net` where a sandbox forbids netlink.
 //!
 //! The kernel shows all of them to every user, with the owner's user id. Which process holds a
@@ -100,7 +100,8 @@ impl FromBytesWithInput for Answer {
 /// What the kernel tells about a network socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InetSocket {
-    pub protocol: Protocol,
+    /// `None` is a raw socket, whose port is the number of its protocol.
+    pub protocol: Option<Protocol>,
     pub local: SocketAddr,
     pub peer: SocketAddr,
     /// A state of TCP, for UDP too: 1 is connected, 7 is not.
@@ -117,19 +118,20 @@ pub struct InetSocket {
     pub ipv6_only: Option<bool>,
 }
 
-/// All of them.
+/// All TCP and UDP sockets.
 pub fn sockets() -> Result<Vec<InetSocket>> {
     let mut found = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        found.extend(sockets_of(protocol)?);
+        found.extend(sockets_of(Some(protocol))?);
     }
     Ok(found)
 }
 
-fn sockets_of(protocol: Protocol) -> Result<Vec<InetSocket>> {
+/// The sockets of one protocol, or the raw ones.
+pub fn sockets_of(protocol: Option<Protocol>) -> Result<Vec<InetSocket>> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let what = format!("the {} sockets", protocol.name());
+        let what = format!("the {} sockets", name(protocol));
         match sock_diag::query::<_, Answer>(Scope::All, request(protocol, family), &what) {
             Ok(answers) => found.extend(answers.into_iter().map(|answer| InetSocket::new(protocol, answer))),
             // No module for it, or no netlink for us: the old way says the same, more slowly.
@@ -139,10 +141,15 @@ fn sockets_of(protocol: Protocol) -> Result<Vec<InetSocket>> {
     Ok(found)
 }
 
-fn request(protocol: Protocol, family: i32) -> Request {
+pub fn name(protocol: Option<Protocol>) -> &'static str {
+    protocol.map_or("raw", Protocol::name)
+}
+
+fn request(protocol: Option<Protocol>, family: i32) -> Request {
     let number = match protocol {
-        Protocol::Tcp => libc::IPPROTO_TCP,
-        Protocol::Udp => libc::IPPROTO_UDP,
+        Some(Protocol::Tcp) => libc::IPPROTO_TCP,
+        Some(Protocol::Udp) => libc::IPPROTO_UDP,
+        None => libc::IPPROTO_RAW,
     };
     Request {
         // The families and protocols of this file are below 256.
@@ -160,7 +167,7 @@ fn request(protocol: Protocol, family: i32) -> Request {
 }
 
 impl InetSocket {
-    fn new(protocol: Protocol, answer: Answer) -> Self {
+    fn new(protocol: Option<Protocol>, answer: Answer) -> Self {
         let address = |bytes: [u8; 16], port| address(answer.family, bytes, port, answer.interface);
         Self {
             protocol,
@@ -180,14 +187,15 @@ impl InetSocket {
     fn attachable(&self) -> bool {
         self.local.port() != 0
             && match self.protocol {
-                Protocol::Tcp => self.state == LISTENING,
-                Protocol::Udp => self.state == CLOSED,
+                Some(Protocol::Tcp) => self.state == LISTENING,
+                Some(Protocol::Udp) => self.state == CLOSED,
+                None => false,
             }
     }
 
     fn row(&self, holders: Vec<Dict>) -> Dict {
         let mut row = dict! {
-            "protocol" => self.protocol.name(),
+            "protocol" => name(self.protocol),
             "family" => inet::address::family_name(&self.local),
             "state" => state_name(self.protocol, self.state),
             "local-host" => inet::address::host(&self.local),
@@ -209,7 +217,7 @@ impl InetSocket {
             row.insert("v6only".into(), only.into());
         }
         if self.attachable() {
-            let address = inet::address::write(self.protocol.name(), &self.local);
+            let address = inet::address::write(name(self.protocol), &self.local);
             row.insert("address".into(), address.to_string().into());
         }
         row
@@ -243,7 +251,7 @@ pub fn rows() -> Result<Vec<Dict>> {
 
 /// Who has a port, in words for an error; `None` where the kernel does not tell.
 pub fn who_has(protocol: Protocol, port: u16) -> Option<String> {
-    let sockets = sockets_of(protocol).ok()?;
+    let sockets = sockets_of(Some(protocol)).ok()?;
     let has = |socket: &&InetSocket| socket.local.port() == port;
     let socket = sockets.iter().filter(has).find(|socket| socket.attachable());
     let socket = socket.or_else(|| sockets.iter().find(has))?;
@@ -253,7 +261,7 @@ pub fn who_has(protocol: Protocol, port: u16) -> Option<String> {
         || format!("a process of user {}", socket.uid),
         |holder| format!("process {} ({}) of user {}", holder.pid, proc::command(holder.pid), socket.uid),
     );
-    let state = state_name(protocol, socket.state);
+    let state = state_name(socket.protocol, socket.state);
     Some(format!("{who} has {} {}, {state}", protocol.name(), inet::address::show(&socket.local)))
 }
 
@@ -261,9 +269,9 @@ const CLOSED: u8 = 7;
 const LISTENING: u8 = 10;
 
 /// The states under the names that ss(8) filters by.
-pub fn state_name(protocol: Protocol, state: u8) -> &'static str {
+pub fn state_name(protocol: Option<Protocol>, state: u8) -> &'static str {
     match (protocol, state) {
-        (Protocol::Udp, CLOSED) => "unconnected",
+        (Some(Protocol::Udp) | None, CLOSED) => "unconnected",
         (_, 1) => "established",
         (_, 2) => "syn-sent",
         // 12 is what the kernel calls a request that is not yet a socket.
@@ -281,13 +289,13 @@ pub fn state_name(protocol: Protocol, state: u8) -> &'static str {
 }
 
 /// `/proc/net/tcp` and its sisters (proc_net_tcp.txt in the kernel's documentation).
-fn from_proc(protocol: Protocol, family: i32) -> Option<Vec<InetSocket>> {
+fn from_proc(protocol: Option<Protocol>, family: i32) -> Option<Vec<InetSocket>> {
     let suffix = if family == libc::AF_INET6 { "6" } else { "" };
-    let table = std::fs::read_to_string(format!("/proc/thread-self/net/{}{suffix}", protocol.name())).ok()?;
+    let table = std::fs::read_to_string(format!("/proc/thread-self/net/{}{suffix}", name(protocol))).ok()?;
     Some(table.lines().skip(1).filter_map(|line| from_line(protocol, line)).collect())
 }
 
-fn from_line(protocol: Protocol, line: &str) -> Option<InetSocket> {
+fn from_line(protocol: Option<Protocol>, line: &str) -> Option<InetSocket> {
     let mut words = line.split_whitespace().skip(1);
     let local = hex_address(words.next()?)?;
     let peer = hex_address(words.next()?)?;
@@ -341,13 +349,13 @@ mod tests {
             let local = listener.local_addr().unwrap();
             let mine =
                 |found: Vec<InetSocket>| found.into_iter().find(|socket| socket.local == local).unwrap();
-            let asked = mine(sockets_of(Protocol::Tcp).unwrap());
+            let asked = mine(sockets_of(Some(Protocol::Tcp)).unwrap());
             let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-            let read = mine(from_proc(Protocol::Tcp, family).unwrap());
+            let read = mine(from_proc(Some(Protocol::Tcp), family).unwrap());
             // /proc/net does not tell the backlog.
             let read = InetSocket { send_queue: asked.send_queue, ipv6_only: asked.ipv6_only, ..read };
             assert_eq!(asked, read);
-            assert_eq!(state_name(Protocol::Tcp, asked.state), "listening");
+            assert_eq!(state_name(Some(Protocol::Tcp), asked.state), "listening");
             assert!(asked.attachable());
             let who = who_has(Protocol::Tcp, local.port()).unwrap();
             assert!(who.contains(&format!("process {}", std::process::id())), "{who}");

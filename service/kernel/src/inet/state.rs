@@ -69,7 +69,7 @@ pub fn inspect_tcp(fd: &Fd) -> Result<Dict> {
     let length = options::bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
         .attempted(|| "read the state of a TCP connection")?;
     let info = &info[..length];
-    let name = state_name(Protocol::Tcp, info.first().copied().unwrap_or(0));
+    let name = state_name(Some(Protocol::Tcp), info.first().copied().unwrap_or(0));
     state.insert("state".into(), name.into());
     if name == "listening" {
         // tcp_get_info() in the kernel: the two counters mean this in a listening socket.

@@ -25,6 +25,7 @@ mechanisms! {
     futex,
     mmap,
     unix,
+    netlink,
     inet,
     inotify,
     signal,

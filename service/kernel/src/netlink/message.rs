@@ -1,10 +1,9 @@
-//! Taking netlink datagrams apart: messages, and the attributes in them.
+//! What the sources of events take out of a datagram: messages, attributes, words.
 //!
 //! Every length is checked against what is there, and a datagram that does not add up is damaged as
-//! a whole: `None`. Not neli's: that one subtracts lengths before it has looked at them.
+//! a whole: `None`. Attributes are not neli's here, as those forget which are nested.
 
-/// `struct nlmsghdr`, linux/netlink.h.
-const HEADER: usize = 16;
+use super::wire::{Frame, frames};
 
 /// The header of an attribute, `struct nlattr`.
 const ATTRIBUTE_HEADER: usize = 4;
@@ -15,13 +14,6 @@ const TYPE_MASK: u16 = 0x3fff;
 /// NLA_F_NESTED.
 const NESTED: u16 = 0x8000;
 
-/// A message in a datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Message<'a> {
-    pub kind: u16,
-    pub payload: &'a [u8],
-}
-
 /// An attribute; its payload without the padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attribute<'a> {
@@ -31,15 +23,9 @@ pub struct Attribute<'a> {
     pub payload: &'a [u8],
 }
 
-/// The messages of a datagram.
-pub fn messages(mut datagram: &[u8]) -> Option<Vec<Message<'_>>> {
-    let mut messages = Vec::new();
-    while !datagram.is_empty() {
-        let length = usize::try_from(u32_at(datagram, 0)?).ok()?;
-        messages.push(Message { kind: u16_at(datagram, 4)?, payload: datagram.get(HEADER..length)? });
-        datagram = after(datagram, length);
-    }
-    Some(messages)
+/// The messages of a datagram, if all are whole.
+pub fn messages(datagram: &[u8]) -> Option<Vec<Frame<'_>>> {
+    frames(datagram).collect::<Result<_, _>>().ok()
 }
 
 /// The attributes in a payload that holds nothing else.
@@ -69,12 +55,6 @@ pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
 
 pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
-}
-
-/// The text before the first NUL; bytes that are not UTF-8 are replaced, as D-Bus has no others.
-pub fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// What the tests of every decoder do to a good message: cut it, and turn bytes over.
@@ -127,7 +107,7 @@ mod tests {
         for length in [0_u32, 15, 21, u32::MAX] {
             let mut bytes = [0; 20];
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
-            assert_eq!(messages(&bytes), None, "a message of {length} bytes in 20");
+            assert!(messages(&bytes).is_none(), "a message of {length} bytes in 20");
         }
     }
 

@@ -6,11 +6,20 @@
 //! A [`Source`] is one socket and what it needs to decode what comes from it. Nothing here waits:
 //! a source says what has happened, or what to wait for.
 
+pub mod answer;
+pub mod endpoint;
+pub mod family;
 pub mod generic;
+pub mod list;
 mod listener;
 mod message;
+pub mod monitor;
 pub mod process_events;
+pub mod route;
+pub mod socket;
+pub mod sockets;
 pub mod uevent;
+pub mod wire;
 
 use std::collections::BTreeMap;
 
@@ -37,8 +46,32 @@ pub enum Event {
     Overflow(String),
 }
 
-/// A network interface. Details: `mtu` (u), `mac` (s), `kind` (s), `flags` (as), `carrier` (b), `master` (s),
-/// `altnames` (as) and what else the kernel says; in an event `old-state`, `old-name`, … as far as changed.
+impl Event {
+    /// The details of what it is about, where that has some.
+    pub fn details(&mut self) -> Option<&mut Dict> {
+        match self {
+            Self::LinkChanged(link) | Self::LinkRemoved(link) => Some(&mut link.details),
+            Self::AddressAdded(address) | Self::AddressRemoved(address) => Some(&mut address.details),
+            Self::RouteAdded(route) | Self::RouteRemoved(route) => Some(&mut route.details),
+            Self::NeighbourChanged(neighbour) | Self::NeighbourRemoved(neighbour) => {
+                Some(&mut neighbour.details)
+            }
+            Self::RuleAdded(rule) | Self::RuleRemoved(rule) => Some(&mut rule.details),
+            Self::Process(process) => Some(&mut process.details),
+            Self::Generic(generic) => Some(&mut generic.attributes),
+            Self::Device(_) | Self::Overflow(_) => None,
+        }
+    }
+}
+
+/// A network interface; the index is what makes it this one.
+///
+/// Details: `type` (s), `flags` (as), `mtu`, `min-mtu`, `max-mtu` (u), `mac`, `broadcast`, `permanent-mac` (s), `kind`
+/// (s), `port-kind` (s), `carrier` (b), `master` (s), `altnames` (as), `alias` (s), `group` (u),
+/// `transmit-queue-length`, `transmit-queues`, `receive-queues` (u), `port-name` (s), `protocol-down` (b); of a VLAN, a
+/// veth and the like `parent` (s), or, when that is in another namespace, `parent-index` and `parent-namespace` (i).
+/// In an event, `old-state`, `old-name`, `old-mtu`, …, as far as changed, and `rescanned` (b, true) where it was found
+/// out after an overflow.
 #[derive(Debug, Clone)]
 pub struct Link {
     pub index: i32,
@@ -49,8 +82,12 @@ pub struct Link {
     pub details: Dict,
 }
 
-/// An address of an interface. Details: `family` (s), `scope` (s), `flags` (as), `label` (s), `peer` (s),
-/// `broadcast` (s), `valid-s` and `preferred-s` (u).
+/// An address of an interface; index, address, prefix and peer are what make it this one. It is added
+/// again when something about it changes.
+///
+/// Details: `family` ("inet", "inet6"), `scope` (s), `flags` (as), `label` (s), `peer` (s), `broadcast` (s), `metric` (u),
+/// `protocol` (s), and how long it remains, if not for ever: `valid-s` and `preferred-s` (u). In an event
+/// `old-flags`, … and `rescanned`, as with links.
 #[derive(Debug, Clone)]
 pub struct Address {
     pub index: i32,
@@ -60,8 +97,16 @@ pub struct Address {
     pub details: Dict,
 }
 
-/// Details: `family` (s), `table` (u), `protocol`, `scope`, `type` (s), `metric` (u), `source` (s),
-/// `preferred-source` (s), `nexthops` (aa{sv}), `replaced` (b).
+/// A route; of IPv4, destination, table, metric and `tos` find it, of IPv6 also the gateway.
+///
+/// Details: `family`, `protocol`, `scope`, `type` (s), `table`, `metric`, `tos` (u), `flags` (as), `source` (s),
+/// `preferred-source` (s), `index` (i), `nexthops` (aa{sv}: `gateway`, `interface` (s), `index` (i), `weight` (u), `flags`
+/// (as)), `nexthop-id` (u), `metrics` (a{sv}), `expires-s` (u), `error` (i), `preference` (s), `in-interface` (s), `realm`,
+/// `mark`, `uid` (u), `ttl-propagate` (b), `encapsulation` (s), `encapsulation-data` (ay). In an event, `replaced` (b,
+/// true) where it took the place of another, and `appended` (b, true) where it came beside one.
+///
+/// The kernel does not say so when it drops the IPv4 routes of an interface that goes down: whoever
+/// follows them asks for a snapshot after a link lost its flag "up" or an address was removed.
 #[derive(Debug, Clone)]
 pub struct Route {
     /// "default", or address/prefix.
@@ -73,7 +118,11 @@ pub struct Route {
     pub details: Dict,
 }
 
-/// Details: `family` (s), `mac` (s), `flags` (as), `old-state` (s), `old-mac` (s).
+/// An entry of the ARP or NDP table; index and address are what make it this one, and whether it has the
+/// flag "proxy".
+///
+/// Details: `family` (s), `mac` (s), `flags` (as), `protocol` (s); in an event `old-state` and `old-mac` (s), where they
+/// are known.
 #[derive(Debug, Clone)]
 pub struct Neighbour {
     pub index: i32,
@@ -84,8 +133,12 @@ pub struct Neighbour {
     pub details: Dict,
 }
 
-/// Details: `family`, `action`, `source`, `destination`, `in-interface`, `out-interface` (s), `mark`,
-/// `mark-mask`, `uid-first`, `uid-last` (u), …
+/// A routing rule; nothing less than all of it makes it this one.
+///
+/// Details: `family`, `action` ("lookup", "goto", "nop", "blackhole", "unreachable", "prohibit"), `source`, `destination`,
+/// `in-interface`, `out-interface`, `protocol` (s), `inverted`, `l3mdev` (b), `goto`, `mark`, `mark-mask`, `tos`, `dscp`,
+/// `realm`, `ip-protocol`, `suppress-group`, `suppress-prefix-length` (u), `uid-first` and `uid-last`,
+/// `source-port-first` and so on (u), `tunnel-id` (t).
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub priority: u32,

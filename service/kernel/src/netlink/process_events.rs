@@ -11,15 +11,7 @@
 //! The sequence numbers in the messages count per CPU and start anywhere: they show no loss that
 //! ENOBUFS does not show.
 
-use neli::{
-    ToBytes,
-    connector::CnMsgBuilder,
-    consts::{
-        connector::{CnMsgIdx, CnMsgVal},
-        nl::{NlmF, Nlmsg},
-    },
-    nl::{NlPayload, NlmsghdrBuilder},
-};
+use neli::consts::nl::NlmF;
 use rustix::{io::Errno, net::netlink::CONNECTOR};
 
 use crate::{
@@ -29,6 +21,7 @@ use crate::{
         Event, Process, Source,
         listener::{BATCH, Datagram, Listener, Trust},
         message::{self, u16_at, u32_at},
+        wire,
     },
     proc,
     shape::Exit,
@@ -37,7 +30,7 @@ use crate::{
 const WHAT: &str = "process events";
 
 /// The name in `Overflow`.
-const SOURCE: &str = "process";
+pub const SOURCE: &str = "process";
 
 /// `struct cn_msg`, linux/connector.h: index, value, sequence number, acknowledgement, length, flags.
 const CONNECTOR_HEADER: usize = 20;
@@ -147,16 +140,12 @@ fn not_here() -> Error {
 
 /// None if neli could not write it, which it can.
 fn request(operation: u32) -> Option<Vec<u8>> {
-    let message = CnMsgBuilder::default().idx(CnMsgIdx::Proc).val(CnMsgVal::Proc).payload(operation).build();
-    let message = NlmsghdrBuilder::default()
-        .nl_type(Nlmsg::Done)
-        .nl_flags(NlmF::empty())
-        .nl_payload(NlPayload::Payload(message.ok()?))
-        .build()
-        .ok()?;
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    message.to_bytes(&mut bytes).ok()?;
-    Some(bytes.into_inner())
+    // The length, and behind it the flags.
+    let length = [size_of::<u32>() as u16, 0];
+    let header = [libc::CN_IDX_PROC, libc::CN_VAL_PROC, 0, 0].map(u32::to_ne_bytes);
+    let length = length.map(u16::to_ne_bytes);
+    let message = [header.as_flattened(), length.as_flattened(), &operation.to_ne_bytes()].concat();
+    wire::request(libc::NLMSG_DONE as u16, NlmF::empty(), 0, &message).ok()
 }
 
 /// What a message of the connector says.
@@ -201,7 +190,7 @@ fn event(event: &[u8]) -> Option<Told> {
         libc::PROC_EVENT_PTRACE => ("ptrace", dict! { "tracer-tid" => pid(2)?, "tracer-pid" => pid(3)? }),
         libc::PROC_EVENT_COMM => {
             let name = event.get(EVENT_HEADER + 8..EVENT_HEADER + 24)?;
-            ("comm", dict! { "command" => message::text(name) })
+            ("comm", dict! { "command" => wire::text(name) })
         }
         libc::PROC_EVENT_COREDUMP => ("coredump", parent(pid(3)?)),
         libc::PROC_EVENT_EXIT => {
@@ -247,7 +236,7 @@ mod tests {
         let event = [&[what, 1, 2, 3], &*words].concat();
         let length = event.len() as u32 * 4;
         let connector = [libc::CN_IDX_PROC, libc::CN_VAL_PROC, 7, 0, length];
-        let header = [16 + 20 + length, u32::from(u16::from(Nlmsg::Done)), 7, 0];
+        let header = [16 + 20 + length, libc::NLMSG_DONE.cast_unsigned(), 7, 0];
         let all: Vec<u32> = [&header[..], &connector, &event].concat();
         all.into_iter().flat_map(u32::to_ne_bytes).collect()
     }

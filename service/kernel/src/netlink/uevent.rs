@@ -47,7 +47,7 @@ impl Sender {
     }
 
     /// The name in `Overflow`.
-    fn source(self) -> &'static str {
+    pub fn source(self) -> &'static str {
         match self {
             Self::Kernel => "uevent",
             Self::Udev => "udev",

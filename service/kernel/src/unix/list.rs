@@ -19,8 +19,14 @@ const ESTABLISHED: u8 = 1;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
+/// All of them.
+pub fn sockets() -> Result<Vec<UnixSocket>> {
+    sock_diag::unix_sockets().or_else(|_| from_proc())
+}
+
+/// The rows of `List()`.
 pub fn list() -> Result<Vec<Dict>> {
-    let sockets = sock_diag::unix_sockets().or_else(|_| from_proc())?;
+    let sockets = sockets()?;
     let held = proc::held(|link| link.starts_with(b"socket:["));
     let holders = proc::by_link(&held);
     Ok(sockets.iter().map(|socket| row(socket, &holders)).collect())

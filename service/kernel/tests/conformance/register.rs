@@ -291,6 +291,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Text => "x".into(),
         Type::Word(words) => words[0].into(),
         Type::Words(words) => vec![words[0].to_owned()].into(),
+        Type::Names => vec!["x".to_owned(), "1".to_owned()].into(),
         Type::Signals => vec!["SIGRTMIN+3".to_owned()].into(),
         Type::Key { .. } => 1u32.into(),
         Type::Numbers { min, .. } => vec![min, min].into(),

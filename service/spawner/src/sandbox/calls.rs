@@ -7,10 +7,34 @@ use libc::*;
 
 use super::Condition;
 
-/// Calls with any arguments.
-pub const GROUPS: &[&[c_long]] = &[
-    MEMORY, THREADS, TIME, EVENTS, DESCRIPTORS, FILES, SOCKETS, PROCESSES, SYSTEM_V, QUEUES, SIGNALS, OLD,
-];
+/// What a process may call.
+pub struct List {
+    /// Calls with any arguments.
+    pub groups: &'static [&'static [c_long]],
+    /// Calls that one of their alternatives must hold for.
+    pub with_arguments: &'static [&'static [Limited]],
+}
+
+pub type Limited = (c_long, &'static [&'static [Condition]]);
+
+/// A worker: what its user may do, the kernel judges.
+pub const WORKER: List = List {
+    groups: &[
+        MEMORY, THREADS, TIME, EVENTS, DESCRIPTORS, LOOKING, FILES, SOCKETS, CONNECTIONS, PROCESSES,
+        SYSTEM_V, QUEUES, HANDLING, SIGNALS, OLD_LOOKING, OLD,
+    ],
+    with_arguments: &[WITH_ARGUMENTS, OF_WORKERS],
+};
+
+/// The herald: it is of the front's user, as whom it could signal the front, or connect to the spawner
+/// or the bus in its place. So it signals and connects to nobody, writes no file, and makes no socket but
+/// those of netlink.
+pub const HERALD: List = List {
+    groups: &[
+        MEMORY, THREADS, TIME, EVENTS, DESCRIPTORS, LOOKING, SOCKETS, PROCESSES, HANDLING, OLD_LOOKING,
+    ],
+    with_arguments: &[WITH_ARGUMENTS, OF_HERALD],
+};
 
 const MEMORY: &[c_long] = &[
     SYS_brk, SYS_munmap, SYS_mremap, SYS_madvise, SYS_msync, SYS_mincore, SYS_mlock, SYS_mlock2, SYS_munlock,
@@ -42,19 +66,24 @@ const DESCRIPTORS: &[c_long] = &[
     SYS_ftruncate, SYS_fallocate, SYS_fadvise64,
 ];
 
+const LOOKING: &[c_long] = &[
+    SYS_fstat, SYS_newfstatat, SYS_statx, SYS_fstatfs, SYS_statfs, SYS_faccessat, SYS_faccessat2,
+    SYS_readlinkat, SYS_getdents64, SYS_getcwd,
+];
+
 const FILES: &[c_long] = &[
-    SYS_openat, SYS_openat2, SYS_fstat, SYS_newfstatat, SYS_statx, SYS_fstatfs, SYS_statfs, SYS_faccessat,
-    SYS_faccessat2, SYS_readlinkat, SYS_getdents64, SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_umask, SYS_mknodat,
+    SYS_openat, SYS_openat2, SYS_chdir, SYS_fchdir, SYS_umask, SYS_mknodat,
     SYS_mkdirat, SYS_unlinkat, SYS_renameat2, SYS_linkat, SYS_symlinkat, SYS_truncate,
     SYS_fchmod, SYS_fchmodat, FCHMODAT2, SYS_fchown, SYS_fchownat, SYS_utimensat, SYS_getxattr, SYS_lgetxattr,
     SYS_fgetxattr, SYS_listxattr, SYS_llistxattr, SYS_flistxattr,
 ];
 
 const SOCKETS: &[c_long] = &[
-    SYS_bind, SYS_connect, SYS_listen, SYS_accept, SYS_accept4, SYS_shutdown, SYS_getsockname,
-    SYS_getpeername, SYS_getsockopt, SYS_setsockopt, SYS_sendto, SYS_sendmsg, SYS_sendmmsg, SYS_recvfrom,
-    SYS_recvmsg, SYS_recvmmsg,
+    SYS_bind, SYS_shutdown, SYS_getsockname, SYS_getpeername, SYS_getsockopt, SYS_setsockopt, SYS_sendto,
+    SYS_sendmsg, SYS_sendmmsg, SYS_recvfrom, SYS_recvmsg, SYS_recvmmsg,
 ];
+
+const CONNECTIONS: &[c_long] = &[SYS_connect, SYS_listen, SYS_accept, SYS_accept4];
 
 /// About processes; to do something to one is under signals.
 const PROCESSES: &[c_long] = &[
@@ -72,20 +101,28 @@ const SYSTEM_V: &[c_long] = &[
 const QUEUES: &[c_long] =
     &[SYS_mq_open, SYS_mq_unlink, SYS_mq_timedsend, SYS_mq_timedreceive, SYS_mq_getsetattr];
 
-const SIGNALS: &[c_long] = &[
-    SYS_kill, SYS_tkill, SYS_tgkill, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_pidfd_send_signal,
+const HANDLING: &[c_long] = &[
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigpending, SYS_rt_sigtimedwait,
     SYS_rt_sigsuspend, SYS_sigaltstack,
 ];
 
+const SIGNALS: &[c_long] = &[
+    SYS_kill, SYS_tkill, SYS_tgkill, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_pidfd_send_signal,
+];
+
 /// What newer architectures have other calls for.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[c_long] = &[
-    SYS_open, SYS_creat, SYS_stat, SYS_lstat, SYS_access, SYS_readlink, SYS_getdents, SYS_mknod, SYS_mkdir,
-    SYS_rmdir, SYS_unlink, SYS_rename, SYS_link, SYS_symlink, SYS_chmod, SYS_chown, SYS_lchown, SYS_pipe,
-    SYS_dup2, SYS_poll, SYS_select, SYS_epoll_create, SYS_epoll_wait, SYS_eventfd, SYS_inotify_init,
-    SYS_signalfd, SYS_time, SYS_getpgrp, SYS_getrlimit, SYS_setrlimit, SYS_renameat,
+const OLD_LOOKING: &[c_long] = &[
+    SYS_stat, SYS_lstat, SYS_access, SYS_readlink, SYS_getdents, SYS_poll, SYS_select, SYS_epoll_wait, SYS_time,
 ];
+#[cfg(target_arch = "x86_64")]
+const OLD: &[c_long] = &[
+    SYS_open, SYS_creat, SYS_mknod, SYS_mkdir, SYS_rmdir, SYS_unlink, SYS_rename, SYS_link, SYS_symlink,
+    SYS_chmod, SYS_chown, SYS_lchown, SYS_pipe, SYS_dup2, SYS_epoll_create, SYS_eventfd, SYS_inotify_init,
+    SYS_signalfd, SYS_getpgrp, SYS_getrlimit, SYS_setrlimit, SYS_renameat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_LOOKING: &[c_long] = &[];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];
 
@@ -97,14 +134,7 @@ const FUTEX_REQUEUE: c_long = 456;
 const PR_GET_AUXV: u32 = 0x4155_5856;
 
 /// Calls that one of these alternatives must hold for.
-pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
-    // Threads, and the processes of mailboxes, which inherit the filter; no namespaces with either.
-    (SYS_clone, &[
-        &[(0, flags(CLONE_THREAD | NAMESPACES), flags(CLONE_THREAD))],
-        &[(0, ALL, flags(CLONE_PIDFD | SIGCHLD))],
-    ]),
-    // An undo list for a thread (leases of semaphore sets), and no namespaces.
-    (SYS_unshare, &[&[(0, ALL, flags(CLONE_SYSVSEM))]]),
+const WITH_ARGUMENTS: &[Limited] = &[
     (SYS_prctl, &[
         &[(0, ALL, flags(PR_SET_NAME))],
         &[(0, ALL, flags(PR_GET_NAME))],
@@ -124,20 +154,6 @@ pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
         &[(2, flags(PROT_EXEC | PROT_WRITE), flags(PROT_EXEC)), (3, flags(MAP_ANONYMOUS), 0)],
     ]),
     (SYS_mprotect, &[&[(2, flags(PROT_EXEC), 0)]]),
-    (SYS_shmat, &[&[(2, flags(SHM_EXEC), 0)]]),
-    (SYS_socket, &[
-        &[(0, ALL, flags(AF_UNIX))],
-        &[(0, ALL, flags(AF_NETLINK))],
-        &[(0, ALL, flags(AF_VSOCK))],
-        // No raw sockets, even where everybody may make one.
-        &[(0, ALL, flags(AF_INET)), (1, SOCK_TYPE, flags(SOCK_STREAM))],
-        &[(0, ALL, flags(AF_INET)), (1, SOCK_TYPE, flags(SOCK_DGRAM))],
-        &[(0, ALL, flags(AF_INET)), (1, SOCK_TYPE, flags(SOCK_SEQPACKET))],
-        &[(0, ALL, flags(AF_INET6)), (1, SOCK_TYPE, flags(SOCK_STREAM))],
-        &[(0, ALL, flags(AF_INET6)), (1, SOCK_TYPE, flags(SOCK_DGRAM))],
-        &[(0, ALL, flags(AF_INET6)), (1, SOCK_TYPE, flags(SOCK_SEQPACKET))],
-    ]),
-    (SYS_socketpair, &[&[(0, ALL, flags(AF_UNIX))]]),
     // What is in queues, non-blocking, "is it a terminal?", interface names and numbers. Not TIOCSTI,
     // which types on a terminal.
     (SYS_ioctl, &[
@@ -152,6 +168,36 @@ pub const WITH_ARGUMENTS: &[(c_long, &[&[Condition]])] = &[
         // PROCMAP_QUERY: how much of a System V segment is there.
         &[(1, ALL, 0xc068_6611)],
     ]),
+];
+
+const OF_WORKERS: &[Limited] = &[
+    // Threads, and the processes of mailboxes, which inherit the filter; no namespaces with either.
+    (SYS_clone, &[
+        &[(0, flags(CLONE_THREAD | NAMESPACES), flags(CLONE_THREAD))],
+        &[(0, ALL, flags(CLONE_PIDFD | SIGCHLD))],
+    ]),
+    // An undo list for a thread (leases of semaphore sets), and no namespaces.
+    (SYS_unshare, &[&[(0, ALL, flags(CLONE_SYSVSEM))]]),
+    (SYS_shmat, &[&[(2, flags(SHM_EXEC), 0)]]),
+    (SYS_socket, &[
+        &[(0, ALL, flags(AF_UNIX))],
+        &[(0, ALL, flags(AF_NETLINK))],
+        &[(0, ALL, flags(AF_VSOCK))],
+        // No raw sockets, even where everybody may make one.
+        &[(0, ALL, flags(AF_INET)), (1, SOCK_TYPE, flags(SOCK_STREAM))],
+        &[(0, ALL, flags(AF_INET)), (1, SOCK_TYPE, flags(SOCK_DGRAM))],
+        &[(0, ALL, flags(AF_INET)), (1, SOCK_TYPE, flags(SOCK_SEQPACKET))],
+        &[(0, ALL, flags(AF_INET6)), (1, SOCK_TYPE, flags(SOCK_STREAM))],
+        &[(0, ALL, flags(AF_INET6)), (1, SOCK_TYPE, flags(SOCK_DGRAM))],
+        &[(0, ALL, flags(AF_INET6)), (1, SOCK_TYPE, flags(SOCK_SEQPACKET))],
+    ]),
+    (SYS_socketpair, &[&[(0, ALL, flags(AF_UNIX))]]),
+];
+
+const OF_HERALD: &[Limited] = &[
+    (SYS_clone, &[&[(0, flags(CLONE_THREAD | NAMESPACES), flags(CLONE_THREAD))]]),
+    (SYS_openat, &[&[(2, flags(O_ACCMODE | O_CREAT | O_TRUNC), flags(O_RDONLY))]]),
+    (SYS_socket, &[&[(0, ALL, flags(AF_NETLINK))]]),
 ];
 
 const ALL: u32 = u32::MAX;

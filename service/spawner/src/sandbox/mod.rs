@@ -3,7 +3,7 @@
 //! A worker has its user's rights already, and the kernel judges all it does. The list takes away
 //! what no mechanism needs, above all the calls that kernels were attacked through: new namespaces,
 //! bpf, io_uring, userfaultfd, keyrings, mounts, ptrace, execve. It is for the day when a user has
-//! taken his worker over: then it is no better a place to attack from than his own shell.
+//! taken his worker over: then it is no better a place to attack from than his own shell. The herald, which is nobody's, has a shorter one.
 
 // Lists of words are read as paragraphs.
 #[rustfmt::skip]
@@ -18,6 +18,8 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter_all_threads,
 };
+
+use calls::List;
 
 use crate::Error;
 
@@ -34,8 +36,24 @@ pub enum Violation {
 /// The status of a process that `Violation::Kill` ended, as a shell would show it.
 const KILLED: libc::c_int = 128 + libc::SIGSYS;
 
+/// Whose sandbox it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inmate {
+    Worker,
+    Herald,
+}
+
+impl Inmate {
+    fn list(self) -> &'static List {
+        match self {
+            Self::Worker => &calls::WORKER,
+            Self::Herald => &calls::HERALD,
+        }
+    }
+}
+
 /// For the calling process and all its threads, for good; call it before the first message.
-pub fn enter(violation: Violation) -> Result<(), Error> {
+pub fn enter(inmate: Inmate, violation: Violation) -> Result<(), Error> {
     let action = match violation {
         Violation::Errno => SeccompAction::Errno(libc::EPERM.cast_unsigned()),
         Violation::Kill => {
@@ -43,7 +61,8 @@ pub fn enter(violation: Violation) -> Result<(), Error> {
             SeccompAction::Trap
         }
     };
-    let (unsupported, allowed) = filters(action).map_err(|error| Error::Sandbox(error.into()))?;
+    let (unsupported, allowed) =
+        filters(inmate.list(), action).map_err(|error| Error::Sandbox(error.into()))?;
     // The list last: it does not allow to set another one.
     apply_filter_all_threads(&unsupported).map_err(Error::Sandbox)?;
     apply_filter_all_threads(&allowed).map_err(Error::Sandbox)
@@ -51,17 +70,17 @@ pub fn enter(violation: Violation) -> Result<(), Error> {
 
 /// The stricter of two answers holds. The first filter says of clone3 that this kernel has none,
 /// for its flags are in memory that a filter cannot read; the C library then uses clone.
-fn filters(violation: SeccompAction) -> Result<(BpfProgram, BpfProgram), BackendError> {
+fn filters(list: &List, violation: SeccompAction) -> Result<(BpfProgram, BpfProgram), BackendError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let missing = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
     let unsupported = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let unsupported = SeccompFilter::new(unsupported, SeccompAction::Allow, missing, arch)?;
 
     let mut allowed = BTreeMap::new();
-    for call in calls::GROUPS.iter().flat_map(|group| group.iter()).chain(&[libc::SYS_clone3]) {
+    for call in list.groups.iter().copied().flatten().chain(&[libc::SYS_clone3]) {
         allowed.insert(*call, Vec::new());
     }
-    for (call, alternatives) in calls::WITH_ARGUMENTS {
+    for (call, alternatives) in list.with_arguments.iter().copied().flatten() {
         let rules = alternatives.iter().map(|conditions| rule(conditions)).collect::<Result<_, _>>()?;
         allowed.insert(*call, rules);
     }
@@ -121,21 +140,57 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
 mod tests {
     use super::*;
 
+    const LISTS: [&List; 2] = [&calls::WORKER, &calls::HERALD];
+
+    fn limited(list: &List) -> Vec<calls::Limited> {
+        list.with_arguments.concat()
+    }
+
     #[test]
-    fn the_list_compiles_and_fits_into_a_filter() {
-        let (_, allowed) = filters(SeccompAction::Trap).unwrap();
-        // BPF_MAXINSNS
-        assert!(allowed.len() <= 4096, "{}", allowed.len());
+    fn the_lists_compile_and_fit_into_a_filter() {
+        for list in LISTS {
+            let (_, allowed) = filters(list, SeccompAction::Trap).unwrap();
+            // BPF_MAXINSNS
+            assert!(allowed.len() <= 4096, "{}", allowed.len());
+        }
     }
 
     #[test]
     fn nothing_is_listed_twice() {
-        let with_arguments = calls::WITH_ARGUMENTS.iter().map(|(call, _)| call);
-        let mut calls: Vec<_> = calls::GROUPS.iter().copied().flatten().chain(with_arguments).collect();
-        let listed = calls.len();
-        calls.sort_unstable();
-        calls.dedup();
-        assert_eq!(calls.len(), listed);
+        for list in LISTS {
+            let with_arguments = limited(list).into_iter().map(|(call, _)| call);
+            let mut calls: Vec<_> = list.groups.concat().into_iter().chain(with_arguments).collect();
+            let listed = calls.len();
+            calls.sort_unstable();
+            calls.dedup();
+            assert_eq!(calls.len(), listed);
+        }
+    }
+
+    /// As the front's user it could speak for the front, or end it.
+    #[test]
+    fn the_herald_signals_and_connects_to_nobody_and_writes_no_file() {
+        let (allowed, limited) = (calls::HERALD.groups.concat(), limited(&calls::HERALD));
+        for call in [
+            libc::SYS_connect,
+            libc::SYS_accept4,
+            libc::SYS_kill,
+            libc::SYS_tgkill,
+            libc::SYS_rt_sigqueueinfo,
+            libc::SYS_pidfd_send_signal,
+            libc::SYS_openat2,
+            libc::SYS_unlinkat,
+            libc::SYS_mknodat,
+            libc::SYS_socketpair,
+            libc::SYS_msgget,
+            libc::SYS_mq_open,
+        ] {
+            assert!(!allowed.contains(&call) && !limited.iter().any(|(other, _)| *other == call), "{call}");
+        }
+        let rules = |wanted| limited.iter().find(|(call, _)| *call == wanted).map(|(_, rules)| *rules);
+        let netlink = libc::AF_NETLINK as u32;
+        assert_eq!(rules(libc::SYS_socket), Some(&[&[(0, u32::MAX, netlink)][..]][..]));
+        assert!(!allowed.contains(&libc::SYS_socket) && !allowed.contains(&libc::SYS_openat));
     }
 
     #[test]
@@ -184,11 +239,12 @@ mod tests {
             libc::SYS_fanotify_init,
             libc::SYS_vmsplice,
         ];
-        let (allowed, limited) = (calls::GROUPS.concat(), calls::WITH_ARGUMENTS);
-        let unshare = limited.iter().find(|(call, _)| *call == libc::SYS_unshare).map(|(_, rules)| *rules);
+        let workers = limited(&calls::WORKER);
+        let unshare = workers.iter().find(|(call, _)| *call == libc::SYS_unshare).map(|(_, rules)| *rules);
         assert_eq!(unshare, Some(&[&[(0, u32::MAX, libc::CLONE_SYSVSEM as u32)][..]][..]), "no namespaces");
-        for call in dangerous {
-            assert!(!allowed.contains(&call) && !limited.iter().any(|(other, _)| *other == call), "{call}");
+        for (list, call) in LISTS.into_iter().flat_map(|list| dangerous.map(|call| (list, call))) {
+            let limited = limited(list).iter().any(|(other, _)| *other == call);
+            assert!(!limited && !list.groups.concat().contains(&call), "{call}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use ipc_spawner::sandbox::{self, Violation};
+use ipc_spawner::sandbox::{self, Inmate, Violation};
 use ipc_spawner::{Carried, FrontStart, Role, WorkerStart, serve, supervise, with_empty_environment};
 use rustix::process::{Resource, getrlimit};
 
@@ -23,7 +23,7 @@ pub fn run() -> ExitCode {
         _ => supervise(USER),
     };
     match role {
-        Ok(Role::Worker(start)) => worker(start),
+        Ok(Role::Worker(start) | Role::Herald(start)) => worker(start),
         Ok(Role::Front(start)) => front(start, &arguments[3]),
         Ok(Role::Ended) => ExitCode::SUCCESS,
         Err(error) => {
@@ -38,8 +38,9 @@ fn worker(start: WorkerStart) -> ExitCode {
     while let Some((question, _)) = receive(&start.control) {
         let answer = match question.as_str() {
             "facts" => facts(&start),
-            "sandbox" => format!("{:?}", sandbox::enter(Violation::Errno)),
-            "sandbox or die" => format!("{:?}", sandbox::enter(Violation::Kill)),
+            "sandbox" => format!("{:?}", sandbox::enter(Inmate::Worker, Violation::Errno)),
+            "sandbox of the herald" => format!("{:?}", sandbox::enter(Inmate::Herald, Violation::Errno)),
+            "sandbox or die" => format!("{:?}", sandbox::enter(Inmate::Worker, Violation::Kill)),
             question => crate::worker::attempt(question),
         };
         send(&start.control, &answer, None);

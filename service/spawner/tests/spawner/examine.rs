@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 use ipc_spawner::protocol::{Confinement, Reply, Request};
-use ipc_spawner::sandbox::{self, Violation};
+use ipc_spawner::sandbox::{self, Inmate, Violation};
 
 use crate::forked::{become_user, child_of, exit, forked};
 use crate::spawner::{Spawner, call, pidfd};
@@ -88,7 +88,7 @@ pub fn root_directory_confines() {
 
 pub fn seccomp_confines() {
     let spawner = Spawner::serve();
-    let process = forked(|| sandbox::enter(Violation::Errno).unwrap());
+    let process = forked(|| sandbox::enter(Inmate::Worker, Violation::Errno).unwrap());
     assert_eq!(examine(&spawner.connect(), Some(process.pidfd.as_fd())), Confinement(Confinement::SECCOMP));
 }
 

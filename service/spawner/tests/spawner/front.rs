@@ -110,10 +110,16 @@ pub fn is_restarted_with_the_workers() {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", first.pid)).unwrap().count();
     assert_eq!(descriptors, 5);
     drop(control);
+    let (Reply::Started { pid: herald }, _) = call(&first.spawner, &Request::Herald, None) else {
+        panic!("the herald was not started");
+    };
+    let herald = pidfd(herald.cast_signed());
 
     signal(first.pid, Signal::KILL);
     let second = spawner.front();
     assert_ne!(second.pid, first.pid);
+    // It is this front's alone.
+    await_readable(herald);
     let names: Vec<_> = second.workers.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["w-a"]);
     let control = &second.workers[0].1;

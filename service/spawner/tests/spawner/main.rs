@@ -45,6 +45,7 @@ const TESTS: &[Test] = &[
     ("a_seccomp_filter_confines", examine::seccomp_confines),
     ("what_cannot_be_examined_is_unknown", examine::unknown),
     ("the_sandbox_refuses_and_the_worker_goes_on", sandbox::refuses),
+    ("the_herald_is_the_fronts_user_and_can_less", sandbox::of_the_herald),
     ("the_sandbox_of_tests_names_the_call", sandbox::names_the_call),
 ];
 

@@ -2,7 +2,7 @@
 
 use ipc_spawner::protocol::{Confinement, Reply, Request};
 
-use crate::spawner::{Spawner, ask, await_readable, call, identity, is_closed, pidfd, send, start};
+use crate::spawner::{Spawner, USER_ID, ask, await_readable, call, identity, is_closed, pidfd, send, start};
 use std::os::fd::AsFd;
 
 pub fn refuses() {
@@ -41,6 +41,35 @@ pub fn refuses() {
     let (reply, _) = call(&front, &Request::Examine { uid: 54_321 }, Some(pidfd(pid).as_fd()));
     let Reply::Examined { confinement, .. } = reply else { panic!("{reply:?}") };
     assert!(confinement.0 & Confinement::SECCOMP != 0, "{confinement:?}");
+}
+
+/// As the front's user it could end the front, or be taken for it.
+pub fn of_the_herald() {
+    let spawner = Spawner::serve();
+    let front = spawner.connect();
+    let (Reply::Started { pid }, Some(control)) = call(&front, &Request::Herald, None) else {
+        panic!("it was not started");
+    };
+    let facts = ask(&control, "facts");
+    let user = USER_ID;
+    assert!(facts.contains(&format!("uid: {user}, gid: {user}, groups: []")), "{facts}");
+    let (itself, netlink, unix) =
+        (format!("kill {pid}"), format!("socket {}", libc::AF_NETLINK), format!("socket {}", libc::AF_UNIX));
+    let denied = [itself.as_str(), &unix, "write /dev/null", "connect /nonexistent", "unshare user"];
+    for question in denied.iter().filter(|question| !question.starts_with("connect")) {
+        assert_eq!(ask(&control, question), "done", "{question} outside of the sandbox");
+    }
+    assert_eq!(ask(&control, "sandbox of the herald"), "Ok(())");
+    for question in denied {
+        let answer = ask(&control, question);
+        assert!(answer.contains("Operation not permitted"), "{question}: {answer}");
+    }
+    for question in ["thread", "open /etc/passwd", &netlink] {
+        assert_eq!(ask(&control, question), "done", "{question}");
+    }
+    // No front keeps it for the next.
+    drop(control);
+    await_readable(pidfd(pid.cast_signed()));
 }
 
 pub fn names_the_call() {

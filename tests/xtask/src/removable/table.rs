@@ -119,6 +119,39 @@ pub const CHECKS: &[Check] = &[
             edit("service/front/src/life.rs", "let why = plain(&why);", "let _ = plain;"),
         ],
     ),
+    // What the herald may say.
+    check(
+        "a worker does not speak to everybody",
+        Adversary("herald", "a_worker_does_not_speak_to_everybody"),
+        &[edit(
+            JUDGE,
+            "None if !broadcast => return aside(message),",
+            "None if false => return aside(message),",
+        )],
+    ),
+    check(
+        "the herald speaks of netlink",
+        Adversary("herald", "the_herald_speaks_of_netlink_to_everybody_and_of_nothing_else"),
+        &[edit(JUDGE, "None if herald::is_for(message) => return", "None => return")],
+    ),
+    check(
+        "only its interface's calls go to the herald",
+        Adversary("herald", "other_calls_on_the_node_are_the_callers_own"),
+        &[edit(
+            "service/front/src/herald.rs",
+            "header.interface().is_some_and(|interface| *interface == INTERFACE)",
+            "header.interface().is_some()",
+        )],
+    ),
+    check(
+        "the herald's sandbox is a smaller one",
+        Spawner("the_herald_is_the_fronts_user_and_can_less"),
+        &[edit(
+            "service/spawner/src/sandbox/mod.rs",
+            "Self::Herald => &calls::HERALD,",
+            "Self::Herald => &calls::WORKER,",
+        )],
+    ),
     // What the bus hands to the front.
     check(
         "a message that cannot be read is left out",
@@ -345,7 +378,11 @@ pub const CHECKS: &[Check] = &[
     check(
         "a worker is in a sandbox",
         Adversary("who", "a11_root_has_no_capabilities_here"),
-        &[edit("service/daemon/src/system_bus.rs", "sandbox::enter(violation)?;", "let _ = violation;")],
+        &[edit(
+            "service/daemon/src/system_bus.rs",
+            "sandbox::enter(inmate, violation)?;",
+            "let _ = (inmate, violation);",
+        )],
     ),
     check(
         "a worker has nothing open that was",

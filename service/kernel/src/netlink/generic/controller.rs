@@ -1,22 +1,13 @@
 //! `nlctrl`, the family that tells about families, linux/genetlink.h: which there are, with which
 //! multicast groups, and which come and go.
 
-use neli::{
-    ToBytes,
-    consts::{genl::CtrlCmd, nl::NlmF},
-    genl::{GenlmsghdrBuilder, NoUserHeader},
-    nl::{NlPayload, NlmsghdrBuilder},
-    types::{Buffer, GenlBuffer},
-};
-use rustix::{io::Errno, net::netlink::GENERIC};
+use neli::consts::{genl::CtrlCmd, socket::NlFamily};
 
 use crate::{
-    Dict, Error, Kind, Result, Value,
-    error::Attempted,
+    Dict, Result, Value,
     netlink::{
         generic::table::{self, Form, Table},
-        listener::{Listener, Trust},
-        message::{self, u32_at},
+        socket::Socket,
     },
 };
 
@@ -77,63 +68,17 @@ impl Family {
     }
 }
 
-/// The families that there are in this thread's network namespace. The kernel answers a part at
-/// each look into the socket: there is nothing to wait for.
+/// The families that there are in this thread's network namespace. One that comes or goes meanwhile
+/// is told by the group.
 pub fn families() -> Result<Vec<Family>> {
-    const WHAT: &str = "the families of generic netlink";
-    let attempt = || format!("ask the kernel for {WHAT}");
-    let mut socket = Listener::open(GENERIC, Trust::Kernel, WHAT)?;
-    socket.ask(&request().ok_or(Errno::INVAL).attempted(attempt)?).attempted(attempt)?;
-    let mut families = Vec::new();
-    let mut end = None;
-    loop {
-        let mut idle = true;
-        socket.drain(|datagram| {
-            idle = false;
-            for message in message::messages(datagram.data).unwrap_or_default() {
-                match i32::from(message.kind) {
-                    // Both begin with 0 or a negative errno.
-                    libc::NLMSG_DONE | libc::NLMSG_ERROR => end = Some(u32_at(message.payload, 0)),
-                    _ => families.extend(family(message.payload)),
-                }
-            }
-        })?;
-        match end {
-            Some(Some(0)) => return Ok(families),
-            Some(Some(errno)) => {
-                let errno = Errno::from_raw_os_error(errno.cast_signed().saturating_neg());
-                return Err(errno).attempted(attempt);
-            }
-            Some(None) => return Err(Errno::BADMSG).attempted(attempt),
-            None if idle => {
-                let text = format!("cannot {}: its answer has no end", attempt());
-                return Err(Error::new(Kind::Unavailable, text));
-            }
-            None => {}
-        }
-    }
+    let header = [CtrlCmd::Getfamily.into(), 2, 0, 0];
+    let mut socket = Socket::open(NlFamily::Generic, &[])?;
+    let what = "the families of generic netlink";
+    Ok(socket.dump(ID, &header, what, |frame| Ok(family(frame.payload)))?.0)
 }
 
 /// From what follows the header of a message: command, version and two bytes more.
 fn family(payload: &[u8]) -> Option<Family> {
     let (&[1, ..], attributes) = payload.split_first_chunk::<4>()? else { return None };
     Family::from_attributes(&table::decode(attributes, FAMILY)?)
-}
-
-/// None if neli could not write it, which it can.
-fn request() -> Option<Vec<u8>> {
-    let message = GenlmsghdrBuilder::<_, u16, NoUserHeader>::default()
-        .cmd(CtrlCmd::Getfamily)
-        .version(2)
-        .attrs(GenlBuffer::<u16, Buffer>::new())
-        .build();
-    let message = NlmsghdrBuilder::default()
-        .nl_type(ID)
-        .nl_flags(NlmF::REQUEST | NlmF::DUMP)
-        .nl_payload(NlPayload::Payload(message.ok()?))
-        .build()
-        .ok()?;
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    message.to_bytes(&mut bytes).ok()?;
-    Some(bytes.into_inner())
 }

@@ -11,7 +11,8 @@ use crate::{
             controller, ethtool,
             table::{Form, Table},
         },
-        message::{text, u32_at},
+        message::u32_at,
+        wire::text,
     },
 };
 

@@ -24,7 +24,7 @@ use crate::{
             known::{KNOWN, Known},
         },
         listener::{Datagram, Listener, Trust},
-        message,
+        message, wire,
     },
 };
 
@@ -169,7 +169,7 @@ fn decode(
     datagram: Datagram<'_>,
 ) -> Option<Vec<Generic>> {
     let group = groups.get(&datagram.group)?;
-    let decode = |message: message::Message<'_>| {
+    let decode = |message: wire::Frame<'_>| {
         let (&[number, ..], attributes) = message.payload.split_first_chunk::<HEADER>()?;
         let command = (known.command)(group, number);
         let (command, table) = command.map_or_else(

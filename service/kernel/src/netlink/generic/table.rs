@@ -6,7 +6,7 @@
 
 use crate::{
     Dict, Value,
-    netlink::message::{attributes, text},
+    netlink::{message::attributes, wire::text},
 };
 
 /// Numbers, names and forms.

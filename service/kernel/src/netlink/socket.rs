@@ -1,0 +1,180 @@
+//! A netlink socket that never waits: what the kernel sends to its groups, and the answers to dumps.
+//!
+//! Everybody may send to a netlink socket (CVE-2009-1185 was such a message, taken for the
+//! kernel's): what has another sender than the kernel, port 0, is dropped.
+
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use neli::{
+    consts::{nl::NlmF, socket::NlFamily},
+    err::SocketError,
+    socket::synchronous::NlSocketHandle,
+    utils::Groups,
+};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags, SocketAddrAny, netlink::SocketAddrNetlink, sockopt},
+};
+
+use super::wire::{self, Damaged, Frame};
+use crate::{
+    Error, Fd, Kind, Result,
+    error::{Attempted, errno_of},
+    fd::{retry, set_nonblocking},
+};
+
+/// The receive buffer of a socket that listens to groups, in bytes.
+pub const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// No message of the kernel is longer; what would be is taken for lost.
+const DATAGRAM: usize = 1 << 17;
+
+/// How often a dump is repeated when the table changed meanwhile (NLM_F_DUMP_INTR).
+const DUMP_ATTEMPTS: u32 = 8;
+
+pub struct Socket {
+    pub fd: Fd,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+/// What [`Socket::receive`] found.
+pub enum Received<'a> {
+    Datagram(&'a [u8]),
+    /// There is nothing (more) at this moment.
+    Empty,
+    /// The kernel had more to say than the buffer takes (ENOBUFS), and says nothing more until the
+    /// buffer was found empty.
+    Lost,
+}
+
+impl Socket {
+    /// A socket of this family, with extended acknowledgements and strict checks, in the groups.
+    pub fn open(family: NlFamily, groups: &[u32]) -> Result<Self> {
+        let socket = NlSocketHandle::connect(family, None, Groups::new_groups(groups)).map_err(|error| {
+            let errno = match error {
+                SocketError::Io(error) => errno_of(&error),
+                _ => Errno::IO,
+            };
+            Error::from_errno(errno, format_args!("open a netlink socket ({family:?})"))
+        })?;
+        // Linux before 4.20 and 4.12 has no such options, and does without.
+        _ = socket.enable_strict_checking(true);
+        _ = socket.enable_ext_ack(true);
+        // SAFETY: `into_raw_fd` gives up the ownership of an open fd.
+        let fd = unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) };
+        set_nonblocking(fd.as_fd())?;
+        Ok(Self { fd: Fd::new(fd), buffer: vec![0; DATAGRAM], sequence: 0 })
+    }
+
+    /// Makes the receive buffer as large as the kernel allows, up to `size` bytes.
+    pub fn set_receive_buffer(&self, size: usize) -> Result<()> {
+        sockopt::set_socket_recv_buffer_size(&self.fd, size)
+            .attempted(|| format!("set the receive buffer of a netlink socket to {size} bytes"))?;
+        // The kernel tells the double. Beyond net.core.rmem_max only CAP_NET_ADMIN helps.
+        if sockopt::socket_recv_buffer_size(&self.fd).is_ok_and(|doubled| doubled < 2 * size) {
+            _ = sockopt::set_socket_recv_buffer_size_force(&self.fd, size);
+        }
+        Ok(())
+    }
+
+    /// The next datagram of the kernel.
+    pub fn receive(&mut self) -> Result<Received<'_>> {
+        let length = loop {
+            let received = retry(|| rustix::net::recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC));
+            match received {
+                Ok((_, length, sender)) if from_kernel(&sender) => break length,
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return Ok(Received::Empty),
+                Err(Errno::NOBUFS) => return Ok(Received::Lost),
+                Err(errno) => return Err(Error::from_errno(errno, "receive from the kernel over netlink")),
+            }
+        };
+        Ok(self.buffer.get(..length).map_or(Received::Lost, Received::Datagram))
+    }
+
+    /// Asks for a whole table and decodes each row. `header` is the fixed header of the request,
+    /// `what` reads "the network interfaces". Whether the rows are one consistent state says the bool:
+    /// false where the table changed under every attempt.
+    pub fn dump<T>(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        what: &str,
+        decode: impl Fn(&Frame<'_>) -> std::result::Result<Option<T>, Damaged>,
+    ) -> Result<(Vec<T>, bool)> {
+        for _ in 1..DUMP_ATTEMPTS {
+            if let (rows, true) = self.dump_once(kind, header, what, &decode)? {
+                return Ok((rows, true));
+            }
+        }
+        self.dump_once(kind, header, what, &decode)
+    }
+
+    fn dump_once<T>(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        what: &str,
+        decode: &impl Fn(&Frame<'_>) -> std::result::Result<Option<T>, Damaged>,
+    ) -> Result<(Vec<T>, bool)> {
+        let attempt = || format!("ask the kernel for {what}");
+        // What a dump that failed half-way left: the kernel makes one at a time.
+        while !matches!(self.receive()?, Received::Empty) {}
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let request = wire::request(kind, NlmF::REQUEST | NlmF::DUMP, sequence, header)
+            .map_err(|error| malformed(what, error))?;
+        // Not connected, but a netlink socket's default destination is the kernel.
+        retry(|| rustix::net::send(&self.fd, &request, SendFlags::empty())).attempted(attempt)?;
+        let mut rows = Vec::new();
+        let mut consistent = true;
+        loop {
+            let datagram = match self.receive()? {
+                Received::Datagram(datagram) => datagram,
+                Received::Lost => return Ok((rows, false)),
+                // The kernel goes on with a dump while it is read, so there always is more.
+                Received::Empty => return Err(Error::from_errno(Errno::AGAIN, attempt())),
+            };
+            for frame in wire::frames(datagram) {
+                let frame = frame.map_err(|error| malformed(what, error))?;
+                if frame.sequence != sequence {
+                    continue;
+                }
+                consistent &= frame.flags & NlmF::DUMP_INTR.bits() == 0;
+                match i32::from(frame.kind) {
+                    libc::NLMSG_DONE if frame.payload.len() < 4 => return Ok((rows, consistent)),
+                    libc::NLMSG_ERROR | libc::NLMSG_DONE => {
+                        let verdict = wire::verdict(&frame).map_err(|error| malformed(what, error))?;
+                        return refused(verdict, what).map(|()| (rows, consistent));
+                    }
+                    _ => rows.extend(decode(&frame).map_err(|error| malformed(what, error))?),
+                }
+            }
+        }
+    }
+}
+
+fn from_kernel(sender: &Option<SocketAddrAny>) -> bool {
+    let sender = sender.clone().and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
+    sender.is_some_and(|sender| sender.pid() == 0)
+}
+
+fn refused(verdict: wire::Verdict, what: &str) -> Result<()> {
+    if verdict.errno <= 0 {
+        return Ok(());
+    }
+    let error =
+        Error::from_errno(Errno::from_raw_os_error(verdict.errno), format_args!("ask the kernel for {what}"));
+    Err(match verdict.text {
+        Some(text) => error.help(format_args!("the kernel says: {text}")),
+        None => error,
+    })
+}
+
+fn malformed(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::new(
+        Kind::Errno(Errno::BADMSG),
+        format!("cannot ask the kernel for {what}: a netlink message is not as expected ({error})"),
+    )
+}
