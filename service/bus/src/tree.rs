@@ -104,7 +104,9 @@ impl Tree {
         }
         let outbox =
             if face.is_private() { Outbox::dropping(connection) } else { Outbox::waiting(connection) };
-        faces.served.push(Serving { face, connection: connection.clone(), outbox });
+        // The private ones are told first: who asked for one wants to be quick, and a bus may be full.
+        let place = if face.is_private() { 0 } else { faces.served.len() };
+        faces.served.insert(place, Serving { face, connection: connection.clone(), outbox });
         Ok(())
     }
 

@@ -12,7 +12,13 @@ use ipc_kernel::{
 };
 
 use crate::{
-    Engine, endpoint::Endpoint, engine::Object, events::Happening, futex, options::Options, wait::until,
+    Engine,
+    endpoint::Endpoint,
+    engine::Object,
+    events::Happening,
+    futex,
+    options::Options,
+    wait::{Hold, until},
 };
 
 /// Starts what the endpoint needs.
@@ -44,6 +50,8 @@ pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Op
 /// Runs a mechanism's shared driver for as long as the service runs.
 pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
     tokio::spawn(async move {
+        // What it mostly waits for is one and the same fd, which then stays in epoll.
+        let mut hold = Hold::default();
         loop {
             let readiness = match driver() {
                 Ok(Attempt::Done(())) => {
@@ -54,8 +62,12 @@ pub(crate) fn drive(engine: Arc<Engine>, driver: fn() -> Result<Attempt<()>>) {
                 // All endpoints depend on it, and memory may be there again in a moment.
                 Err(_) => Readiness::After(LOOK_AGAIN),
             };
+            if !matches!(readiness, Readiness::Readable(_)) {
+                // That fd may be gone, and is not to be kept open here.
+                hold = Hold::default();
+            }
             let ready = async {
-                if until(readiness).await.is_err() {
+                if hold.until(readiness).await.is_err() {
                     let _ = until(Readiness::After(LOOK_AGAIN)).await;
                 }
             };

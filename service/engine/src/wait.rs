@@ -280,7 +280,8 @@ impl Watched {
         &self,
         attempt: impl FnOnce() -> rustix::io::Result<T>,
     ) -> rustix::io::Result<Option<T>> {
-        let Some(place) = &self.place else {
+        // Of a hang-up nothing is cached: tokio's try_io knows no interest that is made of two.
+        let Some(place) = self.place.as_ref().filter(|_| !self.interest.is_error()) else {
             return match attempt() {
                 Err(Errno::AGAIN) => Ok(None),
                 done => done.map(Some),

@@ -9,6 +9,9 @@
 //! what has to happen first ([`Attempt`], [`Readiness`]); whoever calls does the waiting. There
 //! is no D-Bus, no async runtime and no logging in this crate.
 
+#[cfg(test)]
+extern crate self as ipc_kernel; // What tests share, is written for those outside.
+
 pub mod address;
 pub mod blocked;
 pub mod dev_shm;

@@ -17,10 +17,11 @@
 //! | A5, A6, A7, D11 | not applicable yet: nothing asks polkit |
 //! | A15 | documented: confinement is judged on the process that connected |
 //! | B10, B11, B12 for signals | not applicable yet: no mechanism sends signals; their rules for pids are tested with `lifetime=pid:N` and `pipe:pid=N` |
-//! | B15 | not applicable yet: no mechanism uses netlink |
+//! | B15 | tested with root as the liar in the black-box suite: `only_the_kernel_is_believed` |
 //! | C6, C14 | not applicable yet: no mechanism serves or mounts FUSE |
 //! | D13 for SysV and mounts | not applicable yet: no mechanism makes them |
-//! | netlink ENOBUFS, signalfd, SysV removal | not applicable yet: no such mechanism |
+//! | netlink ENOBUFS | tested in the black-box suite, in a network namespace: `losses_are_told` |
+//! | signalfd, SysV removal | not applicable yet: no such mechanism |
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |
 //! | clock jumps | no wall clock decides anything; the clock of the machine is not ours to set |
 //! | FDSTORE, upgrade of the package | need systemd: tested with the package |

@@ -7,9 +7,11 @@
 
 mod client;
 mod inbox;
+mod isolation;
 
 pub use client::{Client, Options, assert_error, error, integer, options};
 pub use inbox::{Inbox, is_signal, path_of};
+pub use isolation::isolated;
 
 use ipc_harness::system::{ALICE, SystemBus};
 use ipc_harness::{Address, Bus, Launch, Process, Service, TempDir, Unavailable, connect, peer};
@@ -121,9 +123,25 @@ impl Address for Stage {
 }
 
 /// One test for each [`Way`] of functions `async fn a(stage: Stage)`; in front of them may be `config = TEXT;`, the
-/// service's configuration file, or `in_own_network;`.
+/// service's configuration file, `in_own_network;`, for the service alone, or `isolated;`, for the test, too
+/// ([`isolated`]).
 #[macro_export]
 macro_rules! everywhere {
+    (isolated; $($test:ident),+ $(,)?) => {
+        $crate::everywhere!(# dbus_daemon, DbusDaemon, $($test),+);
+        $crate::everywhere!(# dbus_broker, DbusBroker, $($test),+);
+        $crate::everywhere!(# private_bus, Private, $($test),+);
+        $crate::everywhere!(# peer_to_peer, Peer, $($test),+);
+        $crate::everywhere!(# system_bus, System, $($test),+);
+    };
+    (# $module:ident, $way:ident, $($test:ident),+) => {
+        mod $module { $(
+            #[test]
+            fn $test() {
+                $crate::isolated($crate::Way::$way, "", super::$test);
+            }
+        )+ }
+    };
     (config = $config:expr; $($test:ident),+ $(,)?) => {
         $crate::everywhere!(@ with_config, $config, $($test),+);
     };

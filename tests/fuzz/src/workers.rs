@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use ipc_spawner::protocol::{Confinement, REQUEST_SIZE, Refusal, Reply, Request};
+use ipc_spawner::protocol::{Confinement, HERALD, REQUEST_SIZE, Refusal, Reply, Request};
 use ipc_stream::Stream;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -49,9 +49,15 @@ async fn serve(socket: OwnedFd, words: Arc<[u8]>) {
         let (reply, control) = match request {
             Request::Examine { .. } => (Reply::Examined { confinement: Confinement(0), gid: None }, None),
             Request::Start { name, identity } => {
-                let (front, ours) = pair();
-                let words = if identity.uid == HOSTILE { words.clone() } else { Arc::default() };
-                workers.insert(name, tokio::spawn(worker(ours, words)));
+                let hostile = identity.uid == HOSTILE;
+                let (front, worker) = started(if hostile { words.clone() } else { Arc::default() });
+                workers.insert(name, worker);
+                (Reply::Started { pid: 1 }, Some(front))
+            }
+            // As hostile as the worker.
+            Request::Herald => {
+                let (front, herald) = started(words.clone());
+                workers.insert(HERALD.to_owned(), herald);
                 (Reply::Started { pid: 1 }, Some(front))
             }
             Request::Kill { name } => match workers.remove(&name) {
@@ -71,6 +77,11 @@ async fn serve(socket: OwnedFd, words: Arc<[u8]>) {
             return;
         }
     }
+}
+
+fn started(words: Arc<[u8]>) -> (OwnedFd, JoinHandle<()>) {
+    let (front, ours) = pair();
+    (front, tokio::spawn(worker(ours, words)))
 }
 
 /// Until its control socket ends. Its streams end with it.

@@ -6,7 +6,7 @@
 //! its file system is not unmounted.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     ffi::OsString,
     os::unix::ffi::OsStringExt,
     time::{Duration, Instant},
@@ -60,8 +60,7 @@ impl Tree {
         let want = Want { path, mask: mask | FOLLOWED, excl_unlink, inode: None };
         self.root = HUB.watch(&self.handle, pinned, want)?;
         let place = (self.root, Box::default());
-        let node = Node { place, inode: self.inode, entries: HashMap::new(), _share: None };
-        self.nodes.insert(self.root, node);
+        self.nodes.insert(self.root, Node::new(place, self.inode, None));
         let attempt = format!("list {}", self.handle.wish.path.display());
         self.list(self.root, pinned, mark).map_err(|errno| Error::from_errno(errno, attempt))?;
         // One after the other, as a limit that is reached is the end.
@@ -86,7 +85,6 @@ impl Tree {
     pub fn look(&mut self, most: usize) -> bool {
         for _ in 0..most {
             if !self.look_once() {
-                self.lost_since = None;
                 self.full = None;
                 return true;
             }
@@ -98,8 +96,9 @@ impl Tree {
     fn look_once(&mut self) -> bool {
         let Some(job) = self.jobs.pop_front() else { return false };
         let done = match &job {
-            Job::Enter { place, mark, deep } => self.enter(place, *mark, *deep),
-            Job::Look { wd, deep } => self.look_again(*wd, *deep),
+            Job::Enter { place, mark } => self.enter(place, *mark),
+            Job::Look { wd } => self.look_again(*wd),
+            Job::Check { place } => self.check_name(place),
         };
         match done {
             Ok(()) => {}
@@ -134,7 +133,7 @@ impl Tree {
         }
     }
 
-    fn enter(&mut self, place: &Place, mark: Mark, deep: bool) -> Result<(), Missing> {
+    fn enter(&mut self, place: &Place, mark: Mark) -> Result<(), Missing> {
         if !self.entry(place).is_some_and(|entry| entry.directory) {
             return Ok(());
         }
@@ -153,7 +152,7 @@ impl Tree {
                 return Ok(());
             }
         };
-        match self.watch(place, &pinned, mark, deep) {
+        match self.watch(place, &pinned, mark) {
             Err(Refused::Elsewhere) => return Err(Missing::Elsewhere),
             Err(Refused::Because(error)) => {
                 if error.kind == Kind::LimitExceeded {
@@ -167,7 +166,7 @@ impl Tree {
     }
 
     /// Watches what was found at a place. What is new is listed.
-    fn watch(&mut self, place: &Place, pinned: &Fd, mark: Mark, deep: bool) -> Result<(), Refused> {
+    fn watch(&mut self, place: &Place, pinned: &Fd, mark: Mark) -> Result<(), Refused> {
         let known = self.entry(place).map_or(NONE, |entry| entry.wd);
         let mut share = None;
         if known == NONE {
@@ -189,7 +188,6 @@ impl Tree {
             self.tell_content_gone(known);
             self.forget(known);
         }
-        let mut deep = deep;
         if wd != known
             && let Some(from) = self.nodes.get(&wd).map(|node| node.place.clone())
         {
@@ -199,12 +197,12 @@ impl Tree {
             }
             self.tell_rename(&from, place, IN_ISDIR, Some(Mark::Rescanned));
             self.move_name(&from, place, true, stamp());
-            // What happened in it may be among what was lost, wherever it was then.
-            deep |= self.lost_since.is_some();
+            self.jobs.push_back(Job::Check { place: from });
+            self.try_stale_again(true);
         }
-        if self.nodes.contains_key(&wd) {
-            if deep {
-                self.jobs.push_back(Job::Look { wd, deep });
+        if let Some(node) = self.nodes.get(&wd) {
+            if node.lost.is_some() {
+                self.jobs.push_back(Job::Look { wd });
             }
             return Ok(());
         }
@@ -216,7 +214,7 @@ impl Tree {
         if let Some(entry) = self.entry(&place) {
             (entry.wd, entry.unwatched) = (wd, false);
         }
-        self.nodes.insert(wd, Node { place, inode, entries: HashMap::new(), _share: share });
+        self.nodes.insert(wd, Node::new(place, inode, share));
         self.list(wd, pinned, mark).map_err(|errno| Error::from_errno(errno, "list it").into())
     }
 
@@ -258,10 +256,8 @@ impl Tree {
     }
 
     /// Compares a known directory with what was told of it.
-    fn look_again(&mut self, wd: i32, deep: bool) -> Result<(), Missing> {
-        if !self.nodes.contains_key(&wd) {
-            return Ok(());
-        }
+    fn look_again(&mut self, wd: i32) -> Result<(), Missing> {
+        let Some(since) = self.nodes.get(&wd).and_then(|node| node.lost) else { return Ok(()) };
         let now = stamp();
         let directory = self.open(wd)?;
         let there: BTreeMap<_, _> = match names(&directory) {
@@ -272,8 +268,9 @@ impl Tree {
                 return Ok(());
             }
         };
-        let mut known: Vec<_> = match self.nodes.get(&wd) {
+        let mut known: Vec<_> = match self.nodes.get_mut(&wd) {
             Some(node) => {
+                node.lost = None;
                 node.entries.iter().map(|(name, entry)| (name.clone(), entry.directory, entry.at)).collect()
             }
             None => return Ok(()),
@@ -284,7 +281,7 @@ impl Tree {
             match there.get(&place.1) {
                 Some(same) if *same == is_directory => {
                     if !is_directory {
-                        self.compare(&directory, &place, at);
+                        self.compare(&directory, &place, since.max(at));
                     }
                 }
                 _ => {
@@ -294,24 +291,40 @@ impl Tree {
             }
         }
         for (name, is_directory) in there {
-            let place = (wd, name);
-            if self.entry(&place).is_some() && is_directory && self.recursive {
-                self.jobs.push_back(Job::Enter { place, mark: Mark::Rescanned, deep });
-            } else {
-                self.found(place, is_directory, Mark::Rescanned, now);
+            self.found((wd, name), is_directory, Mark::Rescanned, now);
+        }
+        Ok(())
+    }
+
+    /// Compares one name in a known directory with what was told of it.
+    fn check_name(&mut self, place: &Place) -> Result<(), Missing> {
+        if !self.nodes.contains_key(&place.0) {
+            return Ok(());
+        }
+        let directory = self.open(place.0)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        match rustix::fs::statat(&directory, &place.1[..], flags) {
+            Ok(stat) => {
+                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                self.found(place.clone(), is_directory, Mark::Rescanned, stamp());
             }
+            Err(Errno::NOENT) => {
+                if let Some(is_directory) = self.entry(place).map(|entry| entry.directory) {
+                    self.tell_gone(place, is_directory, Mark::Rescanned);
+                    self.take_name(place);
+                }
+            }
+            Err(_) => {}
         }
         Ok(())
     }
 
     /// Tells of a file that was changed while events were lost, and later than something was told of it.
-    fn compare(&mut self, directory: &Fd, place: &Place, at: i64) {
-        let Some(since) = self.lost_since else { return };
+    fn compare(&mut self, directory: &Fd, place: &Place, since: i64) {
         let Ok(stat) = rustix::fs::statat(directory, &place.1[..], AtFlags::SYMLINK_NOFOLLOW) else { return };
         let nanoseconds =
             |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64);
-        let since = since.max(at);
         if changed < since {
             return;
         }

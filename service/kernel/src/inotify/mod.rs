@@ -11,6 +11,8 @@ pub mod filesystem;
 pub mod filter;
 pub mod flow;
 pub mod hub;
+#[cfg(test)]
+mod interleaved;
 mod look;
 pub mod mask;
 mod memory;

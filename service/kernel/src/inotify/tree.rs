@@ -12,6 +12,8 @@
 //!   path has moved.
 //! - A directory that cannot be found because a directory above it was renamed meanwhile is looked
 //!   for again after the event that says so.
+//! - Where a directory turns out not to be, something else may be, of which the event came already: the
+//!   name is checked.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -59,11 +61,6 @@ pub struct Tree {
     pub(super) partial: bool,
     /// Why no more directories can be watched; forgotten when all was tried.
     pub(super) full: Option<String>,
-    /// What was lost since when; looked for by jobs.
-    pub(super) lost_since: Option<i64>,
-    /// Where the last rename went to, if something may have been there, which it then took the place of.
-    /// When two names change places (RENAME_EXCHANGE), the second half looks as if it took away the first.
-    replaced: Option<Place>,
     /// The watched directory was not at its path; when to look again.
     pub(super) adrift: Option<Instant>,
     /// Device and inode of the watched directory.
@@ -79,7 +76,28 @@ pub(super) struct Node {
     pub place: Place,
     pub inode: (u64, u64),
     pub entries: HashMap<Box<[u8]>, Entry>,
+    pub last: Last,
+    /// Since when events of it may have been lost, until it was looked for, wherever it is by then.
+    pub lost: Option<i64>,
     pub _share: Option<Share>,
+}
+
+impl Node {
+    pub fn new(place: Place, inode: (u64, u64), share: Option<Share>) -> Self {
+        Self { place, inode, entries: HashMap::new(), last: Last::Unknown, lost: None, _share: share }
+    }
+}
+
+/// The last change of a name in a directory. When two names change places (RENAME_EXCHANGE), the second
+/// half looks as if it took away what the first has brought: a name comes, and in the next change of the
+/// directory, which is locked during all of it, goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    /// It was not seen: it came before the watch, or was lost.
+    Unknown,
+    /// This name was renamed to.
+    Came(Box<[u8]>),
+    Other,
 }
 
 pub(super) struct Entry {
@@ -95,11 +113,12 @@ pub(super) struct Entry {
 /// Something to be looked at.
 #[derive(Debug, Clone)]
 pub(super) enum Job {
-    /// Watch the directory that is at this place, and list it if it is not known. `deep`: also look for
-    /// what was lost in it.
-    Enter { place: Place, mark: Mark, deep: bool },
+    /// Watch the directory that is at this place, and list it if it is not known.
+    Enter { place: Place, mark: Mark },
     /// Look for what was lost in a known directory.
-    Look { wd: i32, deep: bool },
+    Look { wd: i32 },
+    /// Compare one name with what was told of it.
+    Check { place: Place },
 }
 
 /// How the service came to know.
@@ -137,8 +156,6 @@ impl Tree {
             remembered: 0,
             partial: false,
             full: None,
-            lost_since: None,
-            replaced: None,
             adrift: None,
             inode,
             told: VecDeque::new(),
@@ -164,11 +181,45 @@ impl Tree {
     pub fn step(&mut self, step: Step, now: i64) {
         match step {
             Step::Happened { wd, mask, name } if name.is_empty() => self.happened_to_itself(wd, mask),
-            Step::Happened { wd, mask, name } => self.happened((wd, name), mask, now),
-            Step::Renamed { from, to, mask } => self.renamed(from, to, mask, now),
+            Step::Happened { wd, mask, name } => {
+                let place = (wd, name);
+                let exchanged = self.changed(&place, mask);
+                self.happened(place.clone(), mask, now);
+                self.check(exchanged, place);
+            }
+            Step::Renamed { from, to, mask } => {
+                let exchanged = self.changed(&from, IN_MOVED_FROM);
+                self.changed(&to, IN_MOVED_TO);
+                self.renamed(from.clone(), to, mask, now);
+                self.check(exchanged, from);
+            }
             Step::Overflow { since } => self.overflowed(since),
             Step::Ended { wd, reason } if wd == self.root => self.end(reason),
             Step::Ended { wd, .. } => self.forget(wd),
+        }
+    }
+
+    /// Notes the last change of a name; says whether it may be the second half of an exchange, so that the
+    /// name is still there.
+    fn changed(&mut self, place: &Place, mask: u32) -> bool {
+        let Some(node) = self.nodes.get_mut(&place.0) else { return false };
+        if mask & (IN_CREATE | IN_DELETE | IN_MOVE) == 0 {
+            return false;
+        }
+        let came = mask & IN_MOVED_TO != 0;
+        let last =
+            std::mem::replace(&mut node.last, if came { Last::Came(place.1.clone()) } else { Last::Other });
+        let exchanged = match last {
+            Last::Unknown => true,
+            Last::Came(name) => name == place.1,
+            Last::Other => false,
+        };
+        mask & IN_MOVED_FROM != 0 && exchanged
+    }
+
+    fn check(&mut self, exchanged: bool, place: Place) {
+        if exchanged {
+            self.jobs.push_back(Job::Check { place });
         }
     }
 
@@ -190,7 +241,6 @@ impl Tree {
         if !self.nodes.contains_key(&place.0) || directory && self.filter.prunes(&self.below(&place)) {
             return;
         }
-        let replaced = self.replaced.take();
         let known = self.entry(&place).map(|entry| entry.directory);
         if mask & (IN_CREATE | IN_MOVED_TO) != 0 {
             if mask & IN_CREATE != 0 && known == Some(!directory) {
@@ -206,18 +256,11 @@ impl Tree {
             if known != Some(directory) || replaces || self.partial {
                 self.tell(mask, &place, None);
             }
-            if mask & IN_MOVED_TO != 0 && (known.is_some() || directory) {
-                self.replaced = Some(place.clone());
-            }
             self.visit(place, directory, Mark::Found);
         } else if mask & (IN_DELETE | IN_MOVED_FROM) != 0 {
-            let exchanged = replaced.is_some_and(|last| last == place);
             // One of the other kind is there already, by an exchange.
             if known == Some(directory) && self.take_name(&place) || known.is_none() && self.partial {
                 self.tell(mask, &place, None);
-            }
-            if exchanged {
-                self.jobs.push_back(Job::Look { wd: place.0, deep: false });
             }
         } else {
             if let Some(entry) = self.entry(&place) {
@@ -243,27 +286,20 @@ impl Tree {
             (true, false) => return self.happened(from, mask & !IN_MOVED_TO, now),
             (false, _) => return self.happened(to, mask & !IN_MOVED_FROM, now),
         }
-        let exchanged = self.replaced.take().is_some_and(|last| last == from);
         let [moved, there] = [&from, &to].map(|place| self.entry(place).map_or(NONE, |entry| entry.wd));
         if directory && moved == NONE && there != NONE {
             // It was seen at its new place ahead of this, and told.
             self.take_name(&from);
             self.tell(mask & !IN_MOVED_TO, &from, None);
-            self.replaced = Some(to.clone());
         } else if directory && self.is_within(to.0, moved) {
             // Into itself, by what was seen ahead of this: all that is known of it is of no use.
             self.take_name(&from);
             self.tell(mask & !IN_MOVED_TO, &from, None);
-            self.jobs.push_back(Job::Look { wd: self.root, deep: true });
+            // No change of a file was lost.
+            self.look_for(i64::MAX);
         } else {
-            if directory || self.entry(&to).is_some() {
-                self.replaced = Some(to.clone());
-            }
             self.tell_rename(&from, &to, mask, None);
             self.move_name(&from, &to, directory, now);
-        }
-        if exchanged {
-            self.jobs.push_back(Job::Look { wd: from.0, deep: false });
         }
         self.visit(to, directory, Mark::Rescanned);
         self.try_stale_again(true);
@@ -271,7 +307,7 @@ impl Tree {
 
     fn overflowed(&mut self, since: i64) {
         self.told.push_back(Notice::Overflow);
-        self.replaced = None;
+        self.nodes.values_mut().for_each(|node| node.last = Last::Unknown);
         let alive = HUB.alive(&self.handle);
         let mut dead: Vec<_> = self
             .nodes
@@ -283,10 +319,17 @@ impl Tree {
         dead.sort_unstable_by(|one, other| other.cmp(one));
         dead.iter().for_each(|(_, wd)| self.tell_content_gone(*wd));
         dead.iter().for_each(|(_, wd)| self.forget(*wd));
-        self.lost_since = Some(self.lost_since.map_or(since, |earlier| earlier.min(since)));
         self.stale.clear();
         self.jobs.clear();
-        self.jobs.push_back(Job::Look { wd: self.root, deep: true });
+        self.look_for(since);
+    }
+
+    /// Has everything compared with what was told.
+    fn look_for(&mut self, since: i64) {
+        for node in self.nodes.values_mut() {
+            node.lost = Some(node.lost.map_or(since, |earlier| earlier.min(since)));
+        }
+        self.jobs.push_back(Job::Look { wd: self.root });
     }
 
     pub(super) fn end(&mut self, reason: &str) {
@@ -298,11 +341,11 @@ impl Tree {
     /// Has the directory at a place looked at.
     pub(super) fn visit(&mut self, place: Place, directory: bool, mark: Mark) {
         if directory && self.recursive {
-            self.jobs.push_back(Job::Enter { place, mark, deep: false });
+            self.jobs.push_back(Job::Enter { place, mark });
         }
     }
 
-    fn try_stale_again(&mut self, moved: bool) {
+    pub(super) fn try_stale_again(&mut self, moved: bool) {
         if moved {
             self.jobs.extend(self.stale.drain(..));
         }

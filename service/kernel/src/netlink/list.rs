@@ -1,7 +1,7 @@
 //! Every netlink socket of the network namespace, as `ss -A netlink -a` shows them: from sock_diag(7), or
 //! from /proc/net/netlink where the kernel has no netlink_diag.
 
-use std::io::Cursor;
+use std::{collections::HashSet, io::Cursor};
 
 use neli::{FromBytes, FromBytesWithInput, err::DeError};
 
@@ -83,7 +83,14 @@ impl FromBytesWithInput for NetlinkSocket {
 /// All of them.
 pub fn sockets() -> Result<Vec<NetlinkSocket>> {
     let request = Request::all(libc::AF_NETLINK, ALL_FAMILIES, SHOW);
-    sock_diag::query(Scope::All, request, "the netlink sockets").or_else(|_| from_proc())
+    let Ok(mut sockets) = sock_diag::query::<_, NetlinkSocket>(Scope::All, request, "the netlink sockets")
+    else {
+        return from_proc();
+    };
+    // The kernel tells those that are in a group a second time (__netlink_diag_dump).
+    let mut seen = HashSet::new();
+    sockets.retain(|socket| seen.insert((socket.family, socket.port, socket.inode)));
+    Ok(sockets)
 }
 
 /// Whether a socket has this port.

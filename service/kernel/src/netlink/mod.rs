@@ -70,8 +70,8 @@ impl Event {
 /// (s), `port-kind` (s), `carrier` (b), `master` (s), `altnames` (as), `alias` (s), `group` (u),
 /// `transmit-queue-length`, `transmit-queues`, `receive-queues` (u), `port-name` (s), `protocol-down` (b); of a VLAN, a
 /// veth and the like `parent` (s), or, when that is in another namespace, `parent-index` and `parent-namespace` (i).
-/// In an event, `old-state`, `old-name`, `old-mtu`, …, as far as changed, and `rescanned` (b, true) where it was found
-/// out after an overflow.
+/// In an event, `old-state`, `old-name`, `old-mtu`, …, as far as changed, and `rescanned` (b, true) where the kernel did
+/// not say it by itself: it was found when all were read anew, after an overflow or for a snapshot.
 #[derive(Debug, Clone)]
 pub struct Link {
     pub index: i32,

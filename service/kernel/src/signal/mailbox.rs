@@ -16,6 +16,7 @@ use rustix::{
 
 use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Readiness, Result,
+    error::errno_in,
     fd::{duplicate, retry},
     shape::{self, Exit, Received, Shape, readable},
     signal::{
@@ -70,7 +71,7 @@ pub fn create(parameters: &Parameters) -> Result<Opening> {
         match word {
             Some([0, 0, ..]) => {}
             word => {
-                let errno = word.map_or(Errno::IO, |word| Errno::from_raw_os_error(word[1]));
+                let errno = word.map_or(Errno::IO, |word| errno_in(word[1].saturating_neg()));
                 return Err(Error::from_errno(errno, "prepare the process of a mailbox"));
             }
         }

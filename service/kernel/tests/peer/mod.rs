@@ -24,12 +24,16 @@ pub fn create(address: &str) -> Result<Box<dyn Endpoint>> {
 }
 
 pub fn attach(address: &str) -> Result<Box<dyn Endpoint>> {
-    let address = Address::parse(address)?;
-    let row = mechanisms::by_scheme(&address.scheme)?;
-    done((row.attach)(&Parameters::check(row.attach_parameters, &[], &address, &Dict::new())?)?)
+    done(attaching(address)?)
 }
 
-fn done(opening: Opening) -> Result<Box<dyn Endpoint>> {
+pub fn attaching(address: &str) -> Result<Opening> {
+    let address = Address::parse(address)?;
+    let row = mechanisms::by_scheme(&address.scheme)?;
+    (row.attach)(&Parameters::check(row.attach_parameters, &[], &address, &Dict::new())?)
+}
+
+pub fn done(opening: Opening) -> Result<Box<dyn Endpoint>> {
     let mut pending = match opening {
         Opening::Done(endpoint) => return Ok(endpoint),
         Opening::Pending(pending) => pending,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 
 use std::{
+    io::Read,
     process::Command,
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use ipc_kernel::{
-    Attempt, Dict, Endpoint, Error, Kind, Readiness, Result, Value,
+    Attempt, Dict, Endpoint, Error, Kind, Opening, Readiness, Result, Value,
     blocked::{self, Running},
     mechanism::Permissions,
     mechanisms,
@@ -306,17 +307,15 @@ fn attach_waits_for_the_creator_of_a_new_set() {
     let key = Key::new();
     let Some(mut program) = peer() else { return };
     let id = program.ask(&format!("get {} 1 0{:o}", key.0, CREATE | 0o600));
-    let attaching = std::thread::spawn({
-        let address = key.address();
-        move || attach(&address).map(|endpoint| (endpoint.semaphore().unwrap().value().unwrap(), endpoint))
-    });
+    let Ok(Opening::Pending(mut pending)) = attaching(&key.address()) else { panic!("it does not wait") };
     // Its creator takes its time.
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!attaching.is_finished(), "its values are not set");
+    for _ in 0..2 {
+        assert!(matches!(pending(), Ok(Attempt::Wait(_))), "its values are not set");
+    }
     assert_eq!(program.ask(&format!("set {id} 0 4")), "ok");
     assert_eq!(program.ask(&format!("op {id} 0,1,0")), "ok");
-    let (value, endpoint) = attaching.join().unwrap().unwrap();
-    assert_eq!(value, 5);
+    let endpoint = done(Opening::Pending(pending)).unwrap();
+    assert_eq!(endpoint.semaphore().unwrap().value().unwrap(), 5);
     assert!(endpoint.inspect().unwrap()["initialised"].same(&true.into()));
 
     // One that never says so is waited for a second.
@@ -377,6 +376,7 @@ fn the_kernel_undoes_leases_of_a_process_that_is_killed() {
     let mut holder = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_kernel_undoes_leases_of_a_process_that_is_killed"])
         .env(ADDRESS, key.address())
+        .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .spawn()
         .map(waiting::Child)
@@ -388,7 +388,7 @@ fn the_kernel_undoes_leases_of_a_process_that_is_killed() {
     assert_eq!(set.values(), [5, 0]);
 }
 
-/// Until it is killed, or the set is removed.
+/// Until it is killed, or who started it has gone.
 fn hold_leases(address: &str) {
     let set = attach(address).unwrap();
     let semaphore = set.semaphore().unwrap();
@@ -397,9 +397,7 @@ fn hold_leases(address: &str) {
         Attempt::Wait(other) => panic!("{other:?}"),
     };
     let _held = [take(&[(0, -1, 0), (1, 4, 0)]), take(&[(0, -2, 0)])];
-    while semaphore.value().is_ok() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    _ = std::io::stdin().read(&mut [0]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used)] // Every test binary uses its own part; a test fails by panicking.
 
+pub mod ground;
 pub mod model;
 
 use std::{os::unix::ffi::OsStrExt, path::Path, sync::Once};

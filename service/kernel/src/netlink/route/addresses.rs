@@ -78,7 +78,11 @@ pub fn decode(payload: &[u8]) -> Result<Option<Row>, Damaged> {
         };
         details.extend(value.map(|value| (key.to_owned(), value)));
     }
-    details.insert("flags".to_owned(), names::flags(flags, if name == "inet" { FLAGS } else { FLAGS_6 }));
+    let mut flag_names = FLAGS.to_vec();
+    if i32::from(family) == libc::AF_INET6 {
+        flag_names[0] = TEMPORARY;
+    }
+    details.insert("flags".to_owned(), names::flags(flags, &flag_names));
     // Of a point-to-point address, IFA_ADDRESS is the other end; else both are the same, or one is missing.
     let Some(address) = local.or(remote) else { return Ok(None) };
     let peer = remote.filter(|remote| *remote != address);
@@ -106,11 +110,9 @@ fn protocol(number: u8) -> String {
     .to_owned()
 }
 
-/// IFA_F_*. The first bit has two names.
-const FLAGS: &[(u32, &str)] =
-    &[(0x1, "secondary"), (0x80, "permanent"), (0x200, "noprefixroute"), (0x400, "mcautojoin")];
-const FLAGS_6: &[(u32, &str)] = &[
-    (0x1, "temporary"),
+/// IFA_F_*.
+const FLAGS: &[(u32, &str)] = &[
+    (0x1, "secondary"),
     (0x2, "nodad"),
     (0x4, "optimistic"),
     (0x8, "dadfailed"),
@@ -123,6 +125,9 @@ const FLAGS_6: &[(u32, &str)] = &[
     (0x400, "mcautojoin"),
     (0x800, "stable_privacy"),
 ];
+
+/// What the first bit means of an IPv6 address.
+const TEMPORARY: (u32, &str) = (0x1, "temporary");
 
 /// The addresses of all interfaces, as they were told.
 #[derive(Debug, Default)]

@@ -174,33 +174,51 @@ pub struct Table(BTreeMap<i32, Row>);
 
 impl Table {
     /// Takes a link in: what is to be told about it, if anything is new.
-    pub fn set(&mut self, row: Row) -> Option<Event> {
+    pub fn set(&mut self, row: Row) -> Vec<Event> {
         let index = row.index;
-        let old = self.0.insert(index, row);
-        let link = self.link(index)?;
-        let Some(old) = old else { return Some(Event::LinkChanged(link)) };
-        // Names of other interfaces are those of the moment, so that they count as changed only
-        // when the index is another.
-        let mut before = self.describe(&old).details;
-        let mut after = link.details.clone();
-        for (details, row) in [(&mut before, &old), (&mut after, self.0.get(&index)?)] {
-            details.insert("name".to_owned(), row.name.as_str().into());
-            details.insert("state".to_owned(), row.state.as_str().into());
-        }
-        let changes = names::changes(&before, &after);
-        if changes.is_empty() && before.len() == after.len() {
-            return None;
-        }
-        let mut link = link;
-        link.details.extend(changes);
-        Some(Event::LinkChanged(link))
+        self.change(index, |links| links.insert(index, row))
     }
 
     /// Takes a link out: its removal, where it was told.
-    pub fn remove(&mut self, index: i32) -> Option<Event> {
-        let link = self.link(index)?;
-        self.0.remove(&index);
-        Some(Event::LinkRemoved(link))
+    pub fn remove(&mut self, index: i32) -> Vec<Event> {
+        self.change(index, |links| links.remove(&index))
+    }
+
+    /// Tells what is another than before: the link itself, and what is above or below it, as that is
+    /// told with the link's name.
+    fn change(
+        &mut self,
+        index: i32,
+        with: impl FnOnce(&mut BTreeMap<i32, Row>) -> Option<Row>,
+    ) -> Vec<Event> {
+        let before: Vec<_> = self.concerned(index).collect();
+        with(&mut self.0);
+        let mut events = Vec::new();
+        for old in before.iter().filter(|old| !self.0.contains_key(&old.index)) {
+            events.push(Event::LinkRemoved(old.clone()));
+        }
+        for mut link in self.concerned(index) {
+            if let Some(old) = before.iter().find(|old| old.index == link.index) {
+                let (before, after) = (whole(old), whole(&link));
+                if names::same(&before, &after) {
+                    continue;
+                }
+                link.details.extend(names::changes(&before, &after));
+            } else if link.index != index {
+                // It became concerned by what was told about itself.
+                continue;
+            }
+            events.push(Event::LinkChanged(link));
+        }
+        events
+    }
+
+    /// The link, and then those that name it.
+    fn concerned(&self, index: i32) -> impl Iterator<Item = Link> {
+        let names_it =
+            move |row: &&Row| row.index != index && (row.master == Some(index) || row.parent == Some(index));
+        let rows = self.0.get(&index).into_iter().chain(self.0.values().filter(names_it));
+        rows.map(|row| self.describe(row))
     }
 
     pub fn indexes(&self) -> Vec<i32> {
@@ -214,10 +232,6 @@ impl Table {
     /// The name of an interface; of one that is not known, "if" and its number, as ip(8) says it.
     pub fn name(&self, index: i32) -> String {
         self.0.get(&index).map_or_else(|| format!("if{index}"), |row| row.name.clone())
-    }
-
-    fn link(&self, index: i32) -> Option<Link> {
-        self.0.get(&index).map(|row| self.describe(row))
     }
 
     fn describe(&self, row: &Row) -> Link {
@@ -235,4 +249,12 @@ impl Table {
         }
         Link { index: row.index, name: row.name.clone(), state: row.state.clone(), details }
     }
+}
+
+/// What can change about a link, all of it.
+fn whole(link: &Link) -> Dict {
+    let mut whole = link.details.clone();
+    whole.insert("name".to_owned(), link.name.as_str().into());
+    whole.insert("state".to_owned(), link.state.as_str().into());
+    whole
 }

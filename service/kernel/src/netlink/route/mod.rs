@@ -2,8 +2,11 @@
 //!
 //! One socket is in the groups and tells what happens; another one asks for whole tables. Links and
 //! addresses are kept as tables of what was told, which gives every event its old state and its
-//! interface's name, and lets nothing be told twice. When the kernel had more to say than the socket's
-//! buffer takes (ENOBUFS), both are read anew, and the difference from what was told is told.
+//! interface's name, and lets nothing be told twice.
+//!
+//! The two are read anew when the kernel had more to say than the socket's buffer takes (ENOBUFS), and
+//! for a snapshot, as the kernel says nothing of some changes to an interface that is down (its alias, its
+//! alternative names, its group). The difference from what was told is told.
 //!
 //! Groups are joined before the first table is read, so what changes meanwhile is seen twice rather than
 //! not at all. After that, everything is in the kernel's order.
@@ -86,7 +89,7 @@ impl Routes {
         socket.set_receive_buffer(bytes)?;
         let dumps = Socket::open(NlFamily::Route, &[])?;
         let mut routes =
-            Self { socket, dumps, tables: Tables::default(), pending: VecDeque::new(), stale: false };
+            Self { socket, dumps, tables: Tables::default(), pending: VecDeque::new(), stale: true };
         routes.rescan()?;
         // What was there before is no event, nor is what changed meanwhile.
         routes.drain(DRAINED)?;
@@ -101,11 +104,13 @@ impl Routes {
 
     pub fn links(&mut self) -> Result<Vec<Link>> {
         self.drain(DRAINED)?;
+        self.rescan()?;
         Ok(self.tables.links.rows())
     }
 
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
         self.drain(DRAINED)?;
+        self.rescan()?;
         Ok(self.tables.addresses.rows(&self.tables.links))
     }
 
@@ -165,11 +170,12 @@ impl Routes {
             self.stale = true;
             return Ok(());
         };
-        let neighbours = self.dumps.neighbours()?;
+        if self.stale {
+            self.tables.neighbours.reset(self.dumps.neighbours()?);
+        }
         self.stale = false;
         let before = self.pending.len();
         self.tables.replace(links, addresses, &mut self.pending);
-        self.tables.neighbours.reset(neighbours);
         for event in self.pending.iter_mut().skip(before) {
             if let Some(details) = event.details() {
                 details.insert("rescanned".to_owned(), Value::Bool(true));
@@ -233,7 +239,7 @@ impl Socket {
 
     fn neighbours(&mut self) -> Result<Vec<neighbours::Row>> {
         self.both_families(libc::RTM_GETNEIGH, 12, "the neighbours", |frame| {
-            neighbours::decode(frame.payload)
+            Ok(neighbours::decode(frame.payload)?.filter(neighbours::Row::is_known))
         })
     }
 }
@@ -244,7 +250,7 @@ impl Tables {
         let payload = frame.payload;
         match frame.kind {
             libc::RTM_NEWLINK => {
-                events.extend(links::decode(payload)?.and_then(|link| self.links.set(link)));
+                events.extend(links::decode(payload)?.into_iter().flat_map(|link| self.links.set(link)));
             }
             libc::RTM_DELLINK => {
                 if let Some(link) = links::decode(payload)? {
@@ -300,7 +306,7 @@ impl Tables {
         for index in self.links.indexes().into_iter().filter(|index| !found.contains(index)) {
             self.remove_link(index, events);
         }
-        events.extend(links.into_iter().filter_map(|link| self.links.set(link)));
+        events.extend(links.into_iter().flat_map(|link| self.links.set(link)));
         events.extend(addresses.into_iter().filter_map(|row| self.addresses.set(row, &self.links)));
     }
 }

@@ -140,6 +140,11 @@ impl Memory {
 }
 
 impl Row {
+    /// Whether it says anything: the kernel tells nobody of an entry that it has just begun with.
+    pub fn is_known(&self) -> bool {
+        self.proxy || self.state != state_name(libc::NUD_NONE)
+    }
+
     fn key(&self) -> (i32, IpAddr, bool) {
         (self.index, self.address, self.proxy)
     }
