@@ -185,16 +185,17 @@ fn ended(fd: &Fd) -> Result<bool> {
     }
 }
 
-struct Raw {
+/// What recvmsg(2) told about the call.
+pub(crate) struct Raw {
     /// The message's own length, whatever the buffer holds.
-    length: usize,
+    pub length: usize,
     flags: libc::c_int,
     has_time: bool,
 }
 
-/// recvmsg(2), never waiting. Not rustix's: that one reads the sender's pid as one that cannot be
+/// recvmsg(2), never waiting; the bytes are in `data` then. Not rustix's: that one reads the sender's pid as one that cannot be
 /// 0, and it is 0 for a sender in another pid namespace; and it does not know SCM_PIDFD.
-fn recvmsg(fd: &Fd, data: &mut [u8], flags: libc::c_int) -> rustix::io::Result<(Raw, Received)> {
+pub(crate) fn recvmsg(fd: &Fd, data: &mut [u8], flags: libc::c_int) -> rustix::io::Result<(Raw, Received)> {
     let mut control = [0_u64; CONTROL_WORDS];
     let mut name = SocketAddrStorage::zeroed();
     let mut slice = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };

@@ -13,11 +13,16 @@
 pub mod answer;
 pub mod endpoint;
 pub mod family;
+pub mod generic;
 pub mod list;
+mod listener;
+mod message;
 pub mod monitor;
+pub mod process_events;
 pub mod route;
 pub mod socket;
 pub mod sockets;
+pub mod uevent;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -156,8 +161,13 @@ pub struct Device {
     pub properties: BTreeMap<String, String>,
 }
 
-/// An event of the proc connector. Details by event: `parent-pid`, `child-pid`, `child-tid` (i); `code`, `signal` (i),
-/// `core` (b); `real-id`, `effective-id` (u); `command` (s).
+/// An event of the proc connector. Details by event:
+///
+/// - fork: `child-pid`, `child-tid` (i); they differ for a new thread, and then the process is its parent's.
+/// - exec: `command` (s), where it could still be read. comm: `command`, the new name.
+/// - exit: `code`, `signal` (i), `core` (b), as `Process.Exit` has them; `parent-pid` (i), as has coredump,
+///   where it has not been reaped yet.
+/// - uid, gid: `real-id`, `effective-id` (u). ptrace: `tracer-pid`, `tracer-tid` (i), 0 when it is left.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// "fork", "exec", "exit", "uid", "gid", "sid", "ptrace", "comm", "coredump".

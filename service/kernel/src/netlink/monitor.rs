@@ -29,7 +29,13 @@
 //!
 //! A monitor shows the network namespace of the thread that made it.
 
-use super::{Address, Event, Link, Neighbour, Route, Rule, Source, route::Routes};
+use super::{
+    Address, Event, Link, Neighbour, Route, Rule, Source,
+    generic::Families,
+    process_events::{self, ProcessEvents},
+    route::Routes,
+    uevent::{Sender, Uevents},
+};
 use crate::{Attempt, Error, Kind, Readiness, Result};
 
 /// Every source that can be opened, as one.
@@ -46,7 +52,18 @@ impl Monitor {
         let mut unavailable = Vec::new();
         let mut noted = |name: &str, error| unavailable.push((name.to_owned(), error));
         let routes = Routes::open().map_err(|error| noted(ROUTE, error)).ok();
-        Self { routes, others: Vec::new(), unavailable }
+        let mut others: Vec<(&'static str, Box<dyn Source>)> = Vec::new();
+        for sender in [Sender::Kernel, Sender::Udev] {
+            match Uevents::open(sender) {
+                Ok(source) => others.push((sender.source(), Box::new(source))),
+                Err(error) => noted(sender.source(), error),
+            }
+        }
+        match Families::open() {
+            Ok(source) => others.push((GENERIC, Box::new(source))),
+            Err(error) => noted(GENERIC, error),
+        }
+        Self { routes, others, unavailable }
     }
 
     /// The sources that could not be opened, or that failed later, and why.
@@ -59,6 +76,7 @@ impl Monitor {
     ///
     /// A source that fails is left out from then on: that is told as its overflow. Fails with
     /// `Unavailable` when no source is left.
+    #[allow(clippy::should_implement_trait)] // As a source has it; a monitor does not end.
     pub fn next(&mut self) -> Result<Attempt<Vec<Event>>> {
         let mut events = Vec::new();
         let mut waits = Vec::new();
@@ -124,9 +142,15 @@ impl Monitor {
         self.source()?.rules()
     }
 
-    /// Begins or ends to tell of processes ([`Event::Process`]).
-    pub fn watch_processes(&mut self, _on: bool) -> Result<()> {
-        Err(Error::not_supported("this version of the service cannot watch processes"))
+    /// Begins or ends to tell of processes ([`Event::Process`]), which costs the machine a message for
+    /// each fork and exit. To be followed by [`next`](Self::next): the last wait does not know of it.
+    pub fn watch_processes(&mut self, on: bool) -> Result<()> {
+        if !on {
+            self.others.retain(|(name, _)| *name != process_events::SOURCE);
+        } else if self.others.iter().all(|(name, _)| *name != process_events::SOURCE) {
+            self.others.push((process_events::SOURCE, Box::new(ProcessEvents::open()?)));
+        }
+        Ok(())
     }
 
     fn source(&mut self) -> Result<&mut Routes> {
@@ -142,6 +166,9 @@ impl Default for Monitor {
 
 /// The name of the source of links, addresses, routes, neighbours and rules.
 pub const ROUTE: &str = "route";
+
+/// The families of generic netlink as a whole; each tells its losses by its own name.
+const GENERIC: &str = "generic";
 
 fn failed(unavailable: &mut Vec<(String, Error)>, name: &str, error: Error) -> Event {
     unavailable.push((name.to_owned(), error));
