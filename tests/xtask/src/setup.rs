@@ -14,6 +14,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("dbus-daemon", "dbus-daemon"),
     ("gdbus", "libglib2.0-bin"),
     ("inotifywait", "inotify-tools"),
+    ("ip", "iproute2"),
     ("ipcs", "util-linux"),
     ("ps", "procps"),
     ("python3", "python3"),
