@@ -8,15 +8,25 @@ mod waiting;
 
 use ipc_kernel::{
     Value,
-    netlink::{Event, Link, monitor::Monitor, route::Routes},
+    netlink::{Address, Event, Link, monitor::Monitor, route::Routes},
 };
 use netlink::{facts, facts::assert_same, in_a_namespace, ip, ip_json, one, open, snapshot, told, wait_for};
 
-/// A pair of connected interfaces, both up.
+/// A pair of connected interfaces, both up, as the kernel finds out a little later.
 fn pair(a: &str, b: &str) {
+    let mut routes = Routes::open().unwrap();
     ip(&format!("link add {a} type veth peer name {b}"));
     ip(&format!("link set {a} up"));
     ip(&format!("link set {b} up"));
+    let is_up = |link: &Link| (link.name == a || link.name == b) && link.state == "up";
+    while snapshot(routes.links()).iter().filter(|link| is_up(link)).count() < 2 {
+        wait_for(&mut routes);
+    }
+}
+
+/// Interfaces made after this have no IPv6, which gives them addresses and routes at any time.
+fn without_ipv6() {
+    _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
 }
 
 fn changed(event: &Event) -> &Link {
@@ -33,6 +43,7 @@ fn detail(details: &ipc_kernel::Dict, key: &str) -> String {
 #[test]
 fn a_link_is_told_from_its_beginning_to_its_end() {
     in_a_namespace(|| {
+        without_ipv6();
         let mut routes = open();
         ip("link add br0 type bridge");
         let events = told(&mut routes);
@@ -101,6 +112,7 @@ fn a_state_comes_with_the_one_before() {
 #[test]
 fn ports_name_their_bridge_even_when_it_is_renamed() {
     in_a_namespace(|| {
+        without_ipv6();
         ip("link add br0 type bridge");
         ip("link add a0 type veth peer name b0");
         let mut routes = open();
@@ -128,28 +140,28 @@ fn ports_name_their_bridge_even_when_it_is_renamed() {
     });
 }
 
+/// The address that was added under this text, as it was told last: IPv6 ones begin as "tentative".
+fn added(events: Vec<Event>, text: &str) -> Address {
+    let added = |event| match event {
+        Event::AddressAdded(address) if address.address == text => Some(address),
+        _ => None,
+    };
+    events.into_iter().filter_map(added).next_back().unwrap()
+}
+
 #[test]
 fn addresses_come_and_go_with_their_interface() {
     in_a_namespace(|| {
         pair("a0", "b0");
         let mut routes = open();
         ip("addr add 192.0.2.1/24 dev a0 label a0:1");
-        let events = told(&mut routes);
-        let Some(Event::AddressAdded(address)) = events.first() else { panic!("{events:#?}") };
-        assert_eq!(
-            (address.interface.as_str(), address.address.as_str(), address.prefix),
-            ("a0", "192.0.2.1", 24)
-        );
+        let address = added(told(&mut routes), "192.0.2.1");
+        assert_eq!((address.interface.as_str(), address.prefix), ("a0", 24));
         assert_eq!(detail(&address.details, "label"), "a0:1");
-        assert!(events[1..].iter().all(|event| matches!(event, Event::RouteAdded(_))), "{events:#?}");
 
         ip("addr add 2001:db8::1/64 dev a0 valid_lft 3000 preferred_lft 1000");
-        let address = told(&mut routes).into_iter().find_map(|event| match event {
-            Event::AddressAdded(address) => Some(address),
-            _ => None,
-        });
-        let address = address.unwrap();
-        assert_eq!((address.address.as_str(), address.prefix), ("2001:db8::1", 64));
+        let address = added(told(&mut routes), "2001:db8::1");
+        assert_eq!((address.interface.as_str(), address.prefix), ("a0", 64));
         let Some(Value::U32(valid)) = address.details.get("valid-s") else { panic!("{address:?}") };
         assert!((2990..=3000).contains(valid), "{valid}");
 
@@ -170,6 +182,7 @@ fn addresses_come_and_go_with_their_interface() {
 #[test]
 fn routes_are_told_with_what_they_replace() {
     in_a_namespace(|| {
+        without_ipv6();
         pair("a0", "b0");
         ip("addr add 192.0.2.1/24 dev a0");
         let mut routes = open();
@@ -210,6 +223,7 @@ fn routes_are_told_with_what_they_replace() {
 #[test]
 fn neighbours_are_told_with_their_states() {
     in_a_namespace(|| {
+        without_ipv6();
         pair("a0", "b0");
         let mut routes = open();
         ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 nud reachable dev a0");
@@ -326,6 +340,50 @@ fn a_snapshot_shows_what_was_done_before_and_keeps_the_events() {
         let rules = monitor.rules().unwrap();
         assert!(rules.iter().any(|rule| rule.table == 254), "{rules:#?}");
         assert!(monitor.neighbours().is_ok() && monitor.routes().is_ok());
+    });
+}
+
+#[test]
+fn what_the_kernel_lost_is_told_as_a_difference() {
+    in_a_namespace(|| {
+        without_ipv6();
+        pair("a0", "b0");
+        pair("c0", "d0");
+        ip("addr add 192.0.2.1/24 dev a0");
+        ip("addr add 192.0.2.2/24 dev c0");
+        let mut routes = Routes::with_receive_buffer(2304).unwrap();
+        ip("link set a0 mtu 1400");
+        ip("link set a0 mtu 1300");
+        ip("link set a0 mtu 1200");
+        ip("addr del 192.0.2.1/24 dev a0");
+        ip("addr add 192.0.2.3/24 dev a0");
+        ip("link del c0");
+        let events = told(&mut routes);
+        let overflow =
+            events.iter().position(|event| matches!(event, Event::Overflow(from) if from == "route"));
+        let after = &events[overflow.unwrap() + 1..];
+        assert!(!after.iter().any(|event| matches!(event, Event::Overflow(_))), "{after:#?}");
+        let mut said = Vec::new();
+        for mut event in after.iter().cloned() {
+            let rescanned = event.details().is_some_and(|details| detail(details, "rescanned") == "true");
+            if rescanned {
+                said.push(match event {
+                    Event::LinkChanged(link) => format!("{} {}", link.name, detail(&link.details, "mtu")),
+                    Event::LinkRemoved(link) => format!("-{}", link.name),
+                    Event::AddressAdded(address) => format!("+{}", address.address),
+                    Event::AddressRemoved(address) => format!("-{}", address.address),
+                    other => panic!("{other:#?}"),
+                });
+            }
+        }
+        for expected in ["-192.0.2.1", "-192.0.2.2", "-c0", "-d0", "a0 1200", "+192.0.2.3"] {
+            assert!(said.iter().any(|said| said == expected), "{expected} is not in {said:?} of {events:#?}");
+        }
+        // It goes on as before.
+        ip("link set a0 alias heard");
+        let event = one(&mut routes);
+        assert_eq!(detail(&changed(&event).details, "alias"), "heard");
+        assert!(!changed(&event).details.contains_key("rescanned"));
     });
 }
 

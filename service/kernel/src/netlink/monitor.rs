@@ -76,33 +76,26 @@ impl Monitor {
     ///
     /// A source that fails is left out from then on: that is told as its overflow. Fails with
     /// `Unavailable` when no source is left.
-    #[allow(clippy::should_implement_trait)] // As a source has it; a monitor does not end.
+    #[expect(clippy::should_implement_trait, reason = "as Source::next, of which this is the sum")]
     pub fn next(&mut self) -> Result<Attempt<Vec<Event>>> {
         let mut events = Vec::new();
         let mut waits = Vec::new();
-        if let Some(routes) = &mut self.routes {
-            match routes.next() {
+        let unavailable = &mut self.unavailable;
+        let mut ask = |name: &str, source: &mut dyn Source| {
+            match source.next() {
                 Ok(Attempt::Done(told)) => events.extend(told),
+                Ok(Attempt::Wait(Readiness::Any(any))) => waits.extend(any),
                 Ok(Attempt::Wait(readiness)) => waits.push(readiness),
                 Err(error) => {
-                    self.routes = None;
-                    events.push(failed(&mut self.unavailable, ROUTE, error));
+                    unavailable.push((name.to_owned(), error));
+                    events.push(Event::Overflow(name.to_owned()));
+                    return false;
                 }
             }
-        }
-        self.others.retain_mut(|(name, source)| match source.next() {
-            Ok(attempt) => {
-                match attempt {
-                    Attempt::Done(told) => events.extend(told),
-                    Attempt::Wait(readiness) => waits.push(readiness),
-                }
-                true
-            }
-            Err(error) => {
-                events.push(failed(&mut self.unavailable, name, error));
-                false
-            }
-        });
+            true
+        };
+        self.routes.take_if(|routes| !ask(ROUTE, routes));
+        self.others.retain_mut(|(name, source)| ask(name, &mut **source));
         if !events.is_empty() {
             return Ok(Attempt::Done(events));
         }
@@ -169,11 +162,6 @@ pub const ROUTE: &str = "route";
 
 /// The families of generic netlink as a whole; each tells its losses by its own name.
 const GENERIC: &str = "generic";
-
-fn failed(unavailable: &mut Vec<(String, Error)>, name: &str, error: Error) -> Event {
-    unavailable.push((name.to_owned(), error));
-    Event::Overflow(name.to_owned())
-}
 
 fn none(unavailable: &[(String, Error)], what: &str) -> Error {
     let why = unavailable.first().map(|(_, error)| error.text.as_str()).unwrap_or_default();

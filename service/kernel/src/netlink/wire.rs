@@ -154,8 +154,9 @@ mod tests {
 
     #[test]
     fn a_datagram_is_cut_into_its_messages() {
-        let mut datagram = request(20, NlmF::DUMP, 7, b"12345").unwrap();
-        datagram.resize(24, 0);
+        let mut datagram = request(20, NlmF::DUMP, 7, b"12345678").unwrap();
+        // Padding counts for the place of the next message, not for the length of this one.
+        datagram[..4].copy_from_slice(&21_u32.to_ne_bytes());
         datagram.extend(request(21, NlmF::empty(), 8, b"").unwrap());
         let cut: Vec<_> = frames(&datagram).map(|frame| frame.unwrap()).collect();
         assert_eq!(cut.len(), 2);

@@ -6,8 +6,8 @@ pub mod facts;
 pub mod world;
 
 use std::{
-    io::Write,
-    process::{Command, Stdio},
+    io::{Seek, Write},
+    process::{Child, Command, Stdio},
     thread,
 };
 
@@ -57,19 +57,20 @@ pub fn ip(words: &str) {
 
 /// Runs many commands of `ip`, of which some may fail.
 pub fn ip_batch(commands: &[String]) {
-    let mut child = Command::new("ip")
-        .args(["-force", "-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
+    start_batch(commands).wait().unwrap();
+}
+
+/// Starts many commands of `ip`, of which some may fail.
+pub fn start_batch(commands: &[String]) -> Child {
+    // In a file, as nobody would be there to fill a pipe.
+    let mut file = tempfile::tempfile().unwrap();
     for command in commands {
-        writeln!(input, "{command}").unwrap();
+        writeln!(file, "{command}").unwrap();
     }
-    drop(input);
-    child.wait().unwrap();
+    file.rewind().unwrap();
+    let mut ip = Command::new("ip");
+    ip.args(["-force", "-batch", "-"]).stdin(file).stdout(Stdio::null()).stderr(Stdio::null());
+    ip.spawn().unwrap()
 }
 
 /// What `ip -j` says: a list of objects.

@@ -24,8 +24,8 @@ pub struct World {
 
 impl World {
     pub fn new(routes: &mut Routes) -> Self {
-        let mut world = Self::default();
-        world.links = routes.links().unwrap().into_iter().map(|link| (link.index, link)).collect();
+        let links = routes.links().unwrap().into_iter().map(|link| (link.index, link)).collect();
+        let mut world = Self { links, ..Self::default() };
         let addresses = routes.addresses().unwrap().into_iter();
         world.addresses = addresses.map(|address| (address_key(&address), address)).collect();
         world.look_again(routes);

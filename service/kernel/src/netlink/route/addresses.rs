@@ -177,7 +177,8 @@ impl Row {
         let mut details = self.details.clone();
         for (key, until) in [("valid-s", self.valid_until), ("preferred-s", self.preferred_until)] {
             // At most what the kernel said, which was a u32.
-            let remaining = until.map(|until| until.saturating_duration_since(now).as_secs() as u32);
+            let remaining =
+                until.map(|until| until.saturating_duration_since(now).as_secs_f64().round() as u32);
             details.extend(remaining.map(|seconds| (key.to_owned(), Value::U32(seconds))));
         }
         Address {

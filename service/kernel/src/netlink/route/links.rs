@@ -28,6 +28,15 @@ pub struct Row {
     details: Dict,
 }
 
+/// The detail that says that the parent is in another namespace.
+const PARENT_NAMESPACE: &str = "parent-namespace";
+
+impl Row {
+    fn is_veth(&self) -> bool {
+        self.details.get("kind").is_some_and(|kind| kind.same(&"veth".into()))
+    }
+}
+
 /// `None` for what is not about a link as a whole: of a bridge's ports (AF_BRIDGE), of a family of
 /// addresses, and the events of the wireless extensions, which bring no state along.
 pub fn decode(payload: &[u8]) -> Result<Option<Row>, Damaged> {
@@ -91,7 +100,7 @@ pub fn decode(payload: &[u8]) -> Result<Option<Row>, Damaged> {
             libc::IFLA_GROUP => ("group", word()),
             libc::IFLA_CARRIER => ("carrier", flag()),
             libc::IFLA_PROTO_DOWN => ("protocol-down", flag()),
-            libc::IFLA_LINK_NETNSID => ("parent-namespace", wire::signed(payload).map(Value::I32)),
+            libc::IFLA_LINK_NETNSID => (PARENT_NAMESPACE, wire::signed(payload).map(Value::I32)),
             _ => continue,
         };
         row.details.extend(value.map(|value| (key.to_owned(), value)));
@@ -176,48 +185,56 @@ impl Table {
     /// Takes a link in: what is to be told about it, if anything is new.
     pub fn set(&mut self, row: Row) -> Vec<Event> {
         let index = row.index;
-        self.change(index, |links| links.insert(index, row))
+        // Of a new veth pair, the end that was made first is told without the other one, and not again.
+        let other_end = row.parent.filter(|_| row.is_veth() && !row.details.contains_key(PARENT_NAMESPACE));
+        self.change(index, other_end, |links| {
+            links.insert(index, row);
+            let other_end = other_end.and_then(|other_end| links.get_mut(&other_end));
+            if let Some(end) = other_end.filter(|end| end.is_veth() && end.parent.is_none()) {
+                end.parent = Some(index);
+            }
+        })
     }
 
     /// Takes a link out: its removal, where it was told.
     pub fn remove(&mut self, index: i32) -> Vec<Event> {
-        self.change(index, |links| links.remove(&index))
+        self.change(index, None, |links| _ = links.remove(&index))
     }
 
-    /// Tells what is another than before: the link itself, and what is above or below it, as that is
-    /// told with the link's name.
+    /// Tells what is another than before: the link itself, and those above or below it, as they are told
+    /// with its name.
     fn change(
         &mut self,
         index: i32,
-        with: impl FnOnce(&mut BTreeMap<i32, Row>) -> Option<Row>,
+        other_end: Option<i32>,
+        with: impl FnOnce(&mut BTreeMap<i32, Row>),
     ) -> Vec<Event> {
-        let before: Vec<_> = self.concerned(index).collect();
+        let before: Vec<_> = self.concerned(index, other_end).collect();
         with(&mut self.0);
         let mut events = Vec::new();
         for old in before.iter().filter(|old| !self.0.contains_key(&old.index)) {
             events.push(Event::LinkRemoved(old.clone()));
         }
-        for mut link in self.concerned(index) {
+        for mut link in self.concerned(index, other_end) {
             if let Some(old) = before.iter().find(|old| old.index == link.index) {
                 let (before, after) = (whole(old), whole(&link));
                 if names::same(&before, &after) {
                     continue;
                 }
                 link.details.extend(names::changes(&before, &after));
-            } else if link.index != index {
-                // It became concerned by what was told about itself.
-                continue;
             }
             events.push(Event::LinkChanged(link));
         }
         events
     }
 
-    /// The link, and then those that name it.
-    fn concerned(&self, index: i32) -> impl Iterator<Item = Link> {
-        let names_it =
-            move |row: &&Row| row.index != index && (row.master == Some(index) || row.parent == Some(index));
-        let rows = self.0.get(&index).into_iter().chain(self.0.values().filter(names_it));
+    /// The link, and then those that name it, or will.
+    fn concerned(&self, index: i32, other_end: Option<i32>) -> impl Iterator<Item = Link> {
+        let concerned = move |row: &&Row| {
+            let names_it = row.master == Some(index) || row.parent == Some(index);
+            row.index != index && (names_it || other_end == Some(row.index))
+        };
+        let rows = self.0.get(&index).into_iter().chain(self.0.values().filter(concerned));
         rows.map(|row| self.describe(row))
     }
 
@@ -241,7 +258,7 @@ impl Table {
         }
         if let Some(parent) = row.parent {
             // The name is known where the interface is in this namespace.
-            let (key, value) = match details.contains_key("parent-namespace") {
+            let (key, value) = match details.contains_key(PARENT_NAMESPACE) {
                 true => ("parent-index", Value::I32(parent)),
                 false => ("parent", Value::Text(self.name(parent))),
             };
