@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use ipc_blackbox::{Client, Inbox, Options, Stage, everywhere, integer, is_signal};
+use ipc_harness::system::{ALICE, SystemBus};
 use ipc_harness::xml::{attribute, tags};
 use ipc_harness::{Process, Unavailable, or_skip, patience, watchdog};
 use zbus::message::{Message, Type};
@@ -294,4 +295,29 @@ async fn processes_are_told_while_somebody_asks(stage: Stage) {
 mod processes {
     use super::*;
     everywhere!(processes_are_told_while_somebody_asks);
+}
+
+/// The herald's list has all that it needs: here a call that is missing ends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sandbox_allows_what_is_needed() {
+    let system = or_skip!(SystemBus::dbus_daemon());
+    let service = or_skip!(system.launch().argument("--sandbox-kills").in_own_network()).start();
+    let client = Client::of_system_bus(system.connect_as(&ALICE.into()).await);
+    let inbox = listen(&client).await;
+    for change in ["link set lo up", "address add 10.77.0.3/24 dev lo", "rule add priority 4712 table 78"] {
+        service.ip(change);
+    }
+    wait_for(&inbox, "RuleAdded", |it: (u64, u32, u32, Details)| (it.1 == 4712).then_some(())).await;
+    for list in ["Links", "Addresses", "Routes", "Neighbours", "Rules", "Unavailable"] {
+        client.run(NODE, "Netlink", list).await;
+    }
+    client.reply(NODE, "Netlink", "Sockets", &(Options::new(),)).await.expect("Sockets");
+    since(&client, 0).await;
+    // In a network namespace of its own there are no processes to hear of.
+    let _asked = client.reply(NODE, "Netlink", "WatchProcesses", &()).await;
+    client.run(NODE, "Netlink", "UnwatchProcesses").await;
+    let (before, _) = list::<Link>(&client, "Links").await;
+    assert!(!service.log().contains("does not allow"), "{}", service.log());
+    let (events, lost) = since(&client, 0).await;
+    assert!(lost == 0 && events.iter().filter(|it| it.2 == "Overflow").count() == 1, "{before}: {events:?}");
 }

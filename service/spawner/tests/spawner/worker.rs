@@ -197,9 +197,10 @@ pub fn attempt(question: &str) -> String {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         },
-        // SAFETY: makes a socket of this process's own.
         Some(("socket", family)) => {
-            match unsafe { libc::socket(family.parse().unwrap(), libc::SOCK_DGRAM, 0) } {
+            let family = family.parse().unwrap();
+            // SAFETY: makes a socket of this process's own.
+            match unsafe { libc::socket(family, libc::SOCK_DGRAM, 0) } {
                 0.. => Ok(()),
                 _ => Err(io::Error::last_os_error()),
             }
