@@ -10,7 +10,7 @@ use ipc_kernel::{
     Value,
     netlink::{Address, Event, Link, monitor::Monitor, route::Routes},
 };
-use netlink::{facts, facts::assert_same, in_a_namespace, ip, ip_json, one, open, snapshot, told, wait_for};
+use netlink::{facts, in_a_namespace, ip, ip_json, one, open, snapshot, told, until_same, wait_for};
 
 /// A pair of connected interfaces, both up, as the kernel finds out a little later.
 fn pair(a: &str, b: &str) {
@@ -307,19 +307,24 @@ fn snapshots_are_what_ip_says() {
         ] {
             ip(command);
         }
-        let links = snapshot(routes.links());
-        assert_same("links", facts::links(&links), facts::ip_links(&ip_json("link")));
-        let addresses = snapshot(routes.addresses());
-        assert_same("addresses", facts::addresses(&addresses), facts::ip_addresses(&ip_json("addr")));
-        let found = facts::routes(&snapshot(routes.routes()));
-        let mut expected = facts::ip_routes(&ip_json("-4 route show table all"), "inet");
-        expected.extend(facts::ip_routes(&ip_json("-6 route show table all"), "inet6"));
-        assert_same("routes", found, expected);
-        let neighbours = facts::neighbours(&snapshot(routes.neighbours()));
-        assert_same("neighbours", neighbours, facts::ip_neighbours(&ip_json("neigh show nud all")));
-        let mut expected = facts::ip_rules(&ip_json("-4 rule"), "inet");
-        expected.extend(facts::ip_rules(&ip_json("-6 rule"), "inet6"));
-        assert_same("rules", facts::rules(&snapshot(routes.rules())), expected);
+        until_same(&mut routes, |routes, _| {
+            let mut ip_routes = facts::ip_routes(&ip_json("-4 route show table all"), "inet");
+            ip_routes.extend(facts::ip_routes(&ip_json("-6 route show table all"), "inet6"));
+            let mut ip_rules = facts::ip_rules(&ip_json("-4 rule"), "inet");
+            ip_rules.extend(facts::ip_rules(&ip_json("-6 rule"), "inet6"));
+            let ip_neighbours = facts::ip_neighbours(&ip_json("neigh show nud all"));
+            vec![
+                ("links", facts::links(&snapshot(routes.links())), facts::ip_links(&ip_json("link"))),
+                (
+                    "addresses",
+                    facts::addresses(&snapshot(routes.addresses())),
+                    facts::ip_addresses(&ip_json("addr")),
+                ),
+                ("routes", facts::routes(&snapshot(routes.routes())), ip_routes),
+                ("neighbours", facts::neighbours(&snapshot(routes.neighbours())), ip_neighbours),
+                ("rules", facts::rules(&snapshot(routes.rules())), ip_rules),
+            ]
+        });
     });
 }
 

@@ -123,3 +123,29 @@ pub fn open() -> Routes {
 pub fn snapshot<T>(rows: Result<Vec<T>>) -> Vec<T> {
     rows.unwrap()
 }
+
+/// What the service says beside what `ip` says.
+pub type Compared = Vec<(&'static str, facts::All, facts::All)>;
+
+/// Compares until both are the same: what the kernel does on its own settles a little later, and that
+/// is told. `compare` gets what was told since the last time.
+pub fn until_same(routes: &mut Routes, mut compare: impl FnMut(&mut Routes, Vec<Event>) -> Compared) {
+    let mut events = told(routes);
+    loop {
+        let compared = compare(routes, events);
+        if compared.iter().all(|(_, ours, theirs)| ours == theirs) {
+            return;
+        }
+        events = match routes.next().unwrap() {
+            Attempt::Done(events) => events,
+            Attempt::Wait(readiness) => {
+                if !wait(readiness, PATIENCE) {
+                    compared
+                        .into_iter()
+                        .for_each(|(what, ours, theirs)| facts::assert_same(what, ours, theirs));
+                }
+                told(routes)
+            }
+        };
+    }
+}

@@ -24,12 +24,23 @@ pub struct World {
 
 impl World {
     pub fn new(routes: &mut Routes) -> Self {
-        let links = routes.links().unwrap().into_iter().map(|link| (link.index, link)).collect();
-        let mut world = Self { links, ..Self::default() };
-        let addresses = routes.addresses().unwrap().into_iter();
-        world.addresses = addresses.map(|address| (address_key(&address), address)).collect();
-        world.look_again(routes);
-        world
+        loop {
+            let links = routes.links().unwrap();
+            // What the snapshot already holds.
+            drop(routes.drained());
+            let addresses = routes.addresses().unwrap();
+            // Both are of the same moment when nothing was told in between.
+            if !routes.drained().is_empty() {
+                continue;
+            }
+            let mut world = Self {
+                links: links.into_iter().map(|link| (link.index, link)).collect(),
+                addresses: addresses.into_iter().map(|one| (address_key(&one), one)).collect(),
+                ..Self::default()
+            };
+            world.look_again(routes);
+            return world;
+        }
     }
 
     /// From now on, believes what is told of routes. Those of IPv4 go without a word when their interface
@@ -82,6 +93,8 @@ impl World {
                 let known = self.routes.iter().position(|route| facts::route(route) == gone);
                 known.into_iter().for_each(|known| _ = self.routes.remove(known));
             }
+            Event::RuleAdded(rule)
+                if self.rules.iter().any(|other| facts::rule(other) == facts::rule(&rule)) => {}
             Event::RuleAdded(rule) => self.rules.push(rule),
             Event::RuleRemoved(rule) => {
                 let gone = facts::rule(&rule);

@@ -135,7 +135,13 @@ pub struct Table(BTreeMap<Key, Row>);
 
 impl Table {
     /// Takes an address in: what is to be told about it, if anything is new.
+    ///
+    /// Of an interface that is not known, it is not taken in: either that has gone since, or it came while
+    /// the tables were read, and both are told again by what waits in the socket.
     pub fn set(&mut self, row: Row, links: &links::Table) -> Option<Event> {
+        if !links.knows(row.key.index) {
+            return None;
+        }
         let mut address = row.describe(links);
         let old = self.0.insert(row.key.clone(), row.clone());
         if let Some(old) = old {

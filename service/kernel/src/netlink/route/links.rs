@@ -238,6 +238,10 @@ impl Table {
         rows.map(|row| self.describe(row))
     }
 
+    pub fn knows(&self, index: i32) -> bool {
+        self.0.contains_key(&index)
+    }
+
     pub fn indexes(&self) -> Vec<i32> {
         self.0.keys().copied().collect()
     }
