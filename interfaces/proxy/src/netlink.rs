@@ -8,7 +8,8 @@ use zbus::{OwnedVariant, Variant, proxy};
 /// everybody; a match rule is enough, there is nothing to subscribe to. Names stand for numbers,
 /// addresses are text. All signals are numbered in one sequence: a gap means that some were not
 /// delivered, and Since() has them. For a state without a gap, receive signals first, then ask for
-/// a list, and leave out what has a number up to the list's own.
+/// a list, and leave out what has a number up to the list's own. (A call also starts the service, where
+/// the bus does that; a match rule does not.)
 ///
 /// Only what the kernel shows every user is told. Processes are among that since Linux 6.6
 /// (WatchProcesses).
@@ -209,8 +210,8 @@ pub trait Netlink {
     ) -> zbus::Result<()>;
 
     /// Events of this source were lost. Of links and addresses, what has changed meanwhile follows; of the
-    /// others a new snapshot tells. Source restart: these are the first numbers, and whoever had a
-    /// snapshot takes a new one.
+    /// others a new snapshot tells. Source restart: the service listens anew, and whoever had a snapshot takes
+    /// a new one.
     #[zbus(signal)]
     fn overflow(&self, seq: u64, source: String) -> zbus::Result<()>;
 }

@@ -194,7 +194,8 @@ On /org/example/IPC/netlink: what the kernel tells every process over netlink(7)
 everybody; a match rule is enough, there is nothing to subscribe to. Names stand for numbers,
 addresses are text. All signals are numbered in one sequence: a gap means that some were not
 delivered, and Since() has them. For a state without a gap, receive signals first, then ask for
-a list, and leave out what has a number up to the list's own.
+a list, and leave out what has a number up to the list's own. (A call also starts the service, where
+the bus does that; a match rule does not.)
 
 Only what the kernel shows every user is told. Processes are among that since Linux 6.6
 (WatchProcesses).";

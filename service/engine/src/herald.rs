@@ -29,7 +29,7 @@ use crate::{
     wait,
 };
 
-/// The source of the overflow that says that the numbering has begun anew.
+/// The source of the overflow that says that all of this has begun anew.
 const RESTART: &str = "restart";
 
 /// So much is taken before somebody else has a turn, in the monitor's portions: a storm of events keeps

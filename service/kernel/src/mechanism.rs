@@ -158,6 +158,11 @@ pub trait Endpoint: Send + Sync {
     /// The shapes this very endpoint has; a listening socket has others than a connected one.
     fn shapes(&self) -> Vec<Shape>;
 
+    /// Whether it is a socket: what goes in comes out elsewhere.
+    fn is_socket(&self) -> bool {
+        false
+    }
+
     /// Live state from the kernel.
     fn inspect(&self) -> Result<Dict>;
 

@@ -338,8 +338,8 @@ impl Netlink {
     ) -> zbus::Result<()>;
 
     /// Events of this source were lost. Of links and addresses, what has changed meanwhile follows; of the
-    /// others a new snapshot tells. Source restart: these are the first numbers, and whoever had a
-    /// snapshot takes a new one.
+    /// others a new snapshot tells. Source restart: the service listens anew, and whoever had a snapshot takes
+    /// a new one.
     #[zbus(signal)]
     pub async fn overflow(emitter: &SignalEmitter<'_>, seq: u64, source: &str) -> zbus::Result<()>;
 }

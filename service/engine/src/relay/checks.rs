@@ -55,7 +55,7 @@ pub(super) fn check(
     if !options.both {
         return Ok((forth, None));
     }
-    if let Some(one_way) = [source, sink].into_iter().find(|endpoint| !is_socket(endpoint)) {
+    if let Some(one_way) = [source, sink].into_iter().find(|endpoint| !endpoint.kernel.is_socket()) {
         return Err(Error::invalid(format!(
             "both=true needs sockets at both ends: what goes into {} comes out of it again; start two relays \
              between two pairs instead",
@@ -174,16 +174,9 @@ fn data(endpoint: &Endpoint, what: &str) -> Result<Data> {
     Err(Error::not_supported(format!("{} cannot be the {what} of a relay; {instead}", endpoint.address)))
 }
 
-/// The mechanisms whose endpoints have a peer: what goes in comes out elsewhere.
-const SOCKETS: &[&str] = &["unix", "inet", "tcp", "udp", "vsock", "netlink"];
-
-fn is_socket(endpoint: &Endpoint) -> bool {
-    SOCKETS.contains(&endpoint.mechanism.name)
-}
-
 /// Whether what is written into the endpoint can be read from it again, without end.
 fn goes_round(endpoint: &Endpoint) -> bool {
-    !is_socket(endpoint) && endpoint.kernel.memory().is_none()
+    !endpoint.kernel.is_socket() && endpoint.kernel.memory().is_none()
 }
 
 /// Checks a relay against those that run: two readers of one stream would steal from each other,

@@ -111,6 +111,10 @@ impl Endpoint for Acceptor {
         vec![Shape::Listener]
     }
 
+    fn is_socket(&self) -> bool {
+        true
+    }
+
     fn inspect(&self) -> Result<Dict> {
         let mut state = inet::state::inspect_tcp(&self.fd)?;
         self.admission.inspect(&mut state);
@@ -203,6 +207,10 @@ impl Endpoint for Connection {
 
     fn shapes(&self) -> Vec<Shape> {
         vec![Shape::Stream]
+    }
+
+    fn is_socket(&self) -> bool {
+        true
     }
 
     fn inspect(&self) -> Result<Dict> {

@@ -342,6 +342,10 @@ impl Endpoint for Udp {
         vec![Shape::Messages]
     }
 
+    fn is_socket(&self) -> bool {
+        true
+    }
+
     fn inspect(&self) -> Result<Dict> {
         let mut state = inet::state::inspect(&self.fd, self.family, Protocol::Udp)?;
         state.insert("state".into(), if self.peer.is_some() { "established" } else { "unconnected" }.into());

@@ -309,6 +309,10 @@ impl Endpoint for NetlinkEndpoint {
         vec![Shape::Messages]
     }
 
+    fn is_socket(&self) -> bool {
+        true
+    }
+
     fn inspect(&self) -> Result<Dict> {
         let attempt = || "read the options of the socket";
         let memory = memory(&self.fd);

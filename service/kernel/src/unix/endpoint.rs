@@ -254,6 +254,10 @@ impl Endpoint for UnixEndpoint {
         }]
     }
 
+    fn is_socket(&self) -> bool {
+        true
+    }
+
     fn inspect(&self) -> Result<Dict> {
         let inode = fd::stat(&self.fd)?.st_ino;
         let attempt = || "read the options of the socket";

@@ -126,7 +126,7 @@ pub const CHECKS: &[Check] = &[
         &[edit(
             JUDGE,
             "None if !broadcast => return aside(message),",
-            "None if false => return aside(message),",
+            "None if !broadcast && !herald::is_for(message) => return aside(message),",
         )],
     ),
     check(
