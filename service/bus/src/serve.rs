@@ -13,7 +13,15 @@ use zbus::{
     message,
 };
 
-use crate::{announcer, errors::Result, face::Face, herald, interfaces::manager::Manager, paths, tree::Tree};
+use crate::{
+    announcer,
+    errors::Result,
+    face::Face,
+    herald,
+    interfaces::manager::Manager,
+    paths,
+    tree::{FAREWELL, Tree},
+};
 
 pub const NAME: &str = "org.example.IPC";
 
@@ -77,6 +85,14 @@ impl Service {
     /// Ends everything, and says so.
     pub async fn stop(self) {
         self.tree.stop().await;
+        // The bus takes one message after the other: when it answers this one, it has passed on the
+        // last words. (An embedded one ends with this process.)
+        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        let asked =
+            self.connection.call_method(Some(bus), path, Some("org.freedesktop.DBus.Peer"), "Ping", &());
+        if !matches!(tokio::time::timeout(FAREWELL, asked).await, Ok(Ok(_))) {
+            tracing::debug!("the bus did not say whether it has passed on the last words");
+        }
         if let Err(error) = self.connection.close().await {
             tracing::debug!("the connection could not be closed: {error}");
         }

@@ -34,6 +34,9 @@ use crate::{
 /// How long the last signals may take at the end.
 pub const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How often is looked whether they are said.
+const PAUSE: Duration = Duration::from_millis(1);
+
 pub struct Tree {
     pub engine: Arc<Engine>,
     faces: Mutex<Faces>,
@@ -255,13 +258,13 @@ impl Tree {
     pub async fn stop(&self) {
         self.engine.stop();
         let farewell = async {
-            // The announcer runs beside us: let it empty the news, and the outboxes.
+            // Calls are answered and the announcer runs beside us: let them, and the outboxes.
             loop {
                 let outboxes = self.served().await;
-                if self.engine.news_are_out() && outboxes.iter().all(|serving| serving.outbox.is_empty()) {
+                if self.engine.is_silent() && outboxes.iter().all(|serving| serving.outbox.is_empty()) {
                     break;
                 }
-                tokio::task::yield_now().await;
+                tokio::time::sleep(PAUSE).await;
             }
         };
         if tokio::time::timeout(FAREWELL, farewell).await.is_err() {

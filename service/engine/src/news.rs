@@ -63,4 +63,9 @@ impl Engine {
     pub fn news_are_out(&self) -> bool {
         self.news.queue().is_empty()
     }
+
+    /// Whether nothing is left to announce or to answer.
+    pub fn is_silent(&self) -> bool {
+        self.news_are_out() && self.counters.calls.value() == 0
+    }
 }
