@@ -13,7 +13,7 @@ use zbus::{
     message,
 };
 
-use crate::{announcer, errors::Result, face::Face, interfaces::manager::Manager, paths, tree::Tree};
+use crate::{announcer, dbus, errors::Result, face::Face, interfaces::manager::Manager, paths, tree::Tree};
 
 pub const NAME: &str = "org.example.IPC";
 
@@ -24,6 +24,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Service {
     pub tree: Arc<Tree>,
     pub connection: Connection,
+    /// Nothing is bridged back into it.
+    _own: dbus::own::Own,
 }
 
 /// Why the service could not start.
@@ -59,6 +61,7 @@ impl Service {
     /// Connects to a bus (None: the session bus), serves the tree and takes the name.
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
         let connection = connect(address).await?;
+        let own = dbus::link::own(&connection).await?;
         let tree = Tree::new(engine.clone());
         let face = Face::on_bus(engine);
         tree.serve(face.clone(), &connection)
@@ -68,7 +71,7 @@ impl Service {
         tokio::spawn(watch_departures(tree.clone(), face, departures));
         tokio::spawn(announcer::run(tree.clone()));
         take_name(&connection).await?;
-        Ok(Self { tree, connection })
+        Ok(Self { tree, connection, _own: own })
     }
 
     /// Ends everything, and says so.

@@ -153,6 +153,16 @@ pub trait Messages: Send + Sync {
     /// The largest message that `send` takes, in bytes.
     fn max_message_size(&self) -> u64;
 
+    /// The attributes that a relay from an endpoint of the same mechanism hands on.
+    fn relayed(&self) -> &'static [&'static str] {
+        &["priority", "type"]
+    }
+
+    /// Whether what is sent may come out of an endpoint of the same address again.
+    fn comes_back(&self) -> bool {
+        true
+    }
+
     /// How many messages wait, where the kernel tells.
     fn depth(&self) -> Option<u64> {
         None

@@ -183,7 +183,8 @@ fn is_socket(endpoint: &Endpoint) -> bool {
 
 /// Whether what is written into the endpoint can be read from it again, without end.
 fn goes_round(endpoint: &Endpoint) -> bool {
-    !is_socket(endpoint) && endpoint.kernel.memory().is_none()
+    let comes_back = endpoint.kernel.messages().is_none_or(|messages| messages.comes_back());
+    !is_socket(endpoint) && endpoint.kernel.memory().is_none() && comes_back
 }
 
 /// Checks a relay against those that run: two readers of one stream would steal from each other,
