@@ -62,6 +62,9 @@ impl Service {
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
         let connection = connect(address).await?;
         let own = dbus::link::own(&connection).await?;
+        if let Some(address) = address {
+            dbus::list::set_served(address);
+        }
         let tree = Tree::new(engine.clone());
         let face = Face::on_bus(engine);
         tree.serve(face.clone(), &connection)

@@ -176,10 +176,9 @@ pub struct Body {
 pub fn take(message: &Message, form: Form) -> std::result::Result<Body, String> {
     let body = message.body();
     let signature = signature(message);
-    let too_long = |most: usize| format!("its body has {} bytes, more than {most}", body.len());
     let read = |error: zbus::Error| format!("its body cannot be read: {error}");
     if body.len() > MOST_BYTES + FRAME {
-        return Err(too_long(MOST_BYTES));
+        return Err(too_long(body.len(), MOST_BYTES));
     }
     if form == Form::Plain {
         let data = match signature.as_str() {
@@ -192,11 +191,12 @@ pub fn take(message: &Message, form: Form) -> std::result::Result<Body, String> 
             return Ok(Body { data, signature, fds: Vec::new() });
         }
     }
-    if body.len() > MOST_AS_JSON {
-        return Err(too_long(MOST_AS_JSON));
-    }
     let Values { values, fds } = values(message)?;
     Ok(Body { data: Json::Array(values).to_string().into_bytes(), signature, fds })
+}
+
+fn too_long(bytes: usize, most: usize) -> String {
+    format!("its body has {bytes} bytes, more than {most}")
 }
 
 /// The arguments of a message, and the file descriptors that they name.
@@ -208,6 +208,9 @@ pub struct Values {
 
 pub fn values(message: &Message) -> std::result::Result<Values, String> {
     let body = message.body();
+    if body.len() > MOST_AS_JSON {
+        return Err(too_long(body.len(), MOST_AS_JSON));
+    }
     if body.signature() == &Signature::Unit {
         return Ok(Values::default());
     }
@@ -307,4 +310,20 @@ fn signature_field(message: &[u8]) -> Option<&[u8]> {
     }
     // There is none: no body.
     Some(&[])
+}
+
+/// A JSON value as a property of this type, in the body of `org.freedesktop.DBus.Properties.Set`.
+pub fn set_property(
+    builder: Builder<'_>,
+    interface: &str,
+    property: &str,
+    signature: &str,
+    data: &[u8],
+) -> Result<Message> {
+    let value: Json = serde_json::from_slice(data).map_err(|error| {
+        Error::invalid(format!("the value must be JSON of the D-Bus type {signature}: {error}"))
+    })?;
+    let variant = serde_json::json!({ "type": signature, "data": value });
+    let types = Types::from_str("ssv")?;
+    arguments(builder, &types, &[interface.into(), property.into(), variant], &[])
 }

@@ -4,6 +4,7 @@ use std::{os::fd::OwnedFd, sync::Arc};
 
 use ipc_kernel::{
     Address, Attempt, Dict, Endpoint, Error, Kind, Parameters, Result, Value,
+    mechanism::Permissions,
     shape::{Message, Messages, Outgoing, Shape},
 };
 use tokio::time::Instant;
@@ -94,6 +95,16 @@ impl<R: Role> Endpoint for DbusEndpoint<R> {
     fn open(&self, _options: &Parameters) -> Result<OwnedFd> {
         Err(Error::not_supported(
             "a connection to a bus is authenticated for this endpoint and not handed out; connect to the bus yourself",
+        ))
+    }
+
+    fn set_permissions(&self, _permissions: Permissions) -> Result<()> {
+        Err(Error::not_supported("who may call whom on a bus, the policy of the bus says"))
+    }
+
+    fn remove(&self) -> Result<()> {
+        Err(Error::not_supported(
+            "nothing is removed from a bus; a name is given back when its endpoint is closed",
         ))
     }
 

@@ -115,6 +115,11 @@ where
     reply.body().deserialize()
 }
 
+/// The rule for the signals that tell of a name's owners.
+pub fn owner_rule(name: &str) -> String {
+    format!("type='signal',sender='{DBUS}',interface='{DBUS}',member='NameOwnerChanged',arg0='{name}'")
+}
+
 /// Notes a connection as one of this process.
 pub async fn own(connection: &Connection) -> zbus::Result<Own> {
     let bus: String = ask(connection, "GetId", &()).await?;
@@ -257,7 +262,12 @@ pub fn failed(attempt: &str, error: zbus::Error) -> Error {
         }
         other => return Error::new(Kind::Closed, format!("cannot {attempt}: {other}")),
     };
-    let kind = match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
+    Error::new(kind_of(&name), format!("cannot {attempt}: {name}: {text}"))
+}
+
+/// What an error of D-Bus means.
+pub fn kind_of(name: &str) -> Kind {
+    match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
         "ServiceUnknown" | "NameHasNoOwner" | "UnknownObject" | "UnknownInterface" | "UnknownMethod"
         | "UnknownProperty" => Kind::NotFound,
         "AccessDenied" | "AuthFailed" | "PropertyReadOnly" | "InteractiveAuthorizationRequired" => {
@@ -269,6 +279,5 @@ pub fn failed(attempt: &str, error: zbus::Error) -> Error {
         "NotSupported" => Kind::NotSupported,
         "Disconnected" => Kind::Closed,
         _ => Kind::Unavailable,
-    };
-    Error::new(kind, format!("cannot {attempt}: {name}: {text}"))
+    }
 }

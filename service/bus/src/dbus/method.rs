@@ -4,7 +4,6 @@
 //! their reply, and replies for somebody to receive them, as the endpoint is deep, a `Send` waits.
 
 use std::{
-    collections::VecDeque,
     num::NonZeroU32,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -22,6 +21,7 @@ use super::{
     endpoint::{Role, attributes, texts},
     link::Core,
     target::Target,
+    waiting::Waiting,
 };
 
 /// The longest `id` of a call.
@@ -38,16 +38,8 @@ pub struct Method {
     pub calls: Mutex<Calls>,
 }
 
-/// The calls that wait for their reply, in the order of their deadlines.
-#[derive(Debug, Default)]
-pub struct Calls(VecDeque<Call>);
-
-#[derive(Debug)]
-struct Call {
-    serial: NonZeroU32,
-    due: Instant,
-    id: Option<String>,
-}
+/// The calls that wait for their reply, and the ids that their callers gave them.
+type Calls = Waiting<NonZeroU32, Option<String>>;
 
 impl Method {
     fn calls(&self) -> MutexGuard<'_, Calls> {
@@ -55,9 +47,9 @@ impl Method {
     }
 
     /// A reply that this process gives itself.
-    fn say(&self, core: &Core, call: Call, name: &str, text: String) {
+    fn say(&self, core: &Core, id: Option<String>, name: &str, text: String) {
         let mut attributes = ipc_kernel::dict! { "error" => name, "signature" => "s" };
-        identify(&mut attributes, call.id);
+        identify(&mut attributes, id);
         let data = match self.form {
             Form::Plain => text.into_bytes(),
             Form::Json => serde_json::json!([text]).to_string().into_bytes(),
@@ -100,14 +92,14 @@ impl Role for Method {
         }
         // Held until the call is among them: its reply may come at once.
         let mut calls = self.calls();
-        if let Attempt::Wait(readiness) = core.inbox.room_beside(calls.0.len()) {
+        if let Attempt::Wait(readiness) = core.inbox.room_beside(calls.len()) {
             core.inbox.check_open()?;
             return Ok(Attempt::Wait(readiness));
         }
         let serial = wire.primary_header().serial_num();
         let attempt = core.offer(wire)?;
         if let Attempt::Done(()) = attempt {
-            calls.0.push_back(Call { serial, due: Instant::now() + self.timeout, id });
+            calls.push(serial, Instant::now() + self.timeout, id);
             core.due.notify_one();
         }
         Ok(attempt)
@@ -117,19 +109,17 @@ impl Role for Method {
         self.target.handle(core, message);
         let header = message.header();
         let Some(serial) = header.reply_serial() else { return };
-        let mut calls = self.calls();
-        let Some(index) = calls.0.iter().position(|call| call.serial == serial) else { return };
-        let Some(call) = calls.0.remove(index) else { return };
-        drop(calls);
+        let call = self.calls().take(serial);
+        let Some(id) = call else { return };
         let error = header.error_name().map(|name| name.to_string());
         match body::take(message, self.form) {
             Ok(body) if core.inbox.is_heavy(body.data.len()) => {
                 let text = "the replies that wait to be received have too many bytes for one more";
-                self.say(core, call, "org.freedesktop.DBus.Error.LimitsExceeded", text.to_owned());
+                self.say(core, id, "org.freedesktop.DBus.Error.LimitsExceeded", text.to_owned());
             }
             Ok(body) => {
                 let mut attributes = attributes(message, &body);
-                identify(&mut attributes, call.id);
+                identify(&mut attributes, id);
                 if let Some(error) = error {
                     attributes.insert("error".into(), error.into());
                 }
@@ -137,7 +127,7 @@ impl Role for Method {
             }
             Err(why) => self.say(
                 core,
-                call,
+                id,
                 "org.freedesktop.DBus.Error.LimitsExceeded",
                 format!(
                     "the call was answered{}, but the reply is of no use: {why}",
@@ -148,13 +138,12 @@ impl Role for Method {
     }
 
     fn due(&self) -> Option<Instant> {
-        self.calls().0.front().map(|call| call.due)
+        self.calls().due()
     }
 
     fn expire(&self, core: &Core, now: Option<Instant>) {
         let mut calls = self.calls();
-        while calls.0.front().is_some_and(|call| now.is_none_or(|now| call.due <= now)) {
-            let Some(call) = calls.0.pop_front() else { return };
+        while let Some(id) = calls.pop_over(now) {
             let text = match now {
                 Some(_) => format!(
                     "{} has not answered {} within {} ms (timeout-ms)",
@@ -164,12 +153,12 @@ impl Role for Method {
                 ),
                 None => format!("the bus {} has gone before the reply", core.bus.label),
             };
-            self.say(core, call, "org.freedesktop.DBus.Error.NoReply", text);
+            self.say(core, id, "org.freedesktop.DBus.Error.NoReply", text);
         }
     }
 
     fn inspect(&self, _core: &Core, into: &mut Dict) {
         self.target.inspect(into);
-        into.insert("calls".into(), (self.calls().0.len() as u64).into());
+        into.insert("calls".into(), (self.calls().len() as u64).into());
     }
 }

@@ -10,22 +10,30 @@ mod endpoint;
 mod inbox;
 mod json;
 pub(crate) mod link;
+pub(crate) mod list;
 mod method;
+mod names;
 pub(crate) mod own;
+mod own_name;
+mod property;
 mod signal;
 mod target;
 #[cfg(test)]
 mod tests;
+mod waiting;
 mod wish;
 
-use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64},
+};
 
 use event_listener::Event;
 use ipc_kernel::{
-    Attempt, Descriptor, Endpoint, Error, Kind, Opening, Parameters, Readiness, Result, dict,
-    listing::Listing, mechanism::Adoption, shape::Shape,
+    Attempt, Descriptor, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result, dict,
+    mechanism::Adoption, shape::Shape,
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 use zbus::{MatchRule, message::Type};
 
 use self::{
@@ -34,6 +42,9 @@ use self::{
     endpoint::{DbusEndpoint, Role},
     link::{DBUS, Task},
     method::Method,
+    names::WatchedName,
+    own_name::OwnedName,
+    property::Property,
     signal::Signals,
     target::Target,
     wish::Wish,
@@ -42,17 +53,17 @@ use self::{
 pub static DESCRIPTOR: Descriptor = Descriptor {
     name: "dbus",
     schemes: &["dbus"],
-    summary: "Methods and signals on a message bus, as messages",
+    summary: "Methods, signals, properties and names on a message bus, as messages",
     shapes: &[Shape::Messages],
-    create_parameters: &[],
+    create_parameters: wish::CREATE,
     attach_parameters: wish::ATTACH,
-    columns: &[],
+    columns: list::COLUMNS,
     open_parameters: &[],
     create,
     anonymous: |_| false,
     attach,
     adopt: |fd| Ok(Adoption::Refused(fd)),
-    list: || Ok(Listing::default()),
+    list: list::list,
     limits: || {
         dict! {
             "bytes" => body::MOST_BYTES as u64,
@@ -67,18 +78,21 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
 fn attach(parameters: &Parameters) -> Result<Opening> {
     let wish = Wish(parameters);
     let bus = wish.0.text("bus").unwrap_or("session");
-    match wish.given("signal") || wish.given("match") {
-        true => signals(&wish, bus),
-        false => method(&wish, bus),
+    if wish.given("signal") || wish.given("match") {
+        signals(&wish, bus)
+    } else if wish.given("property") {
+        property(&wish, bus)
+    } else if wish.given("watch-name") {
+        watched_name(&wish, bus)
+    } else {
+        method(&wish, bus)
     }
 }
 
 fn method(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
     const KIND: &str = "a method";
-    let target =
-        Target::new(wish::bus_name(wish.needed(KIND, "name")?)?, wish::path(wish.needed(KIND, "path")?)?)?;
     let method = Method {
-        target,
+        target: target(wish, KIND)?,
         interface: wish.text("interface").map(wish::interface).transpose()?,
         member: wish::member(wish.needed(KIND, "member")?)?,
         types: wish.types()?,
@@ -92,7 +106,7 @@ fn method(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
             "a monitor of a bus is no client of it any more: its connection could not be an endpoint; use busctl monitor",
         ));
     }
-    open(wish, bus, method)
+    open(wish, wish::ATTACH, bus, method)
 }
 
 fn signals(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
@@ -135,7 +149,7 @@ fn signals(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
         form: wish.form(Form::Json),
         left_out: AtomicU64::new(0),
     };
-    open(wish, bus, role)
+    open(wish, wish::ATTACH, bus, role)
 }
 
 /// A rule as it is given to the bus.
@@ -158,13 +172,62 @@ fn rule_of(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-fn create(_parameters: &Parameters) -> Result<Opening> {
-    Err(Error::invalid("nothing is created on a bus by this address; Attach is for methods and signals"))
+fn property(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
+    const KIND: &str = "a property";
+    wish.only(
+        KIND,
+        &["bus", "name", "path", "interface", "property", "signature", "flags", "timeout-ms", "depth"],
+    )?;
+    let signature = wish.text("signature");
+    if let Some(text) = signature.as_ref().filter(|text| json::single(text).is_none()) {
+        return Err(Error::invalid(format!(
+            "the key \"signature\" must be the one type of the property, not {text:?}"
+        )));
+    }
+    let role = Property {
+        target: target(wish, KIND)?,
+        interface: wish::interface(wish.needed(KIND, "interface")?)?,
+        name: wish::member(wish.needed(KIND, "property")?)?,
+        signature,
+        flags: wish.flags(),
+        timeout: wish.timeout(),
+        state: Mutex::default(),
+        answered: Notify::new(),
+    };
+    open(wish, wish::ATTACH, bus, role)
+}
+
+fn watched_name(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
+    const KIND: &str = "a name";
+    wish.only(KIND, &["bus", "watch-name", "depth"])?;
+    let name = wish::bus_name(wish.needed(KIND, "watch-name")?)?;
+    open(wish, wish::ATTACH, bus, WatchedName { name, heard: AtomicBool::new(false) })
+}
+
+fn create(parameters: &Parameters) -> Result<Opening> {
+    let wish = Wish(parameters);
+    let part = |key, check: fn(String) -> Result<String>| wish.text(key).map(check).transpose();
+    let role = OwnedName {
+        name: wish::well_known(wish.needed("a name", "own-name")?)?,
+        path: part("path", wish::path)?,
+        interface: part("interface", wish::interface)?,
+        member: part("member", wish::member)?,
+        types: wish.types()?,
+        form: wish.form(Form::Plain),
+        timeout: wish.timeout(),
+        calls: Mutex::default(),
+    };
+    open(&wish, wish::CREATE, wish.0.text("bus").unwrap_or("session"), role)
+}
+
+/// The object that methods and properties are of.
+fn target(wish: &Wish<'_>, kind: &str) -> Result<Target> {
+    Target::new(wish::bus_name(wish.needed(kind, "name")?)?, wish::path(wish.needed(kind, "path")?)?)
 }
 
 /// Connects, and makes the endpoint when the bus has answered what it is asked then.
-fn open<R: Role>(wish: &Wish<'_>, bus: &str, role: R) -> Result<Opening> {
-    let (bus, depth, address) = (Bus::find(bus)?, wish.depth(), wish.address(wish::ATTACH));
+fn open<R: Role>(wish: &Wish<'_>, table: &[Parameter], bus: &str, role: R) -> Result<Opening> {
+    let (bus, depth, address) = (Bus::find(bus)?, wish.depth(), wish.address(table));
     let socket = bus.connect()?;
     pending(async move {
         let (core, role, reader) = link::start(bus, socket, depth, role).await?;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use ipc_kernel::{Dict, Error, Kind, Result};
 use zbus::Message as Wire;
 
-use super::link::{Core, DBUS, failed};
+use super::link::{Core, failed, owner_rule};
 
 pub struct Target {
     pub name: String,
@@ -35,11 +35,7 @@ impl Target {
 
     /// Finds out who it is. Err(NotFound): nobody, and the bus could start nobody either.
     pub async fn find(&self, core: &Core) -> Result<()> {
-        core.add_match(&format!(
-            "type='signal',sender='{DBUS}',interface='{DBUS}',member='NameOwnerChanged',arg0='{}'",
-            self.name
-        ))
-        .await?;
+        core.add_match(&owner_rule(&self.name)).await?;
         let owner = core.owner(&self.name).await?;
         if owner.is_none() {
             let activatable: Vec<String> = core

@@ -7,7 +7,7 @@ use ipc_kernel::{Address, Error, Parameter, Parameters, Result, Type};
 use zbus::{
     ObjectPath,
     message::Flags,
-    names::{BusName, InterfaceName, MemberName},
+    names::{BusName, InterfaceName, MemberName, WellKnownName},
 };
 
 use super::body::{Form, Types};
@@ -64,6 +64,21 @@ pub static ATTACH: &[Parameter] = &[
     ),
     Parameter::new("signal", Type::Bool, "Signals, of the name, path, interface and member that are given"),
     Parameter::new("match", Type::Text, "Signals, by a match rule of D-Bus"),
+    Parameter::new("property", Type::Text, "A property, of the name, path and interface that are given"),
+    Parameter::new("watch-name", Type::Text, "Who has this name, well-known or unique"),
+    TIMEOUT,
+    DEPTH,
+];
+
+pub static CREATE: &[Parameter] = &[
+    BUS,
+    Parameter::new("own-name", Type::Text, "Well-known name that is owned, so that calls to it are messages")
+        .required(),
+    Parameter::new("path", Type::Text, "The only object that is served; all where not given"),
+    Parameter::new("interface", Type::Text, "The only interface that is served; all where not given"),
+    Parameter::new("member", Type::Text, "The only method that is served; all where not given"),
+    Parameter::new("signature", Type::Text, "Types of the answers, such as ay, s or sa{sv}"),
+    BODY,
     TIMEOUT,
     DEPTH,
 ];
@@ -160,4 +175,5 @@ macro_rules! checked {
 checked!(path, ObjectPath, "object path");
 checked!(interface, InterfaceName, "interface name");
 checked!(member, MemberName, "member name");
+checked!(well_known, WellKnownName, "name that can be owned (such as org.example.Name)");
 checked!(bus_name, BusName, "name on a bus (such as org.example.Name or :1.5)");

@@ -5,7 +5,7 @@ import dbus, dbus.bus, dbus.lowlevel
 from dbus.mainloop.glib import DBusGMainLoop
 from gi.repository import GLib
 
-NAME, PATH = 'org.test.Peer', '/peer'
+NAME, PATH, PROPERTIES = 'org.test.Peer', '/peer', 'org.freedesktop.DBus.Properties'
 DBusGMainLoop(set_as_default=True)
 bus = dbus.bus.BusConnection(sys.argv[1])
 
@@ -31,7 +31,53 @@ def called(message, member):
         bus.send_message(reply)
 
 
+# The properties: their values, and whether a change is told with the value, without it, or not at all.
+values = {'Volume': [dbus.UInt32(30), 'value'], 'Title': [dbus.String('none'), 'name'], 'Quiet': [dbus.Int64(1), 'no'],
+          'Fixed': [dbus.Byte(7), 'value']}
+
+
+def properties(message, member):
+    arguments = message.get_args_list()
+    name = arguments[1]
+    if name not in values:
+        return dbus.lowlevel.ErrorMessage(message, 'org.freedesktop.DBus.Error.UnknownProperty', f'no {name}')
+    if member == 'Get':
+        reply = dbus.lowlevel.MethodReturnMessage(message)
+        reply.append(values[name][0], signature='v')
+        return reply
+    print('set', name, message.get_args_list()[2], flush=True)
+    if name == 'Fixed':
+        return dbus.lowlevel.ErrorMessage(message, 'org.freedesktop.DBus.Error.PropertyReadOnly', 'it is fixed')
+    change(name, min(arguments[2], 100) if name == 'Volume' else arguments[2])
+    return dbus.lowlevel.MethodReturnMessage(message)
+
+
+def change(name, value):
+    values[name][0] = value
+    how = values[name][1]
+    if how == 'no':
+        return
+    signal = dbus.lowlevel.SignalMessage(PATH, PROPERTIES, 'PropertiesChanged')
+    signal.append(NAME, {name: value} if how == 'value' else {}, [name] if how == 'name' else [], signature='sa{sv}as')
+    bus.send_message(signal)
+
+
+def turn(number):
+    change('Volume', dbus.UInt32(number))
+
+
+def leave():
+    bus.release_name(NAME)
+
+
+def back():
+    bus.request_name(NAME)
+
+
 def seen(connection, message):
+    if isinstance(message, dbus.lowlevel.MethodCallMessage) and message.get_interface() == PROPERTIES:
+        bus.send_message(properties(message, message.get_member()))
+        return dbus.lowlevel.HANDLER_RESULT_HANDLED
     if isinstance(message, dbus.lowlevel.MethodCallMessage) and message.get_interface() == NAME:
         called(message, message.get_member())
         return dbus.lowlevel.HANDLER_RESULT_HANDLED
@@ -71,7 +117,7 @@ def told(stream, condition):
     globals()[verb](*words)
     bus.flush()
     # The bus has everything by now.
-    bus.get_name_owner(NAME)
+    bus.get_name_owner('org.freedesktop.DBus')
     print('done', flush=True)
     return True
 
