@@ -4,7 +4,7 @@
 use std::{fmt::Write, sync::Arc};
 
 use ipc_engine::{Engine, Limits, Object};
-use ipc_kernel::{Dict, mechanisms};
+use ipc_kernel::Dict;
 use zbus::object_server::Interface;
 
 use crate::{
@@ -63,7 +63,7 @@ pub fn node(tree: &Arc<Tree>, path: &str) -> String {
         write(&mut xml, &Manager::new(&face, tree));
         write(&mut xml, &ObjectManager::new(&face, tree));
     }
-    for mechanism in mechanisms::ALL {
+    for mechanism in tree.engine.mechanisms.iter() {
         if path == paths::node(mechanism.name) {
             write(&mut xml, &Mechanism::new(&face, mechanism));
         }
@@ -86,7 +86,7 @@ fn children(tree: &Tree, path: &str) -> Vec<String> {
         "/org/example" => return vec!["IPC".to_owned()],
         paths::MANAGER => {
             let mut names: Vec<_> =
-                mechanisms::ALL.iter().map(|mechanism| mechanism.name.to_owned()).collect();
+                tree.engine.mechanisms.iter().map(|mechanism| mechanism.name.to_owned()).collect();
             if tree.engine.objects().iter().any(|object| matches!(object, Object::Relay(_))) {
                 names.push("relay".to_owned());
             }
@@ -118,7 +118,7 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
     let relay = engine.start_relay(&call, source.clone(), sink.clone(), Dict::new()).await?;
     let interfaces: Vec<(String, &str, Box<dyn Interface>)> = vec![
         named(doc::MANAGER, Manager::new(&face, &tree)),
-        named(doc::MECHANISM, Mechanism::new(&face, mechanisms::by_name("pipe")?)),
+        named(doc::MECHANISM, Mechanism::new(&face, engine.mechanisms.by_name("pipe")?)),
         named(doc::ENDPOINT, Endpoint::new(&face, &source)),
         named(doc::STREAM, Stream::new(&face, &source)),
         named(doc::LISTENER, Listener::new(&face, &tree, &source)),

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod announcer;
+mod dbus;
 pub mod errors;
 mod face;
 mod herald;
@@ -20,4 +21,8 @@ mod tree;
 mod variants;
 pub mod worker;
 
+/// Every mechanism that the service offers.
+pub static MECHANISMS: Register = Register::with(&[&dbus::DESCRIPTOR]);
+
+use ipc_kernel::mechanisms::Register;
 pub use serve::{NAME, Service, StartError};

@@ -15,6 +15,7 @@ use zbus::{
 
 use crate::{
     announcer,
+    dbus,
     errors::Result,
     face::Face,
     herald,
@@ -32,6 +33,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Service {
     pub tree: Arc<Tree>,
     pub connection: Connection,
+    /// Nothing is bridged back into it.
+    _own: dbus::own::Own,
 }
 
 /// Why the service could not start.
@@ -67,6 +70,10 @@ impl Service {
     /// Connects to a bus (None: the session bus), serves the tree and takes the name.
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
         let connection = connect(address).await?;
+        let own = dbus::link::own(&connection).await?;
+        if let Some(address) = address {
+            dbus::list::set_served(address);
+        }
         let tree = Tree::new(engine.clone());
         let face = Face::on_bus(engine.clone());
         tree.serve(face.clone(), &connection)
@@ -79,7 +86,7 @@ impl Service {
         // Not before: who waits for signals of this name would not get the first.
         engine.herald();
         tokio::spawn(herald::run(tree.clone()));
-        Ok(Self { tree, connection })
+        Ok(Self { tree, connection, _own: own })
     }
 
     /// Ends everything, and says so.

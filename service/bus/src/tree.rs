@@ -14,7 +14,7 @@ use std::{
 };
 
 use ipc_engine::{Engine, Object};
-use ipc_kernel::{Error, Kind, mechanisms, shape::Shape};
+use ipc_kernel::{Error, Kind, shape::Shape};
 use tokio::sync::Mutex;
 use zbus::{Connection, Message, ObjectServer, names::InterfaceName, object_server::Interface};
 
@@ -116,7 +116,7 @@ impl Tree {
     async fn serve_nodes(self: &Arc<Self>, face: &Arc<Face>, server: &ObjectServer) -> Result<()> {
         server.at(paths::MANAGER, Manager::new(face, self)).await?;
         server.at(paths::MANAGER, ObjectManager::new(face, self)).await?;
-        for mechanism in mechanisms::ALL {
+        for mechanism in self.engine.mechanisms.iter() {
             server.at(paths::node(mechanism.name), Mechanism::new(face, mechanism)).await?;
         }
         for path in self.nodes() {
@@ -145,7 +145,7 @@ impl Tree {
     /// there as long as there are relays.
     fn nodes(&self) -> Vec<String> {
         let mut nodes: Vec<String> = ["/", "/org", "/org/example", paths::MANAGER].map(str::to_owned).into();
-        nodes.extend(mechanisms::ALL.iter().map(|mechanism| paths::node(mechanism.name)));
+        nodes.extend(self.engine.mechanisms.iter().map(|mechanism| paths::node(mechanism.name)));
         nodes
     }
 

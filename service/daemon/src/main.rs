@@ -74,7 +74,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         (_, Some(private)) => Some(private.address()),
         _ => None,
     };
-    let service = Service::start(Engine::new(config.limits), address).await?;
+    let service = Service::start(Engine::of(ipc_bus::MECHANISMS, config.limits, None), address).await?;
     // Before readiness: a signal that comes right after it is handled.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     ready(&choice, private.as_ref());

@@ -216,7 +216,7 @@ fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation
     // The spawner is root's, as a worker of root's is.
     address::protect(rustix::process::getppid().map(|spawner| spawner.as_raw_pid()));
     let confined = |confinement: Confinement| (!confinement.is_none()).then(|| confinement.reasons());
-    let engine = Engine::confined(config.limits, confined(identity.confinement));
+    let engine = Engine::of(ipc_bus::MECHANISMS, config.limits, confined(identity.confinement));
     in_sandbox(Inmate::Worker, violation, identity.uid, |told| worker::serve(control, engine, told))
 }
 

@@ -18,7 +18,7 @@ use ipc_kernel::{
     Address, Descriptor, Dict, Error, Kind, Opening, Parameters, Result, dict,
     listing::{Listing, check_filter},
     mechanism::{self, Adoption},
-    mechanisms,
+    mechanisms::{self, Register},
     shape::Shape,
 };
 
@@ -37,6 +37,8 @@ use crate::{
 };
 
 pub struct Engine {
+    /// What there is to be created and attached.
+    pub mechanisms: Register,
     pub limits: Limits,
     /// How the caller is confined, in words; None: it is not. One engine serves one identity.
     pub(crate) confinement: Option<String>,
@@ -94,13 +96,16 @@ pub enum Object {
 }
 
 impl Engine {
+    /// The engine of the kernel's mechanisms, for callers that are not confined.
     pub fn new(limits: Limits) -> Arc<Self> {
-        Self::confined(limits, None)
+        Self::of(mechanisms::KERNEL, limits, None)
     }
 
-    /// The engine of callers that are confined, and how: "mount namespace, seccomp filter".
-    pub fn confined(limits: Limits, confinement: Option<String>) -> Arc<Self> {
+    /// The engine of these mechanisms; `confinement` says how its callers are confined: "mount namespace, seccomp
+    /// filter".
+    pub fn of(mechanisms: Register, limits: Limits, confinement: Option<String>) -> Arc<Self> {
         Arc::new(Self {
+            mechanisms,
             limits,
             confinement,
             clients: Clients::default(),
@@ -172,7 +177,7 @@ impl Engine {
     fn asked(&self, address: &str, options: Dict) -> Result<Asked> {
         let (own, address, options) = Options::split(Address::parse(address)?, options)?;
         self.may_live_as(&own.lifetime)?;
-        let mechanism = mechanisms::by_scheme(&address.scheme)?;
+        let mechanism = self.mechanisms.by_scheme(&address.scheme)?;
         (mechanism.available)()?;
         Ok(Asked { own, address, options, mechanism, place: self.place_for(mechanism)? })
     }
@@ -187,7 +192,7 @@ impl Engine {
         }
         self.may_live_as(&own.lifetime)?;
         let mut fd = fd;
-        for mechanism in mechanisms::ALL {
+        for mechanism in self.mechanisms.iter() {
             match (mechanism.adopt)(fd)? {
                 Adoption::Taken(kernel) => {
                     let place = self.place_for(mechanism)?;

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipc_engine::{Engine, Limits, events::Happening};
-use ipc_kernel::{Dict, Error, Kind, blocked::Sent, dict};
+use ipc_kernel::{Dict, Error, Kind, blocked::Sent, dict, mechanisms::KERNEL};
 use tokio::time::timeout;
 
 mod common;
@@ -335,7 +335,7 @@ async fn a_source_that_delivers_is_not_relayed() {
 #[tokio::test]
 async fn a_confined_caller_gets_what_has_no_name() {
     let reasons = "mount namespace, seccomp filter";
-    let engine = Engine::confined(Limits::default(), Some(reasons.into()));
+    let engine = Engine::of(KERNEL, Limits::default(), Some(reasons.into()));
     let call = call(&engine, ":1.1");
     let dir = tempfile::tempdir().unwrap();
     let at = |scheme: &str, name: &str| format!("{scheme}:path={}", dir.path().join(name).display());

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipc_engine::{Endpoint, Engine, Limits};
-use ipc_kernel::{Dict, Kind, dict};
+use ipc_kernel::{Dict, Kind, dict, mechanisms::KERNEL};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::time::timeout;
 
@@ -271,7 +271,7 @@ async fn a_lease_outlives_its_endpoint_and_ends_with_the_service() {
 #[tokio::test]
 async fn a_confined_caller_binds_no_lease_to_a_process() {
     let (free, engine) =
-        (Engine::new(Limits::default()), Engine::confined(Limits::default(), Some("a test".into())));
+        (Engine::new(Limits::default()), Engine::of(KERNEL, Limits::default(), Some("a test".into())));
     let (maker, caller) = (call(&free, ":1.1"), call(&engine, ":1.1"));
     let address = format!("posixsem:name=/ipc-confined-{},remove-on-close=true", std::process::id());
     let named = free.create(&maker, &address, Dict::new()).await.unwrap();

@@ -5,6 +5,7 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
+pub use crate::signal::status::Exit;
 use crate::{
     Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, blocked::Sent, futex_word::FutexWord,
     mechanism::End,
@@ -152,6 +153,16 @@ pub trait Messages: Send + Sync {
 
     /// The largest message that `send` takes, in bytes.
     fn max_message_size(&self) -> u64;
+
+    /// The attributes that a relay from an endpoint of the same mechanism hands on.
+    fn relayed(&self) -> &'static [&'static str] {
+        &["priority", "type"]
+    }
+
+    /// Whether what is sent may come out of an endpoint of the same address again.
+    fn comes_back(&self) -> bool {
+        true
+    }
 
     /// How many messages wait, where the kernel tells.
     fn depth(&self) -> Option<u64> {
@@ -416,30 +427,6 @@ pub enum Notice {
 pub trait Events: Send + Sync {
     /// What has happened since the last call, at least one; else what to wait for.
     fn next(&self) -> Result<Attempt<Vec<Notice>>>;
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    /// 0 to 255; -1 where a signal ended it, or where the kernel does not say.
-    pub code: i32,
-    /// The signal that ended it; 0 where none did, or where the kernel does not say.
-    pub signal: i32,
-    /// Whether it left a core dump.
-    pub core: bool,
-}
-
-impl Exit {
-    /// It has ended, and the kernel tells nobody but its parent how.
-    pub const UNKNOWN: Self = Self { code: -1, signal: 0, core: false };
-
-    /// From a status as waitpid(2) gives it, of a process that has ended.
-    pub fn from_status(status: i32) -> Self {
-        match status & 0x7f {
-            0 => Self { code: status >> 8 & 0xff, signal: 0, core: false },
-            signal => Self { code: -1, signal, core: status & 0x80 != 0 },
-        }
-    }
 }
 
 /// A process that signals can be sent to.

@@ -10,6 +10,7 @@ use std::{
     ffi::OsStr,
     io,
     os::{
+        fd::OwnedFd,
         linux::net::SocketAddrExt,
         unix::{ffi::OsStrExt, net::SocketAddr},
     },
@@ -47,7 +48,12 @@ impl BusSocket {
             _ => return Ok(None),
         };
         let socket = std::os::unix::net::UnixStream::connect_addr(&name)?;
-        Ok(Some(Self { wire: Wire::new(socket.into())?, discard }))
+        Self::over(socket.into(), discard).map(Some)
+    }
+
+    /// On a socket that is connected to a bus.
+    pub fn over(socket: OwnedFd, discard: Discard) -> io::Result<Self> {
+        Ok(Self { wire: Wire::new(socket)?, discard })
     }
 }
 

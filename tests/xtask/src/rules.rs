@@ -79,7 +79,9 @@ fn kernel_is_alone() -> Result<Vec<String>> {
 fn bus_only_translates() -> Result<Vec<String>> {
     let manifest = "service/bus/Cargo.toml";
     let text = fs::read_to_string(root().join(manifest)).context(manifest)?;
-    let names = text.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
+    // Tests may do what they like.
+    let built = text.split("[dev-dependencies]").next().unwrap_or_default();
+    let names = built.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
     Ok(names
         .filter(|name| ["libc", "nix", "rustix"].contains(name))
         .map(|name| format!("{manifest}: {name}"))

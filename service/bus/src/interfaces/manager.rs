@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ipc_engine::Object;
-use ipc_kernel::mechanisms;
 use zbus::{ObjectPath, OwnedFd, OwnedObjectPath, interface, message::Header, object_server::SignalEmitter};
 
 use crate::{
@@ -136,7 +135,7 @@ impl Manager {
     /// The mechanisms that the service knows; each has a node of its name below this object.
     #[zbus(property(emits_changed_signal = "const"))]
     fn mechanisms(&self) -> Vec<&str> {
-        mechanisms::ALL.iter().map(|mechanism| mechanism.name).collect()
+        self.face.engine.mechanisms.iter().map(|mechanism| mechanism.name).collect()
     }
 
     /// The limits of the service, under the keys of its configuration file.

@@ -176,7 +176,8 @@ fn data(endpoint: &Endpoint, what: &str) -> Result<Data> {
 
 /// Whether what is written into the endpoint can be read from it again, without end.
 fn goes_round(endpoint: &Endpoint) -> bool {
-    !endpoint.kernel.is_socket() && endpoint.kernel.memory().is_none()
+    let comes_back = endpoint.kernel.messages().is_none_or(|messages| messages.comes_back());
+    !endpoint.kernel.is_socket() && endpoint.kernel.memory().is_none() && comes_back
 }
 
 /// Checks a relay against those that run: two readers of one stream would steal from each other,

@@ -149,13 +149,14 @@ impl Messages {
 }
 
 /// The attributes that mean the same at the sink: the priority or type of a message stays with it
-/// between two queues of one kind. An address or a sender's identity never goes along.
+/// between two queues of one kind, and where a signal came from between two buses. An address or a sender's identity never goes along.
 fn forwarded(source: &Endpoint, sink: &Endpoint, attributes: &Dict) -> Dict {
     if source.mechanism.name != sink.mechanism.name {
         return Dict::new();
     }
     let along = |key: &str| attributes.get(key).map(|value| (key.to_owned(), value.clone()));
-    ["priority", "type"].into_iter().filter_map(along).collect()
+    let taken = sink.kernel.messages().map(|messages| messages.relayed()).unwrap_or_default();
+    taken.iter().copied().filter_map(along).collect()
 }
 
 /// Bytes to messages.

@@ -31,24 +31,56 @@ mechanisms! {
     signal,
 }
 
-/// The mechanism of this name.
+/// The rows that a service offers: those above, and those of mechanisms that are no system calls,
+/// which live in the layer that has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Register {
+    more: &'static [&'static Descriptor],
+}
+
+impl Register {
+    /// The rows of this crate, and these.
+    pub const fn with(more: &'static [&'static Descriptor]) -> Self {
+        Self { more }
+    }
+
+    /// Every mechanism, in the order in which they are shown.
+    pub fn iter(self) -> impl Iterator<Item = &'static Descriptor> {
+        ALL.iter().chain(self.more).copied()
+    }
+
+    /// The mechanism of this name.
+    pub fn by_name(self, name: &str) -> Result<&'static Descriptor> {
+        self.find(name, |descriptor| descriptor.name == name)
+    }
+
+    /// The mechanism whose addresses are written with this scheme.
+    pub fn by_scheme(self, scheme: &str) -> Result<&'static Descriptor> {
+        self.find(scheme, |descriptor| descriptor.schemes.contains(&scheme))
+    }
+
+    fn find(self, name: &str, is: impl Fn(&Descriptor) -> bool) -> Result<&'static Descriptor> {
+        self.iter().find(|descriptor| is(descriptor)).ok_or_else(|| {
+            let known: Vec<_> = self.iter().flat_map(|descriptor| descriptor.schemes).copied().collect();
+            Error::new(
+                Kind::NoSuchMechanism,
+                format!("there is no mechanism {name:?}; there are {}", known.join(", ")),
+            )
+        })
+    }
+}
+
+/// The rows of this crate alone.
+pub const KERNEL: Register = Register::with(&[]);
+
+/// The mechanism of this name, in this crate.
 pub fn by_name(name: &str) -> Result<&'static Descriptor> {
-    find(name, |descriptor| descriptor.name == name)
+    KERNEL.by_name(name)
 }
 
-/// The mechanism whose addresses are written with this scheme.
+/// The mechanism of this crate whose addresses are written with this scheme.
 pub fn by_scheme(scheme: &str) -> Result<&'static Descriptor> {
-    find(scheme, |descriptor| descriptor.schemes.contains(&scheme))
-}
-
-fn find(name: &str, is: impl Fn(&Descriptor) -> bool) -> Result<&'static Descriptor> {
-    ALL.iter().copied().find(|descriptor| is(descriptor)).ok_or_else(|| {
-        let known: Vec<_> = ALL.iter().flat_map(|descriptor| descriptor.schemes).copied().collect();
-        Error::new(
-            Kind::NoSuchMechanism,
-            format!("there is no mechanism {name:?}; there are {}", known.join(", ")),
-        )
-    })
+    KERNEL.by_scheme(scheme)
 }
 
 /// `mode`, for every mechanism whose objects have permission bits.

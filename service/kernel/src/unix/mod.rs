@@ -1,5 +1,6 @@
 //! What Unix domain sockets need, beside their row in `mechanisms/unix.rs`.
 
+pub mod client;
 pub mod endpoint;
 pub mod list;
 pub mod name;

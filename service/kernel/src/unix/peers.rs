@@ -33,6 +33,11 @@ pub fn forbid(peers: Vec<Name>) -> bool {
     FORBIDDEN.set(peers).is_ok()
 }
 
+/// Whether this process acts for a user but belongs to a service, so that there are such peers.
+pub fn any() -> bool {
+    FORBIDDEN.get().is_some()
+}
+
 /// Err(PermissionDenied) if the socket is connected to a forbidden peer.
 pub fn check_connected(socket: impl AsFd) -> Result<()> {
     let Some(forbidden) = FORBIDDEN.get() else { return Ok(()) };

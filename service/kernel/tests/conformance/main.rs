@@ -20,8 +20,22 @@ mod memory;
 mod messages;
 mod process;
 mod register;
+mod row;
 mod semaphore;
 mod sets;
 mod stream;
 mod suite;
 mod watch;
+
+/// The rows that the suites run over.
+pub const REGISTER: ipc_kernel::mechanisms::Register = ipc_kernel::mechanisms::KERNEL;
+
+/// Those that have fixtures here: all.
+pub fn rows() -> impl Iterator<Item = &'static ipc_kernel::Descriptor> {
+    REGISTER.iter()
+}
+
+/// What a check needs around it: nothing.
+pub fn within<T>(check: impl FnOnce() -> T) -> T {
+    check()
+}

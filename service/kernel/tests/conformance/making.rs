@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use ipc_kernel::{Endpoint, mechanism::Adoption, mechanisms};
+use ipc_kernel::{Endpoint, mechanism::Adoption};
 
 use crate::{driver, suite};
 
@@ -117,7 +117,7 @@ pub fn connection(listen: &str) -> Ends {
 
 /// An fd as an endpoint of this mechanism.
 pub fn adopted(mechanism: &str, fd: OwnedFd) -> Box<dyn Endpoint> {
-    let descriptor = mechanisms::by_name(mechanism).expect("the mechanism is registered");
+    let descriptor = crate::REGISTER.by_name(mechanism).expect("the mechanism is registered");
     match (descriptor.adopt)(fd).expect("adopting") {
         Adoption::Taken(endpoint) => endpoint,
         Adoption::Refused(_) => panic!("{mechanism} does not take its own fd"),

@@ -74,7 +74,7 @@ fn drop_writer(ends: Ends) -> Shared {
 }
 
 fn mechanism_of(endpoint: &dyn Endpoint) -> &'static str {
-    ipc_kernel::mechanisms::by_scheme(&endpoint.address().scheme).expect("its own scheme").name
+    crate::REGISTER.by_scheme(&endpoint.address().scheme).expect("its own scheme").name
 }
 
 #[test]

@@ -6,10 +6,7 @@ use std::{
 };
 
 use ipc_kernel::{
-    Address, Dict, Endpoint, Kind, Parameter, Parameters, Type, Value,
-    mechanism::Adoption,
-    mechanisms::{self, ALL},
-    shape::Shape,
+    Address, Dict, Endpoint, Kind, Parameter, Parameters, Type, Value, mechanism::Adoption, shape::Shape,
 };
 
 use crate::{
@@ -44,17 +41,17 @@ fn tables(descriptor: &'static ipc_kernel::Descriptor) -> [(&'static str, &'stat
 fn names_and_schemes_are_unique() {
     let mut names = BTreeSet::new();
     let mut schemes = BTreeSet::new();
-    for descriptor in ALL {
+    for descriptor in crate::rows() {
         assert!(names.insert(descriptor.name), "two mechanisms are called {}", descriptor.name);
         assert!(is_kebab(descriptor.name), "{} is no element of an object path", descriptor.name);
         assert!(!descriptor.schemes.is_empty(), "{} has no scheme", descriptor.name);
         for scheme in descriptor.schemes {
             assert!(schemes.insert(scheme), "two mechanisms have the scheme {scheme}");
-            assert_eq!(mechanisms::by_scheme(scheme).unwrap().name, descriptor.name);
+            assert_eq!(crate::REGISTER.by_scheme(scheme).unwrap().name, descriptor.name);
         }
-        assert_eq!(mechanisms::by_name(descriptor.name).unwrap().name, descriptor.name);
+        assert_eq!(crate::REGISTER.by_name(descriptor.name).unwrap().name, descriptor.name);
     }
-    let text = must_fail("an unknown name", Kind::NoSuchMechanism, mechanisms::by_name("no-such"));
+    let text = must_fail("an unknown name", Kind::NoSuchMechanism, crate::REGISTER.by_name("no-such"));
     assert!(schemes.iter().all(|scheme| text.contains(**scheme)), "the error must name all schemes: {text}");
 }
 
@@ -394,7 +391,7 @@ fn what_open_hands_out_is_adopted_by_its_own() {
         for made in &fixtures::endpoints(descriptor.name, &mut scratch) {
             let Some(options) = made.open else { continue };
             let fd = suite::open(descriptor.name, &*made.endpoint, options).expect("Open");
-            let taker = ALL.iter().find_map(|candidate| {
+            let taker = crate::REGISTER.iter().find_map(|candidate| {
                 let given = rustix::io::fcntl_dupfd_cloexec(&fd, 3).expect("a duplicate");
                 match (candidate.adopt)(given).expect("adopting") {
                     Adoption::Taken(endpoint) => Some((candidate.name, endpoint)),
@@ -424,8 +421,9 @@ fn modes_are_exact_whatever_the_umask() {
 #[test]
 fn nothing_is_inherited_by_children() {
     let mut scratch = Scratch::new();
-    let _made: Vec<_> =
-        ALL.iter().flat_map(|descriptor| fixtures::endpoints(descriptor.name, &mut scratch)).collect();
+    let mut make =
+        || crate::rows().flat_map(|descriptor| fixtures::endpoints(descriptor.name, &mut scratch)).collect();
+    let _made: Vec<Made> = crate::within(&mut make);
     // What this process got from its own parent is in the parent too.
     let links = |process: &str| -> Option<Vec<(String, std::path::PathBuf)>> {
         let entries = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();

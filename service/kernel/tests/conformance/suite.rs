@@ -8,8 +8,7 @@ use std::{
 };
 
 use ipc_kernel::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Opening, Parameters, Result, mechanisms,
-    shape::Shape,
+    Address, Attempt, Descriptor, Dict, Endpoint, Error, Opening, Parameters, Result, shape::Shape,
 };
 
 use crate::{
@@ -28,7 +27,7 @@ pub fn each<R: Sync, O>(
     check: fn(&'static Row<R, O>, &mut Scratch),
 ) {
     let mut failures = Vec::new();
-    for descriptor in mechanisms::ALL.iter().filter(|descriptor| descriptor.shapes.contains(&shape)) {
+    for descriptor in crate::rows().filter(|descriptor| descriptor.shapes.contains(&shape)) {
         if let Err(why) = (descriptor.available)() {
             eprintln!("SKIPPED: {}: {why}", descriptor.name);
             continue;
@@ -54,7 +53,7 @@ pub fn each<R: Sync, O>(
 
 /// Runs a check over every mechanism in the register.
 pub fn each_mechanism(check: fn(&'static Descriptor)) {
-    let failures = mechanisms::ALL.iter().filter_map(|descriptor| {
+    let failures = crate::rows().filter_map(|descriptor| {
         let why = guarded(move || check(descriptor)).err()?;
         Some(format!("{}: {why}", descriptor.name))
     });
@@ -70,7 +69,7 @@ fn report(failures: Vec<String>) {
 fn guarded(check: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        let outcome = catch_unwind(AssertUnwindSafe(check)).map_err(|panic| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| crate::within(check))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or_else(|| "it panicked".to_owned())
@@ -95,7 +94,7 @@ type Verb = (&'static [ipc_kernel::Parameter], fn(&Parameters) -> Result<Opening
 
 fn make(address: &str, verb: impl Fn(&Descriptor) -> Verb) -> Result<Box<dyn Endpoint>> {
     let address = Address::parse(address)?;
-    let descriptor = mechanisms::by_scheme(&address.scheme)?;
+    let descriptor = crate::REGISTER.by_scheme(&address.scheme)?;
     run_driver(descriptor);
     let (table, open) = verb(descriptor);
     let parameters = Parameters::check(table, &[], &address, &Dict::new())?;
@@ -108,7 +107,7 @@ fn make(address: &str, verb: impl Fn(&Descriptor) -> Verb) -> Result<Box<dyn End
 /// `Open` with options written as in an address: `end=read`.
 pub fn open(mechanism: &str, endpoint: &dyn Endpoint, options: &str) -> Result<std::os::fd::OwnedFd> {
     let address = Address::parse(&format!("{mechanism}:{options}"))?;
-    let table = mechanisms::by_name(mechanism)?.open_parameters;
+    let table = crate::REGISTER.by_name(mechanism)?.open_parameters;
     endpoint.open(&Parameters::check(table, &[], &address, &Dict::new())?)
 }
 

@@ -1,0 +1,86 @@
+//! Whom an endpoint talks to: a name on the bus and an object, and who owns the name now.
+//!
+//! Nobody is bridged back into this process. The service's own name is refused, and so is every name
+//! that a connection of this process has, whenever it comes to have it.
+
+use std::sync::{Mutex, PoisonError};
+
+use ipc_kernel::{Dict, Error, Kind, Result};
+use zbus::Message as Wire;
+
+use super::link::{Core, failed, owner_rule};
+
+pub struct Target {
+    pub name: String,
+    pub path: String,
+    /// The unique name of the owner.
+    owner: Mutex<Option<String>>,
+}
+
+impl Target {
+    pub fn new(name: String, path: String) -> Result<Self> {
+        if name == crate::NAME {
+            return Err(loops(&name, "this service's own name"));
+        }
+        Ok(Self { name, path, owner: Mutex::default() })
+    }
+
+    fn set_owner(&self, owner: Option<String>) {
+        *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = owner;
+    }
+
+    pub fn owner(&self) -> Option<String> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Finds out who it is. Err(NotFound): nobody, and the bus could start nobody either.
+    pub async fn find(&self, core: &Core) -> Result<()> {
+        core.add_match(&owner_rule(&self.name)).await?;
+        let owner = core.owner(&self.name).await?;
+        if owner.is_none() {
+            let activatable: Vec<String> = core
+                .ask("ListActivatableNames", &())
+                .await
+                .map_err(|error| failed("ask the bus what it can start", error))?;
+            if !activatable.contains(&self.name) {
+                return Err(Error::new(
+                    Kind::NotFound,
+                    format!(
+                        "nobody has the name {} on the bus {}, and the bus cannot start it; List of dbus shows who is there",
+                        self.name, core.bus.label
+                    ),
+                ));
+            }
+        }
+        self.set_owner(owner);
+        self.check(core)
+    }
+
+    /// Err if it is this process.
+    pub fn check(&self, core: &Core) -> Result<()> {
+        match self.owner() {
+            Some(owner) if core.own.has(&owner) => {
+                Err(loops(&self.name, &format!("the service's own connection {owner}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notices a new owner; says whether there is one.
+    pub fn handle(&self, core: &Core, message: &Wire) -> bool {
+        let Some((_, owner)) = core.new_owner(message, &self.name) else { return false };
+        let some = owner.is_some();
+        self.set_owner(owner);
+        some
+    }
+
+    pub fn inspect(&self, into: &mut Dict) {
+        into.insert("owner".into(), self.owner().unwrap_or_default().into());
+    }
+}
+
+fn loops(name: &str, what: &str) -> Error {
+    Error::invalid(format!(
+        "{name} is {what}: what is sent to it would come back here and go round for ever; relay between the two endpoints instead"
+    ))
+}

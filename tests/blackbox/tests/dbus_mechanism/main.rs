@@ -1,0 +1,9 @@
+//! Message buses as a mechanism: calls, signals, properties and names of others, who are written with dbus-python,
+//! which is libdbus, or are busctl and gdbus.
+
+mod calls;
+mod names;
+mod peer;
+mod properties;
+mod refusals;
+mod signals;
