@@ -14,8 +14,7 @@ use zbus::{
 };
 
 use crate::{
-    announcer,
-    dbus,
+    announcer, dbus,
     errors::Result,
     face::Face,
     herald,

@@ -132,7 +132,7 @@ async fn flags_arrive(stage: Stage) {
     }
 }
 
-everywhere!(@ dbus_daemon, DbusDaemon, "", messages_become_calls, errors_keep_their_names, calls_have_a_bound, flags_arrive);
-everywhere!(@ dbus_broker, DbusBroker, "", messages_become_calls, errors_keep_their_names, calls_have_a_bound, flags_arrive);
+everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", messages_become_calls, errors_keep_their_names, calls_have_a_bound, flags_arrive);
+everywhere!(@ dbus_broker, DbusBroker, with_config, "", messages_become_calls, errors_keep_their_names, calls_have_a_bound, flags_arrive);
 // busd has no monitors.
-everywhere!(@ private_bus, Private, "", messages_become_calls, errors_keep_their_names, calls_have_a_bound);
+everywhere!(@ private_bus, Private, with_config, "", messages_become_calls, errors_keep_their_names, calls_have_a_bound);

@@ -164,6 +164,6 @@ async fn buses_are_listed(stage: Stage) {
     assert_eq!(text(&receive(&client, &watch).await.1, "owner"), text(row, "owner"));
 }
 
-everywhere!(@ dbus_daemon, DbusDaemon, "", names_are_watched, a_name_is_owned, buses_are_listed);
-everywhere!(@ dbus_broker, DbusBroker, "", names_are_watched, a_name_is_owned, buses_are_listed);
-everywhere!(@ private_bus, Private, "", names_are_watched, a_name_is_owned, buses_are_listed);
+everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", names_are_watched, a_name_is_owned, buses_are_listed);
+everywhere!(@ dbus_broker, DbusBroker, with_config, "", names_are_watched, a_name_is_owned, buses_are_listed);
+everywhere!(@ private_bus, Private, with_config, "", names_are_watched, a_name_is_owned, buses_are_listed);

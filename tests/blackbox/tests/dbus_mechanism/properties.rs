@@ -103,6 +103,6 @@ async fn properties_follow_each_other(stage: Stage) {
     assert_eq!(here.line(), "set Volume 30");
 }
 
-everywhere!(@ dbus_daemon, DbusDaemon, "", properties_are_mirrored, properties_follow_each_other);
-everywhere!(@ dbus_broker, DbusBroker, "", properties_are_mirrored, properties_follow_each_other);
-everywhere!(@ private_bus, Private, "", properties_are_mirrored, properties_follow_each_other);
+everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", properties_are_mirrored, properties_follow_each_other);
+everywhere!(@ dbus_broker, DbusBroker, with_config, "", properties_are_mirrored, properties_follow_each_other);
+everywhere!(@ private_bus, Private, with_config, "", properties_are_mirrored, properties_follow_each_other);

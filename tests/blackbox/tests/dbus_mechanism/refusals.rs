@@ -182,6 +182,6 @@ async fn the_system_bus_is_closed_to_workers() {
     peer.line();
 }
 
-everywhere!(@ dbus_daemon, DbusDaemon, "", loops_are_refused, a_loop_that_comes_later_is_refused, bad_input_is_named);
-everywhere!(@ dbus_broker, DbusBroker, "", loops_are_refused, a_loop_that_comes_later_is_refused, bad_input_is_named);
-everywhere!(@ private_bus, Private, "", loops_are_refused, a_loop_that_comes_later_is_refused, bad_input_is_named);
+everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", loops_are_refused, a_loop_that_comes_later_is_refused, bad_input_is_named);
+everywhere!(@ dbus_broker, DbusBroker, with_config, "", loops_are_refused, a_loop_that_comes_later_is_refused, bad_input_is_named);
+everywhere!(@ private_bus, Private, with_config, "", loops_are_refused, a_loop_that_comes_later_is_refused, bad_input_is_named);

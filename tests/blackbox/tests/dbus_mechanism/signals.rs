@@ -100,6 +100,6 @@ async fn signals_cross_over(stage: Stage) {
     assert_eq!(here.line(), "heard /peer Said s back");
 }
 
-everywhere!(@ dbus_daemon, DbusDaemon, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
-everywhere!(@ dbus_broker, DbusBroker, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
-everywhere!(@ private_bus, Private, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
+everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
+everywhere!(@ dbus_broker, DbusBroker, with_config, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
+everywhere!(@ private_bus, Private, with_config, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
