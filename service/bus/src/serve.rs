@@ -59,6 +59,7 @@ impl Service {
     /// Connects to a bus (None: the session bus), serves the tree and takes the name.
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
         let connection = connect(address).await?;
+        ipc_engine::filesystem::detach_stale().await;
         let tree = Tree::new(engine.clone());
         let face = Face::on_bus(engine);
         tree.serve(face.clone(), &connection)

@@ -36,6 +36,10 @@ pub enum Happening {
     Exited(Exit),
     /// A mailbox has received a signal.
     Signalled(Received),
+    /// A published file is read by a process.
+    Read { name: String, pid: u32 },
+    /// Bytes were written to a published file.
+    Written { name: String, data: Vec<u8> },
 }
 
 impl Happening {
@@ -44,6 +48,8 @@ impl Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len() + event.note.len(),
             Self::Received { data, .. } => data.len(),
+            Self::Read { name, .. } => name.len(),
+            Self::Written { name, data } => name.len() + data.len(),
             Self::Overflow
             | Self::Accepted(_)
             | Self::Ready
@@ -72,6 +78,8 @@ pub struct Ring {
     inner: Mutex<Inner>,
     /// Rings when events were announced.
     announced: Bell,
+    /// Rings when there are new events.
+    pushed: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -84,7 +92,7 @@ struct Inner {
 
 impl Ring {
     pub fn new(kept: u32) -> Self {
-        Self { kept: kept as usize, inner: Mutex::default(), announced: Bell::new() }
+        Self { kept: kept as usize, inner: Mutex::default(), announced: Bell::new(), pushed: Bell::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -102,7 +110,13 @@ impl Ring {
                 inner.bytes -= oldest.happening.bytes();
             }
         }
+        self.pushed.notify(usize::MAX);
         inner.last
+    }
+
+    /// What to wait for until there is an event that is not there yet.
+    pub fn pushed(&self) -> EventListener {
+        self.pushed.listen()
     }
 
     /// The number of the newest event, 0 where there was none.

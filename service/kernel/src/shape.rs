@@ -3,10 +3,16 @@
 //! Every trait here has one conformance suite (`tests/conformance/`) that runs over every
 //! mechanism in the register, and one D-Bus interface in the bus layer.
 
-use std::{os::fd::OwnedFd, str::FromStr};
+use std::{os::fd::OwnedFd, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use crate::{
-    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, blocked::Sent, futex_word::FutexWord,
+    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value,
+    blocked::Sent,
+    fuse::{
+        file::{File, Published},
+        requests::Upcall,
+    },
+    futex_word::FutexWord,
     mechanism::End,
 };
 
@@ -22,6 +28,7 @@ pub enum Shape {
     Watch,
     Process,
     Mailbox,
+    Filesystem,
 }
 
 impl Shape {
@@ -35,6 +42,7 @@ impl Shape {
         Self::Watch,
         Self::Process,
         Self::Mailbox,
+        Self::Filesystem,
     ];
 
     pub fn name(self) -> &'static str {
@@ -48,6 +56,7 @@ impl Shape {
             Self::Watch => "watch",
             Self::Process => "process",
             Self::Mailbox => "mailbox",
+            Self::Filesystem => "filesystem",
         }
     }
 }
@@ -485,6 +494,30 @@ pub trait Mailbox: Send + Sync {
     /// What has come since the last call, at least one; else what to wait for. An error says why
     /// no more will come.
     fn next(&self) -> Result<Attempt<Vec<Received>>>;
+}
+
+/// A directory whose files are published.
+pub trait Filesystem: Send + Sync {
+    fn mount_point(&self) -> &Path;
+
+    /// How long whoever reads or writes a file may wait.
+    fn deadline(&self) -> Duration;
+
+    /// Whether all endpoints are to be published in it.
+    fn has_tree(&self) -> bool;
+
+    /// Makes a file, and the directories in its name. `Exists` if there is one, except that content replaces content.
+    /// Replacing may wait for programs that have the file mapped.
+    fn publish(&self, name: &str, published: Published) -> Result<Arc<File>>;
+
+    /// Removes a file, or a directory with all in it. Programs that have it open keep what they have.
+    fn unpublish(&self, name: &str) -> Result<()>;
+
+    /// Removes this very file, if it is still there.
+    fn withdraw(&self, name: &str, file: &Arc<File>);
+
+    /// What has come since the last call, at least one; else what to wait for. An error says why no more will come.
+    fn next(&self) -> Result<Attempt<Vec<Upcall>>>;
 }
 
 /// The readiness of an fd that is about to be read.

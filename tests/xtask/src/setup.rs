@@ -12,6 +12,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("busctl", "systemd"),
     ("dbus-broker-launch", "dbus-broker"),
     ("dbus-daemon", "dbus-daemon"),
+    ("fusermount3", "fuse3"),
     ("gdbus", "libglib2.0-bin"),
     ("inotifywait", "inotify-tools"),
     ("ipcs", "util-linux"),

@@ -28,6 +28,7 @@ mechanisms! {
     inet,
     inotify,
     signal,
+    fuse,
 }
 
 /// The mechanism of this name.

@@ -1,0 +1,275 @@
+//! Published endpoints: what reading and writing a file means for each shape.
+//!
+//! | shape | read | write |
+//! | --- | --- | --- |
+//! | stream | takes bytes that wait | writes them all |
+//! | messages | takes one message | sends one |
+//! | memory | its bytes | its bytes |
+//! | semaphore, futex | the value as text | a number, `+N` or `-N` ([`values`]) |
+//! | watch, process, mailbox | what happened, a line each ([`lines`]) | |
+
+pub(crate) mod lines;
+mod values;
+
+use std::{sync::Arc, time::Duration};
+
+use ipc_kernel::{
+    Attempt, Dict, Error, Kind, Result,
+    fd::poll_now,
+    fuse::{
+        file::Published,
+        requests::{Asked, Later, Patience as Asker, Ready, What},
+    },
+    proc,
+    shape::{Outgoing, Shape},
+};
+use rustix::event::PollFlags;
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    Engine,
+    endpoint::Endpoint,
+    wait::{Cancel, Patience, complete, until},
+};
+
+/// What a file stands for.
+struct Source(Arc<Endpoint>);
+
+/// How an endpoint is published.
+pub(crate) fn source(endpoint: &Arc<Endpoint>) -> Result<Published> {
+    let has = |shape| endpoint.shapes.contains(&shape);
+    let source = || Arc::new(Source(endpoint.clone()));
+    Ok(if has(Shape::Stream) || has(Shape::Messages) {
+        Published::Flow(source())
+    } else if has(Shape::Memory) {
+        Published::Bytes(source())
+    } else if has(Shape::Semaphore) || has(Shape::Futex) {
+        Published::Text(source())
+    } else if has(Shape::Watch) || has(Shape::Process) || has(Shape::Mailbox) {
+        Published::Log
+    } else {
+        return Err(Error::not_supported(format!(
+            "{} cannot be published: there is nothing in it to read or to write",
+            endpoint.address
+        )));
+    })
+}
+
+/// A request for a published endpoint.
+struct Request<'a> {
+    engine: &'a Engine,
+    mount: &'a Endpoint,
+    target: &'a Arc<Endpoint>,
+    pid: u32,
+    deadline: Duration,
+}
+
+/// Answers a request, within the mount's deadline.
+pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
+    let deadline = match mount.filesystem() {
+        Ok(filesystem) => filesystem.deadline(),
+        Err(error) => return asked.refuse(error),
+    };
+    let Some(Source(target)) = asked.source.downcast_ref::<Source>() else {
+        return asked.refuse(Error::new(Kind::Gone, "nobody answers for the file"));
+    };
+    let request = Request { engine, mount, target, pid: asked.pid, deadline };
+    if target.closed.is_set() {
+        let what = Error::new(Kind::Gone, "the endpoint was closed");
+        return Asked { source: asked.source.clone(), ..asked }.refuse(what);
+    }
+    match asked.what {
+        What::Size(answer) => answer.give(request.in_time(request.size()).await),
+        What::Read { offset, size, patience, answer } => {
+            answer.give(request.read(offset, size, patience).await)
+        }
+        What::Write { offset, data, patience, answer } => {
+            answer.give(request.write(offset, data, patience).await);
+        }
+        What::Poll { later, answer } => {
+            let (ready, wait) = request.ready();
+            answer.give(Ok(ready));
+            if let Some(later) = later {
+                request.tell(later, wait).await;
+            }
+        }
+    }
+}
+
+/// What to wait for until it is worth looking again.
+type Awaited = Option<ipc_kernel::Readiness>;
+
+impl Request<'_> {
+    /// For what cannot be cancelled but by not waiting for it.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || Error::new(Kind::Timeout, "it did not happen before the deadline of the mount");
+        timeout(self.deadline, work).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Attempts until it completes, for as long as whoever asked has patience.
+    async fn waiting<T>(
+        &self,
+        asker: Asker,
+        verb: &str,
+        attempt: impl FnMut() -> Result<Attempt<T>>,
+    ) -> Result<T> {
+        let patience = match asker {
+            Asker::Deadline => Patience::Until(Instant::now() + self.deadline, self.deadline),
+            Asker::None | Asker::End => Patience::None,
+        };
+        let cancel =
+            Cancel { closed: &self.target.closed, gone: &self.mount.closed, stopping: &self.engine.stopping };
+        complete(patience, cancel, || format!("{verb} {}", self.target.address), attempt).await
+    }
+
+    async fn size(&self) -> Result<u64> {
+        self.engine.on_memory(self.target, |memory| memory.size()).await
+    }
+
+    async fn read(&self, offset: u64, size: usize, asker: Asker) -> Result<Vec<u8>> {
+        let target = self.target;
+        let has = |shape| target.shapes.contains(&shape);
+        let read = if has(Shape::Stream) {
+            self.take_bytes(size, asker).await
+        } else if has(Shape::Messages) {
+            self.take_message(asker).await
+        } else if has(Shape::Memory) {
+            let read = self.engine.on_memory(target, move |memory| {
+                let left = memory.size()?.saturating_sub(offset);
+                memory.read(offset, size.min(usize::try_from(left).unwrap_or(usize::MAX)))
+            });
+            self.in_time(read).await
+        } else {
+            self.in_time(values::read(self.engine, target)).await
+        };
+        match read {
+            // Nothing waits: whoever has read something already has all that there is.
+            Err(error) if error.kind == Kind::Busy && asker == Asker::End => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
+    async fn take_bytes(&self, size: usize, asker: Asker) -> Result<Vec<u8>> {
+        let data = self.waiting(asker, "read from", || self.target.attempt_read(size)).await?;
+        if self.is_dying() {
+            self.target.keep_bytes(&data);
+            return Err(killed());
+        }
+        Ok(data)
+    }
+
+    async fn take_message(&self, asker: Asker) -> Result<Vec<u8>> {
+        let none = Dict::new();
+        let message = self.waiting(asker, "receive from", || self.target.attempt_receive(&none)).await?;
+        let refused = if self.is_dying() {
+            killed()
+        } else if message.fds.is_empty() {
+            return Ok(message.data);
+        } else {
+            Error::not_supported("the next message carries file descriptors, which no file can; it was kept")
+        };
+        self.target.keep(message);
+        Err(refused)
+    }
+
+    /// Whether the process that waits was killed: what is given to it is lost.
+    fn is_dying(&self) -> bool {
+        self.pid != 0 && proc::is_killed(self.pid)
+    }
+
+    async fn write(&self, offset: u64, data: Vec<u8>, asker: Asker) -> Result<()> {
+        let target = self.target;
+        let has = |shape| target.shapes.contains(&shape);
+        if has(Shape::Stream) {
+            let stream = target.stream()?;
+            let mut written = 0;
+            let attempt = || {
+                while written < data.len() {
+                    match stream.write(&data[written..])? {
+                        Attempt::Done(more) => written += more,
+                        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+                    }
+                }
+                Ok(Attempt::Done(()))
+            };
+            return self.waiting(asker, "write to", attempt).await;
+        }
+        if has(Shape::Messages) {
+            let messages = target.messages()?;
+            let (attributes, sent) = (Dict::new(), Default::default());
+            let message = Outgoing { data: &data, attributes: &attributes, fds: &[], sent: &sent };
+            return self.waiting(asker, "send to", || messages.send(message)).await;
+        }
+        if has(Shape::Memory) {
+            let write = self.engine.on_memory(target, move |memory| {
+                let size = memory.size()?;
+                if offset.saturating_add(data.len() as u64) > size {
+                    return Err(Error::new(Kind::LimitExceeded, format!("the memory has {size} bytes")));
+                }
+                memory.write(offset, &data)
+            });
+            return self.in_time(write).await;
+        }
+        self.in_time(values::write(self.engine, target, &data, |attempt| {
+            self.waiting(asker, "wait for", attempt)
+        }))
+        .await
+    }
+
+    /// What is ready at this moment, and what to wait for if something is not.
+    fn ready(&self) -> (Ready, Awaited) {
+        let always = (Ready { read: true, write: true }, None);
+        let target = self.target;
+        if target.shapes.contains(&Shape::Stream) {
+            let Ok(stream) = target.stream() else { return always };
+            let (read, wait) = if target.kept_count().1 > 0 {
+                (true, None)
+            } else {
+                match stream.source() {
+                    Ok(Attempt::Done(end)) => {
+                        let now = poll_now(&end.fd, PollFlags::IN).is_ok_and(|events| !events.is_empty());
+                        (now, Some(ipc_kernel::Readiness::Readable(end.fd)))
+                    }
+                    Ok(Attempt::Wait(readiness)) => (false, Some(readiness)),
+                    // The read says what is wrong.
+                    Err(_) => (true, None),
+                }
+            };
+            let write = match stream.sink() {
+                Ok(Attempt::Done(end)) => {
+                    poll_now(&end.fd, PollFlags::OUT).is_ok_and(|events| !events.is_empty())
+                }
+                Ok(Attempt::Wait(_)) => false,
+                Err(_) => true,
+            };
+            return (Ready { read, write }, wait.filter(|_| !read));
+        }
+        if target.shapes.contains(&Shape::Messages) {
+            let Ok(messages) = target.messages() else { return always };
+            if target.kept_count().0 > 0 {
+                return always;
+            }
+            return match messages.arrival() {
+                Ok(Attempt::Wait(readiness)) => (Ready { read: false, write: true }, Some(readiness)),
+                _ => always,
+            };
+        }
+        always
+    }
+
+    /// Tells whoever polls when there may be something.
+    async fn tell(&self, later: Later, wait: Awaited) {
+        if let Some(readiness) = wait {
+            tokio::select! {
+                () = self.target.closed.wait() => {}
+                () = self.mount.closed.wait() => {}
+                _ = until(readiness) => {}
+            }
+        }
+        later.tell();
+    }
+}
+
+fn killed() -> Error {
+    Error::new(Kind::Cancelled, "the process that waited was killed")
+}
