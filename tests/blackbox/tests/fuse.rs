@@ -3,89 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use ipc_blackbox::{Client, Options, Stage, Way, assert_error, error, everywhere, options};
-use ipc_harness::{Launch, TempDir, Unavailable, connect, has_tool, or_skip};
+use ipc_blackbox::{
+    Client, Options, Stage, Way, assert_error, can_mount, error, everywhere, mounted, mountinfo, options,
+};
+use ipc_harness::{Launch, connect, or_skip};
 use zbus::ObjectPath;
-
-/// A mount and where it is. The directory is removed last.
-struct Mount {
-    client: Client,
-    path: String,
-    directory: PathBuf,
-    _scratch: TempDir,
-}
-
-/// Whether a user like this one can mount at all.
-fn can_mount() -> Result<(), Unavailable> {
-    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    if let Err(why) = device {
-        return Err(Unavailable(format!("/dev/fuse cannot be opened: {why}")));
-    }
-    match rustix::process::geteuid().is_root() || has_tool("fusermount3") {
-        true => Ok(()),
-        false => Err(Unavailable("fusermount3 is not installed".to_owned())),
-    }
-}
-
-async fn mounted(stage: &Stage, settings: &str) -> Result<Mount, Unavailable> {
-    can_mount()?;
-    if stage.way == Way::System {
-        return Err(Unavailable("workers of the system bus do not mount; another test says how".to_owned()));
-    }
-    let client = stage.client().await;
-    let scratch = stage.temp_dir();
-    let directory = scratch.path().join("live");
-    fs::create_dir(&directory).expect("a directory");
-    let path = client.create(&format!("fuse:path={}{settings}", directory.display())).await;
-    Ok(Mount { client, path, directory, _scratch: scratch })
-}
-
-impl Mount {
-    async fn publish(&self, name: &str, data: &[u8]) {
-        let done = self.client.reply(&self.path, "Filesystem", "Publish", &(name, data)).await;
-        done.unwrap_or_else(|error| panic!("Publish({name}): {error}"));
-    }
-
-    async fn publish_text(&self, name: &str, text: &str) {
-        let done = self.client.reply(&self.path, "Filesystem", "PublishText", &(name, text)).await;
-        done.unwrap_or_else(|error| panic!("PublishText({name}): {error}"));
-    }
-
-    async fn publish_endpoint(&self, name: &str, endpoint: &str) {
-        let endpoint = ObjectPath::try_from(endpoint).expect("a path");
-        let done = self.client.reply(&self.path, "Filesystem", "PublishEndpoint", &(name, endpoint)).await;
-        done.unwrap_or_else(|error| panic!("PublishEndpoint({name}): {error}"));
-    }
-
-    async fn unpublish(&self, name: &str) {
-        let done = self.client.reply(&self.path, "Filesystem", "Unpublish", &(name,)).await;
-        done.unwrap_or_else(|error| panic!("Unpublish({name}): {error}"));
-    }
-
-    /// Runs a script in the mounted directory.
-    fn script(&self, script: &str) -> ipc_harness::Process {
-        ipc_harness::sh(&format!("export LC_ALL=C; cd {}; {script}", self.directory.display()))
-    }
-
-    /// The output of a script that succeeds.
-    #[track_caller]
-    fn sh(&self, script: &str) -> String {
-        self.script(script).finish().success()
-    }
-
-    fn python(&self, script: &str, arguments: &[&str]) -> ipc_harness::Process {
-        let directory = self.directory.to_str().expect("UTF-8");
-        let arguments: Vec<&str> = std::iter::once(directory).chain(arguments.iter().copied()).collect();
-        ipc_harness::python(&format!("import os, sys\nos.chdir(sys.argv[1])\n{script}"), &arguments)
-    }
-}
-
-/// The lines of /proc/self/mountinfo about a directory.
-fn mountinfo(directory: &std::path::Path) -> Vec<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let point = directory.to_str().expect("UTF-8");
-    mounts.lines().filter(|line| line.split(' ').nth(4) == Some(point)).map(str::to_owned).collect()
-}
 
 async fn content_is_a_file_to_every_tool(stage: Stage) {
     let mount = or_skip!(mounted(&stage, "").await);

@@ -11,7 +11,10 @@
 pub(crate) mod lines;
 mod values;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use ipc_kernel::{
     Attempt, Dict, Error, Kind, Result,
@@ -32,13 +35,14 @@ use crate::{
     wait::{Cancel, Patience, complete, until},
 };
 
-/// What a file stands for.
-struct Source(Arc<Endpoint>);
+/// What a file stands for. It does not keep the endpoint: the thread of a mount drops files, and must close nothing,
+/// as what it closes may be a file of its own mount.
+struct Source(Weak<Endpoint>);
 
 /// How an endpoint is published.
 pub(crate) fn source(endpoint: &Arc<Endpoint>) -> Result<Published> {
     let has = |shape| endpoint.shapes.contains(&shape);
-    let source = || Arc::new(Source(endpoint.clone()));
+    let source = || Arc::new(Source(Arc::downgrade(endpoint)));
     Ok(if has(Shape::Stream) || has(Shape::Messages) {
         Published::Flow(source())
     } else if has(Shape::Memory) {
@@ -70,14 +74,11 @@ pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
         Ok(filesystem) => filesystem.deadline(),
         Err(error) => return asked.refuse(error),
     };
-    let Some(Source(target)) = asked.source.downcast_ref::<Source>() else {
-        return asked.refuse(Error::new(Kind::Gone, "nobody answers for the file"));
+    let target = asked.source.downcast_ref::<Source>().and_then(|Source(target)| target.upgrade());
+    let Some(target) = target.filter(|target| !target.closed.is_set()) else {
+        return asked.refuse(Error::new(Kind::Gone, "the endpoint was closed"));
     };
-    let request = Request { engine, mount, target, pid: asked.pid, deadline };
-    if target.closed.is_set() {
-        let what = Error::new(Kind::Gone, "the endpoint was closed");
-        return Asked { source: asked.source.clone(), ..asked }.refuse(what);
-    }
+    let request = Request { engine, mount, target: &target, pid: asked.pid, deadline };
     match asked.what {
         What::Size(answer) => answer.give(request.in_time(request.size()).await),
         What::Read { offset, size, patience, answer } => {
