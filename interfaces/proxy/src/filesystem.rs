@@ -20,6 +20,21 @@ pub trait Filesystem {
     /// NotSupported (listening sockets and file systems), LimitExceeded.
     fn publish_endpoint(&self, name: &str, endpoint: &ObjectPath<'_>) -> zbus::Result<()>;
 
+    /// Publishes a property of any service: reading the file gets it, as text and a newline, and writing sets it. bus is
+    /// session, system or an address. Numbers, booleans (true, false) and strings are written as they are
+    /// read; a property of any other type is only read. What the service refuses is an error of read(2) and write(2):
+    /// EACCES, ENOENT, EINVAL, else EIO, as when it does not answer before the deadline of the mount. Errors:
+    /// InvalidArgument, Exists, LimitExceeded, Unavailable (the bus cannot be reached).
+    fn publish_property(
+        &self,
+        name: &str,
+        bus: &str,
+        service: &str,
+        object: &ObjectPath<'_>,
+        interface: &str,
+        property: &str,
+    ) -> zbus::Result<()>;
+
     /// Removes a file, or a directory with all that is in it; directories that are empty then go, too. Who has a
     /// file open keeps what he has open. Error: NotFound.
     fn unpublish(&self, name: &str) -> zbus::Result<()>;

@@ -13,6 +13,7 @@ pub mod interfaces;
 pub mod introspect;
 mod outbox;
 mod paths;
+mod property;
 mod rows;
 pub mod serve;
 mod tree;

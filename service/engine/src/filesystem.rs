@@ -23,7 +23,7 @@ use crate::{
     endpoint::Endpoint,
     engine::{Object, blocking},
     events::Happening,
-    published::{self, lines},
+    published::{self, Remote, lines},
     pump::{happened, until_closed},
     wait::until,
 };
@@ -81,6 +81,22 @@ impl Engine {
             };
             // It fails only when the service ends, and all mounts with it.
             let _ = blocking(withdraw).await;
+        });
+        Ok(())
+    }
+
+    /// Publishes a value that another program has.
+    pub fn publish_remote(&self, mount: &Arc<Endpoint>, name: &str, value: Arc<dyn Remote>) -> Result<()> {
+        let file = mount.filesystem()?.publish(name, published::remote(&value))?;
+        let mount = mount.clone();
+        tokio::spawn(async move {
+            if let Some(removal) = file.removal() {
+                tokio::select! {
+                    () = mount.closed.wait() => {}
+                    () = removal => {}
+                }
+            }
+            drop(value);
         });
         Ok(())
     }

@@ -23,7 +23,7 @@ mod news;
 pub mod options;
 pub mod places;
 mod process;
-mod published;
+pub mod published;
 pub mod pump;
 pub mod range_watch;
 pub mod relay;

@@ -1,10 +1,12 @@
 //! `org.example.IPC.Filesystem`: files that are published in a directory.
 
+use std::sync::Arc;
+
 use ipc_engine::events::Happening;
 use serde_bytes::ByteBuf;
 use zbus::{ObjectPath, interface, message::Header, object_server::SignalEmitter};
 
-use crate::{errors::Result, interfaces::served, paths};
+use crate::{errors::Result, interfaces::served, paths, property::Property};
 
 served!(Filesystem);
 
@@ -43,6 +45,28 @@ impl Filesystem {
         let engine = &self.face.engine;
         let target = paths::find_endpoint(engine, &endpoint)?;
         Ok(engine.publish_endpoint(&self.endpoint, name, &target)?)
+    }
+
+    /// Publishes a property of any service: reading the file gets it, as text and a newline, and writing sets it. bus is
+    /// session, system or an address. Numbers, booleans (true, false) and strings are written as they are
+    /// read; a property of any other type is only read. What the service refuses is an error of read(2) and write(2):
+    /// EACCES, ENOENT, EINVAL, else EIO, as when it does not answer before the deadline of the mount. Errors:
+    /// InvalidArgument, Exists, LimitExceeded, Unavailable (the bus cannot be reached).
+    // D-Bus has no named arguments: each is one.
+    #[allow(clippy::too_many_arguments)]
+    async fn publish_property(
+        &self,
+        name: &str,
+        bus: &str,
+        service: &str,
+        object: ObjectPath<'_>,
+        interface: &str,
+        property: &str,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<()> {
+        let _call = self.face.call(&header)?;
+        let value = Property::new(bus, service, &object, interface, property).await?;
+        Ok(self.face.engine.publish_remote(&self.endpoint, name, Arc::new(value))?)
     }
 
     /// Removes a file, or a directory with all that is in it; directories that are empty then go, too. Who has a

@@ -7,6 +7,7 @@
 //! | memory | its bytes | its bytes |
 //! | semaphore, futex | the value as text | a number, `+N` or `-N` ([`values`]) |
 //! | watch, process, mailbox | what happened, a line each ([`lines`]) | |
+//! | none: a [`Remote`] value | asks for it | sets it |
 
 pub(crate) mod lines;
 mod values;
@@ -16,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use ipc_kernel::{
     Attempt, Dict, Error, Kind, Result,
     fd::poll_now,
@@ -35,14 +37,29 @@ use crate::{
     wait::{Cancel, Patience, complete, until},
 };
 
-/// What a file stands for. It does not keep the endpoint: the thread of a mount drops files, and must close nothing,
-/// as what it closes may be a file of its own mount.
-struct Source(Weak<Endpoint>);
+/// What a file stands for. It does not keep that: the thread of a mount drops files, and must close nothing, as what
+/// it closes may be a file of its own mount.
+enum Source {
+    Endpoint(Weak<Endpoint>),
+    Remote(Weak<dyn Remote>),
+}
+
+/// A value that another program has, reached by whoever serves the objects.
+pub trait Remote: Send + Sync {
+    fn read(&self) -> BoxFuture<'_, Result<Vec<u8>>>;
+
+    fn write(&self, text: Vec<u8>) -> BoxFuture<'_, Result<()>>;
+}
+
+/// How such a value is published.
+pub(crate) fn remote(remote: &Arc<dyn Remote>) -> Published {
+    Published::Text(Arc::new(Source::Remote(Arc::downgrade(remote))))
+}
 
 /// How an endpoint is published.
 pub(crate) fn source(endpoint: &Arc<Endpoint>) -> Result<Published> {
     let has = |shape| endpoint.shapes.contains(&shape);
-    let source = || Arc::new(Source(Arc::downgrade(endpoint)));
+    let source = || Arc::new(Source::Endpoint(Arc::downgrade(endpoint)));
     Ok(if has(Shape::Stream) || has(Shape::Messages) {
         Published::Flow(source())
     } else if has(Shape::Memory) {
@@ -74,7 +91,13 @@ pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
         Ok(filesystem) => filesystem.deadline(),
         Err(error) => return asked.refuse(error),
     };
-    let target = asked.source.downcast_ref::<Source>().and_then(|Source(target)| target.upgrade());
+    let target = match asked.source.downcast_ref::<Source>() {
+        Some(Source::Remote(remote)) => {
+            return answer_remote(mount, deadline, remote.upgrade(), asked.what).await;
+        }
+        Some(Source::Endpoint(target)) => target.upgrade(),
+        None => None,
+    };
     let Some(target) = target.filter(|target| !target.closed.is_set()) else {
         return asked.refuse(Error::new(Kind::Gone, "the endpoint was closed"));
     };
@@ -97,14 +120,48 @@ pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
     }
 }
 
+/// The same where another program has the value.
+async fn answer_remote(mount: &Endpoint, deadline: Duration, remote: Option<Arc<dyn Remote>>, what: What) {
+    let gone = || Error::new(Kind::Gone, "it is not published any more");
+    match what {
+        What::Read { answer, .. } => {
+            let read = async { remote.ok_or_else(gone)?.read().await };
+            answer.give(in_time(mount, deadline, read).await);
+        }
+        What::Write { data, answer, .. } => {
+            let write = async { remote.ok_or_else(gone)?.write(data).await };
+            answer.give(in_time(mount, deadline, write).await);
+        }
+        What::Poll { later, answer } => {
+            answer.give(Ok(Ready { read: true, write: true }));
+            if let Some(later) = later {
+                later.tell();
+            }
+        }
+        What::Size(answer) => answer.give(Ok(0)),
+    }
+}
+
+/// For what cannot be cancelled but by not waiting for it.
+async fn in_time<T>(
+    mount: &Endpoint,
+    deadline: Duration,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        done = timeout(deadline, work) => done.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Timeout, "it did not happen before the deadline of the mount"))
+        }),
+        () = mount.closed.wait() => Err(Error::new(Kind::Cancelled, "it was unmounted")),
+    }
+}
+
 /// What to wait for until it is worth looking again.
 type Awaited = Option<ipc_kernel::Readiness>;
 
 impl Request<'_> {
-    /// For what cannot be cancelled but by not waiting for it.
     async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = || Error::new(Kind::Timeout, "it did not happen before the deadline of the mount");
-        timeout(self.deadline, work).await.unwrap_or_else(|_| Err(late()))
+        in_time(self.mount, self.deadline, work).await
     }
 
     /// Attempts until it completes, for as long as whoever asked has patience.

@@ -147,6 +147,7 @@ fn errno(error: &Error) -> Errno {
     match error.kind {
         Kind::InvalidArgument | Kind::InvalidAddress => Errno::INVAL,
         Kind::PermissionDenied | Kind::Confined => Errno::ACCESS,
+        Kind::NotFound => Errno::NOENT,
         Kind::NotSupported => Errno::OPNOTSUPP,
         Kind::Busy => Errno::AGAIN,
         Kind::LimitExceeded => Errno::NOSPC,
