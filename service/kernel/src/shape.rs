@@ -3,18 +3,14 @@
 //! Every trait here has one conformance suite (`tests/conformance/`) that runs over every
 //! mechanism in the register, and one D-Bus interface in the bus layer.
 
-use std::{os::fd::OwnedFd, path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, str::FromStr};
 
 use crate::{
-    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value,
-    blocked::Sent,
-    fuse::{
-        file::{File, Published},
-        requests::Upcall,
-    },
-    futex_word::FutexWord,
+    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, blocked::Sent, futex_word::FutexWord,
     mechanism::End,
 };
+
+pub use crate::{fuse::shape::Filesystem, signal::exit::Exit};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -427,30 +423,6 @@ pub trait Events: Send + Sync {
     fn next(&self) -> Result<Attempt<Vec<Notice>>>;
 }
 
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    /// 0 to 255; -1 where a signal ended it, or where the kernel does not say.
-    pub code: i32,
-    /// The signal that ended it; 0 where none did, or where the kernel does not say.
-    pub signal: i32,
-    /// Whether it left a core dump.
-    pub core: bool,
-}
-
-impl Exit {
-    /// It has ended, and the kernel tells nobody but its parent how.
-    pub const UNKNOWN: Self = Self { code: -1, signal: 0, core: false };
-
-    /// From a status as waitpid(2) gives it, of a process that has ended.
-    pub fn from_status(status: i32) -> Self {
-        match status & 0x7f {
-            0 => Self { code: status >> 8 & 0xff, signal: 0, core: false },
-            signal => Self { code: -1, signal, core: status & 0x80 != 0 },
-        }
-    }
-}
-
 /// A process that signals can be sent to.
 pub trait Process: Send + Sync {
     fn pid(&self) -> i32;
@@ -494,30 +466,6 @@ pub trait Mailbox: Send + Sync {
     /// What has come since the last call, at least one; else what to wait for. An error says why
     /// no more will come.
     fn next(&self) -> Result<Attempt<Vec<Received>>>;
-}
-
-/// A directory whose files are published.
-pub trait Filesystem: Send + Sync {
-    fn mount_point(&self) -> &Path;
-
-    /// How long whoever reads or writes a file may wait.
-    fn deadline(&self) -> Duration;
-
-    /// Whether all endpoints are to be published in it.
-    fn has_tree(&self) -> bool;
-
-    /// Makes a file, and the directories in its name. `Exists` if there is one, except that content replaces content.
-    /// Replacing may wait for programs that have the file mapped.
-    fn publish(&self, name: &str, published: Published) -> Result<Arc<File>>;
-
-    /// Removes a file, or a directory with all in it. Programs that have it open keep what they have.
-    fn unpublish(&self, name: &str) -> Result<()>;
-
-    /// Removes this very file, if it is still there.
-    fn withdraw(&self, name: &str, file: &Arc<File>);
-
-    /// What has come since the last call, at least one; else what to wait for. An error says why no more will come.
-    fn next(&self) -> Result<Attempt<Vec<Upcall>>>;
 }
 
 /// The readiness of an fd that is about to be read.

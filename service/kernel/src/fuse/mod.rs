@@ -13,4 +13,5 @@ pub mod mount;
 pub mod opened;
 pub mod requests;
 pub mod serve;
+pub mod shape;
 pub mod tree;

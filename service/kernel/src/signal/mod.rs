@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod child;
+pub mod exit;
 pub mod mailbox;
 pub mod names;
 pub mod pidfd;
