@@ -45,5 +45,6 @@ interfaces! {
     watch: WatchProxy,
     process: ProcessProxy,
     mailbox: MailboxProxy,
+    filesystem: FilesystemProxy,
     relay: RelayProxy,
 }

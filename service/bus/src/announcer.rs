@@ -18,6 +18,7 @@ use zbus::{Message, ObjectPath, Variant, fdo, names::InterfaceName, object_serve
 use crate::{
     interfaces::{
         self,
+        filesystem::Filesystem,
         futex::Futex,
         listener::Listener,
         mailbox,
@@ -190,6 +191,10 @@ impl Announcer {
             Happening::Ready => signal::<Messages, _>(to, path, "Ready", &(seq,)),
             Happening::Signalled(received) => {
                 signal::<mailbox::Mailbox, _>(to, path, "Received", &mailbox::body(seq, received))
+            }
+            Happening::Read { name, pid } => signal::<Filesystem, _>(to, path, "Read", &(name, *pid)),
+            Happening::Written { name, data } => {
+                signal::<Filesystem, _>(to, path, "Written", &(name, serde_bytes::Bytes::new(data)))
             }
             Happening::Exited(exit) => {
                 signal::<process::Process, _>(to, path, "Exited", &(exit.code, exit.signal, exit.core))

@@ -11,9 +11,9 @@ use crate::{
     errors::Result,
     face::Face,
     interfaces::{
-        Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
-        mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
-        netlink::Netlink, object_manager::ObjectManager, process::Process, relay::Relay,
+        Served, endpoint::Endpoint, filesystem::Filesystem, futex::Futex, introspectable::Introspectable,
+        listener::Listener, mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory,
+        messages::Messages, netlink::Netlink, object_manager::ObjectManager, process::Process, relay::Relay,
         semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     paths,
@@ -129,6 +129,7 @@ pub async fn documents() -> Result<Vec<(String, String)>> {
         named(doc::WATCH, Watch::new(&face, &source)),
         named(doc::PROCESS, Process::new(&face, &source)),
         named(doc::MAILBOX, Mailbox::new(&face, &source)),
+        named(doc::FILESYSTEM, Filesystem::new(&face, &source)),
         named(doc::RELAY, Relay::new(&face, &relay)),
         named(doc::NETLINK, Netlink::new(&face)),
     ];
@@ -186,6 +187,8 @@ A process (or one of its threads, or the group that it leads), to send signals t
 until it ends. It is held as a pidfd: its number cannot come to mean another process.";
     pub const MAILBOX: &str = "\
 A process of the service's own that receives signals for the caller (signal(7)).";
+    pub const FILESYSTEM: &str = "\
+A directory whose files are published by the caller (fuse(4)).";
     pub const RELAY: &str = "\
 A relay moves everything that comes out of its source into its sink, with back-pressure: when
 the sink is full, it stops reading.";

@@ -15,6 +15,7 @@ pub mod interfaces;
 pub mod introspect;
 mod outbox;
 mod paths;
+mod property;
 mod rows;
 pub mod serve;
 mod tree;

@@ -69,6 +69,7 @@ impl Service {
     /// Connects to a bus (None: the session bus), serves the tree and takes the name.
     pub async fn start(engine: Arc<Engine>, address: Option<&str>) -> std::result::Result<Self, StartError> {
         let connection = connect(address).await?;
+        ipc_engine::filesystem::detach_stale().await;
         let own = dbus::link::own(&connection).await?;
         if let Some(address) = address {
             dbus::list::set_served(address);

@@ -22,10 +22,10 @@ use crate::{
     errors::Result,
     face::Face,
     interfaces::{
-        Served, endpoint::Endpoint, futex::Futex, introspectable::Introspectable, listener::Listener,
-        mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory, messages::Messages,
-        netlink::Netlink, object_manager, object_manager::ObjectManager, process::Process, relay::Relay,
-        semaphore::Semaphore, stream::Stream, watch::Watch,
+        Served, endpoint::Endpoint, filesystem::Filesystem, futex::Futex, introspectable::Introspectable,
+        listener::Listener, mailbox::Mailbox, manager::Manager, mechanism::Mechanism, memory::Memory,
+        messages::Messages, netlink::Netlink, object_manager, object_manager::ObjectManager,
+        process::Process, relay::Relay, semaphore::Semaphore, stream::Stream, watch::Watch,
     },
     outbox::Outbox,
     paths,
@@ -222,6 +222,9 @@ impl Tree {
                         Shape::Watch => drop(server.at(path, Watch::new(face, endpoint)).await?),
                         Shape::Process => drop(server.at(path, Process::new(face, endpoint)).await?),
                         Shape::Mailbox => drop(server.at(path, Mailbox::new(face, endpoint)).await?),
+                        Shape::Filesystem => {
+                            drop(server.at(path, Filesystem::new(face, endpoint)).await?);
+                        }
                     }
                 }
             }

@@ -60,6 +60,7 @@ pub struct Counters {
     pub endpoints: Arc<Counter>,
     pub watches: Arc<Counter>,
     pub mailboxes: Arc<Counter>,
+    pub mounts: Arc<Counter>,
     pub leases: Arc<Counter>,
     pub subscriptions: Arc<Counter>,
     pub connections: Arc<Counter>,
@@ -145,7 +146,7 @@ impl Engine {
         let Asked { own, address, options, mechanism, place } = self.asked(address, options)?;
         let mut parameters = Parameters::check(mechanism.create_parameters, &[], &address, &options)?;
         self.may_create(mechanism, &parameters)?;
-        let place = self.place_for_process(mechanism, place)?;
+        let place = self.place_for_made(mechanism, place)?;
         parameters.budget = self.watches_budget();
         let opened = match self.open(call, mechanism.create, parameters).await {
             Err(error) if error.kind == Kind::Exists && own.or_attach => {
@@ -269,6 +270,8 @@ impl Engine {
             table.driven.push(endpoint.mechanism.name);
             crate::pump::drive(self.clone(), driver);
         }
+        drop(table);
+        crate::filesystem::entered(self, &endpoint);
         endpoint
     }
 
@@ -431,6 +434,7 @@ impl Engine {
             "relays" => relays,
             "watches" => self.counters.watches.value(),
             "mailboxes" => self.counters.mailboxes.value(),
+            "mounts" => self.counters.mounts.value(),
             "leases" => self.counters.leases.value(),
             "subscriptions" => self.counters.subscriptions.value(),
             "connections" => self.counters.connections.value(),

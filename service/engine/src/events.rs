@@ -36,6 +36,10 @@ pub enum Happening {
     Exited(Exit),
     /// A mailbox has received a signal.
     Signalled(Received),
+    /// A published file is read by a process.
+    Read { name: String, pid: u32 },
+    /// Bytes were written to a published file.
+    Written { name: String, data: Vec<u8> },
 }
 
 /// What is kept in a ring.
@@ -49,6 +53,8 @@ impl Kept for Happening {
         64 + match self {
             Self::Changed(event) => event.path.len() + event.from.len() + event.note.len(),
             Self::Received { data, .. } => data.len(),
+            Self::Read { name, .. } => name.len(),
+            Self::Written { name, data } => name.len() + data.len(),
             Self::Overflow
             | Self::Accepted(_)
             | Self::Ready
@@ -77,6 +83,8 @@ pub struct Ring<T = Happening> {
     inner: Mutex<Inner<T>>,
     /// Rings when events were announced.
     announced: Bell,
+    /// Rings when there are new events.
+    pushed: Bell,
 }
 
 #[derive(Debug)]
@@ -96,7 +104,7 @@ impl<T: Kept> Ring<T> {
     /// Numbers from the one after `last`.
     pub fn after(last: u64, kept: u32) -> Self {
         let inner = Inner { last, announced: last, bytes: 0, events: VecDeque::new() };
-        Self { kept: kept as usize, inner: Mutex::new(inner), announced: Bell::new() }
+        Self { kept: kept as usize, inner: Mutex::new(inner), announced: Bell::new(), pushed: Bell::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
@@ -114,7 +122,13 @@ impl<T: Kept> Ring<T> {
                 inner.bytes -= oldest.happening.bytes();
             }
         }
+        self.pushed.notify(usize::MAX);
         inner.last
+    }
+
+    /// What to wait for until there is an event that is not there yet.
+    pub fn pushed(&self) -> EventListener {
+        self.pushed.listen()
     }
 
     /// The number of the newest event, 0 where there was none.

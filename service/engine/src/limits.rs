@@ -19,6 +19,8 @@ limits! {
     watches("watches") = 1024, "any" at most 16384;
     /// Mailboxes for signals, each of which is a process; they count as endpoints, too.
     mailboxes("mailboxes") = 32, "any" at most 256;
+    /// FUSE mounts, each of which has two threads; they count as endpoints, too.
+    mounts("mounts") = 8, "any" at most 64;
     /// Subscriptions, of endpoints and of the manager.
     subscriptions("subscriptions") = 128, "any" at most 512;
     /// Leases of semaphores that are held.

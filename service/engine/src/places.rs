@@ -29,6 +29,20 @@ impl Engine {
         Budget::new(move || watches.take(limit, "there are too many watches", "watches").map(Share::new))
     }
 
+    /// Of what costs more than a descriptor there may be fewer: processes, and threads.
+    pub(crate) fn place_for_made(&self, mechanism: &Descriptor, place: Place) -> Result<Place> {
+        let Place(mut taken) = place;
+        if mechanism.shapes.contains(&Shape::Mailbox) {
+            let mailboxes = &self.counters.mailboxes;
+            taken.push(mailboxes.take(self.limits.mailboxes, "there are too many mailboxes", "mailboxes")?);
+        }
+        if mechanism.shapes.contains(&Shape::Filesystem) {
+            let mounts = &self.counters.mounts;
+            taken.push(mounts.take(self.limits.mounts, "there are too many FUSE mounts", "mounts")?);
+        }
+        Ok(Place(taken))
+    }
+
     pub(crate) fn place_for_endpoint(&self) -> Result<Place> {
         let endpoints = &self.counters.endpoints;
         let taken = endpoints.take(self.limits.endpoints, "there are too many endpoints", "endpoints")?;

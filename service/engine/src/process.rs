@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ipc_kernel::{
-    Attempt, Descriptor, Error, Kind, Result,
+    Attempt, Error, Kind, Result,
     shape::{Exit, Mailbox, Process, Shape},
 };
 use rustix::process::Signal;
@@ -14,7 +14,6 @@ use crate::{
     client::Call,
     endpoint::Endpoint,
     events::Happening,
-    places::Place,
     pump::{happened, spawn},
     wait::until,
 };
@@ -30,16 +29,6 @@ impl Endpoint {
 }
 
 impl Engine {
-    /// What Create makes of this mechanism is a process, of which there may be fewer.
-    pub(crate) fn place_for_process(&self, mechanism: &Descriptor, place: Place) -> Result<Place> {
-        let Place(mut taken) = place;
-        if mechanism.shapes.contains(&Shape::Mailbox) {
-            let mailboxes = &self.counters.mailboxes;
-            taken.push(mailboxes.take(self.limits.mailboxes, "there are too many mailboxes", "mailboxes")?);
-        }
-        Ok(Place(taken))
-    }
-
     /// Waits until the process has ended, and says how.
     pub async fn wait_exit(&self, call: &Call, endpoint: &Endpoint, timeout_ms: u32) -> Result<Exit> {
         let process = endpoint.process()?;

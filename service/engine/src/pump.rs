@@ -29,6 +29,7 @@ pub(crate) fn start(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, options: &Op
         until_closed(engine.clone(), endpoint.clone(), watch(engine, endpoint));
     }
     crate::process::start_pumps(engine, endpoint);
+    crate::filesystem::start_pumps(engine, endpoint);
     if options.accept {
         spawn(engine, endpoint, accept);
     }
@@ -92,7 +93,7 @@ pub(crate) fn spawn(engine: &Arc<Engine>, endpoint: &Arc<Endpoint>, step: Step) 
 }
 
 /// Runs a pump until the endpoint is closed; the pump's own end closes it.
-fn until_closed(
+pub(crate) fn until_closed(
     engine: Arc<Engine>,
     endpoint: Arc<Endpoint>,
     pump: impl Future<Output = Error> + Send + 'static,

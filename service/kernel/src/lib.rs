@@ -18,6 +18,7 @@ pub mod dev_shm;
 pub mod error;
 pub mod fd;
 pub mod fifo_ends;
+pub mod fuse;
 pub mod futex_owner;
 pub mod futex_waiters;
 pub mod futex_word;

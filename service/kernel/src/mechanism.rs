@@ -15,7 +15,9 @@ use crate::{
     Address, Dict, Error, Fd, Parameter, Parameters, Result,
     blocked::Blocked,
     listing::Listing,
-    shape::{Events, Futex, Listener, Mailbox, Memory, Messages, Process, Semaphore, Shape, Stream},
+    shape::{
+        Events, Filesystem, Futex, Listener, Mailbox, Memory, Messages, Process, Semaphore, Shape, Stream,
+    },
     word::WordWait,
 };
 
@@ -221,6 +223,10 @@ pub trait Endpoint: Send + Sync {
     }
 
     fn mailbox(&self) -> Option<&dyn Mailbox> {
+        None
+    }
+
+    fn filesystem(&self) -> Option<&dyn Filesystem> {
         None
     }
 }

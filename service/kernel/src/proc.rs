@@ -78,6 +78,14 @@ pub fn command(pid: u32) -> String {
         .unwrap_or_default()
 }
 
+/// Whether SIGKILL waits for a process: it does nothing any more, and cannot leave only because it waits in the kernel.
+pub fn is_killed(pid: u32) -> bool {
+    let status = crate::signal::status::directory(pid.cast_signed(), None);
+    let kill = 1 << (libc::SIGKILL - 1);
+    crate::signal::status::status(&status)
+        .is_none_or(|status| (status.pending.0 | status.pending.1) & kill != 0)
+}
+
 /// Holders as rows for `List()`: pid, command and fd of each, with the access flags.
 pub fn holders(held: &[&Held]) -> Vec<Dict> {
     held.iter()
@@ -285,7 +293,7 @@ fn mount_point(line: &[u8], kind: &[u8]) -> Option<PathBuf> {
 }
 
 /// A path in which blanks and backslashes are written as `\040`.
-fn unescaped(mut text: &[u8]) -> Vec<u8> {
+pub fn unescaped(mut text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     while let [first, rest @ ..] = text {
         let octal = (*first == b'\\').then(|| rest.get(..3)).flatten();

@@ -5,11 +5,11 @@
 
 use std::{os::fd::OwnedFd, str::FromStr};
 
-pub use crate::signal::status::Exit;
 use crate::{
     Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, Value, blocked::Sent, futex_word::FutexWord,
     mechanism::End,
 };
+pub use crate::{fuse::shape::Filesystem, signal::status::Exit};
 
 /// The name of a shape, as in the property `Shapes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,6 +23,7 @@ pub enum Shape {
     Watch,
     Process,
     Mailbox,
+    Filesystem,
 }
 
 impl Shape {
@@ -36,6 +37,7 @@ impl Shape {
         Self::Watch,
         Self::Process,
         Self::Mailbox,
+        Self::Filesystem,
     ];
 
     pub fn name(self) -> &'static str {
@@ -49,6 +51,7 @@ impl Shape {
             Self::Watch => "watch",
             Self::Process => "process",
             Self::Mailbox => "mailbox",
+            Self::Filesystem => "filesystem",
         }
     }
 }

@@ -13,6 +13,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("dbus-broker-launch", "dbus-broker"),
     ("dbus-daemon", "dbus-daemon"),
     ("ethtool", "ethtool"),
+    ("fusermount3", "fuse3"),
     ("gdbus", "libglib2.0-bin"),
     ("inotifywait", "inotify-tools"),
     ("ip", "iproute2"),

@@ -8,6 +8,7 @@ use ipc_engine::Endpoint;
 use crate::face::Face;
 
 pub mod endpoint;
+pub mod filesystem;
 pub mod futex;
 pub mod introspectable;
 pub mod listener;

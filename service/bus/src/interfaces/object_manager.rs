@@ -18,8 +18,8 @@ use zbus::{
 use crate::{
     face::Face,
     interfaces::{
-        Served, endpoint, futex, listener, mailbox, memory, messages, process, relay, semaphore, stream,
-        watch,
+        Served, endpoint, filesystem, futex, listener, mailbox, memory, messages, process, relay, semaphore,
+        stream, watch,
     },
     paths,
     tree::Tree,
@@ -103,6 +103,7 @@ pub async fn interfaces(
                     Shape::Watch => add!(watch::Watch::new(face, it)),
                     Shape::Process => add!(process::Process::new(face, it)),
                     Shape::Mailbox => add!(mailbox::Mailbox::new(face, it)),
+                    Shape::Filesystem => add!(filesystem::Filesystem::new(face, it)),
                 }
             }
         }
@@ -126,6 +127,7 @@ pub fn interface_names(object: &Object) -> Vec<String> {
         Shape::Watch => watch::Watch::name(),
         Shape::Process => process::Process::name(),
         Shape::Mailbox => mailbox::Mailbox::name(),
+        Shape::Filesystem => filesystem::Filesystem::name(),
     };
     match object {
         Object::Relay(_) => vec![relay::Relay::name().to_string()],

@@ -166,6 +166,8 @@ fn data(endpoint: &Endpoint, what: &str) -> Result<Data> {
         "its events come as signals: subscribe to it"
     } else if has(Shape::Mailbox) {
         "what it receives comes as signals: subscribe to it"
+    } else if has(Shape::Filesystem) {
+        "its files are read and written in its directory"
     } else if has(Shape::Process) {
         "a process carries no data: use Send and WaitExit"
     } else {

@@ -29,6 +29,7 @@ mechanisms! {
     inet,
     inotify,
     signal,
+    fuse,
 }
 
 /// The rows that a service offers: those above, and those of mechanisms that are no system calls,

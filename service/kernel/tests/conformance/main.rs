@@ -11,6 +11,7 @@
 //! checked parameters, as the engine does it. [`driver`] does the waiting, with a watchdog.
 
 mod driver;
+mod filesystem;
 mod fixtures;
 mod futex;
 mod listener;

@@ -165,6 +165,7 @@ fn endpoints_are_what_they_say() {
                 (Shape::Watch, endpoint.events().is_some()),
                 (Shape::Process, endpoint.process().is_some()),
                 (Shape::Mailbox, endpoint.mailbox().is_some()),
+                (Shape::Filesystem, endpoint.filesystem().is_some()),
             ] {
                 assert_eq!(
                     accessor,

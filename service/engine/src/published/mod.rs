@@ -1,0 +1,333 @@
+//! Published endpoints: what reading and writing a file means for each shape.
+//!
+//! | shape | read | write |
+//! | --- | --- | --- |
+//! | stream | takes bytes that wait | writes them all |
+//! | messages | takes one message | sends one |
+//! | memory | its bytes | its bytes |
+//! | semaphore, futex | the value as text | a number, `+N` or `-N` ([`values`]) |
+//! | watch, process, mailbox | what happened, a line each ([`lines`]) | |
+//! | none: a [`Remote`] value | asks for it | sets it |
+
+pub(crate) mod lines;
+mod values;
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use ipc_kernel::{
+    Attempt, Dict, Error, Kind, Result,
+    fd::poll_now,
+    fuse::{
+        file::Published,
+        requests::{Asked, Later, Patience as Asker, Ready, What},
+    },
+    proc,
+    shape::{Outgoing, Shape},
+};
+use rustix::event::PollFlags;
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    Engine,
+    endpoint::Endpoint,
+    wait::{Cancel, Patience, complete, until},
+};
+
+/// What a file stands for. It does not keep that: the thread of a mount drops files, and must close nothing, as what
+/// it closes may be a file of its own mount.
+enum Source {
+    Endpoint(Weak<Endpoint>),
+    Remote(Weak<dyn Remote>),
+}
+
+/// A value that another program has, reached by whoever serves the objects.
+pub trait Remote: Send + Sync {
+    fn read(&self) -> BoxFuture<'_, Result<Vec<u8>>>;
+
+    fn write(&self, text: Vec<u8>) -> BoxFuture<'_, Result<()>>;
+}
+
+/// How such a value is published.
+pub(crate) fn remote(remote: &Arc<dyn Remote>) -> Published {
+    Published::Text(Arc::new(Source::Remote(Arc::downgrade(remote))))
+}
+
+/// How an endpoint is published.
+pub(crate) fn source(endpoint: &Arc<Endpoint>) -> Result<Published> {
+    let has = |shape| endpoint.shapes.contains(&shape);
+    let source = || Arc::new(Source::Endpoint(Arc::downgrade(endpoint)));
+    Ok(if has(Shape::Stream) || has(Shape::Messages) {
+        Published::Flow(source())
+    } else if has(Shape::Memory) {
+        Published::Bytes(source())
+    } else if has(Shape::Semaphore) || has(Shape::Futex) {
+        Published::Text(source())
+    } else if has(Shape::Watch) || has(Shape::Process) || has(Shape::Mailbox) {
+        Published::Log
+    } else {
+        return Err(Error::not_supported(format!(
+            "{} cannot be published: there is nothing in it to read or to write",
+            endpoint.address
+        )));
+    })
+}
+
+/// A request for a published endpoint.
+struct Request<'a> {
+    engine: &'a Engine,
+    mount: &'a Endpoint,
+    target: &'a Arc<Endpoint>,
+    pid: u32,
+    deadline: Duration,
+}
+
+/// Answers a request, within the mount's deadline.
+pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
+    let deadline = match mount.filesystem() {
+        Ok(filesystem) => filesystem.deadline(),
+        Err(error) => return asked.refuse(error),
+    };
+    let target = match asked.source.downcast_ref::<Source>() {
+        Some(Source::Remote(remote)) => {
+            return answer_remote(mount, deadline, remote.upgrade(), asked.what).await;
+        }
+        Some(Source::Endpoint(target)) => target.upgrade(),
+        None => None,
+    };
+    let Some(target) = target.filter(|target| !target.closed.is_set()) else {
+        return asked.refuse(Error::new(Kind::Gone, "the endpoint was closed"));
+    };
+    let request = Request { engine, mount, target: &target, pid: asked.pid, deadline };
+    match asked.what {
+        What::Size(answer) => answer.give(request.in_time(request.size()).await),
+        What::Read { offset, size, patience, answer } => {
+            answer.give(request.read(offset, size, patience).await)
+        }
+        What::Write { offset, data, patience, answer } => {
+            answer.give(request.write(offset, data, patience).await);
+        }
+        What::Poll { later, answer } => {
+            let (ready, wait) = request.ready();
+            answer.give(Ok(ready));
+            if let Some(later) = later {
+                request.tell(later, wait).await;
+            }
+        }
+    }
+}
+
+/// The same where another program has the value.
+async fn answer_remote(mount: &Endpoint, deadline: Duration, remote: Option<Arc<dyn Remote>>, what: What) {
+    let gone = || Error::new(Kind::Gone, "it is not published any more");
+    match what {
+        What::Read { answer, .. } => {
+            let read = async { remote.ok_or_else(gone)?.read().await };
+            answer.give(in_time(mount, deadline, read).await);
+        }
+        What::Write { data, answer, .. } => {
+            let write = async { remote.ok_or_else(gone)?.write(data).await };
+            answer.give(in_time(mount, deadline, write).await);
+        }
+        What::Poll { later, answer } => {
+            answer.give(Ok(Ready { read: true, write: true }));
+            if let Some(later) = later {
+                later.tell();
+            }
+        }
+        What::Size(answer) => answer.give(Ok(0)),
+    }
+}
+
+/// For what cannot be cancelled but by not waiting for it.
+async fn in_time<T>(
+    mount: &Endpoint,
+    deadline: Duration,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        done = timeout(deadline, work) => done.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Timeout, "it did not happen before the deadline of the mount"))
+        }),
+        () = mount.closed.wait() => Err(Error::new(Kind::Cancelled, "it was unmounted")),
+    }
+}
+
+/// What to wait for until it is worth looking again.
+type Awaited = Option<ipc_kernel::Readiness>;
+
+impl Request<'_> {
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        in_time(self.mount, self.deadline, work).await
+    }
+
+    /// Attempts until it completes, for as long as whoever asked has patience.
+    async fn waiting<T>(
+        &self,
+        asker: Asker,
+        verb: &str,
+        attempt: impl FnMut() -> Result<Attempt<T>>,
+    ) -> Result<T> {
+        let patience = match asker {
+            Asker::Deadline => Patience::Until(Instant::now() + self.deadline, self.deadline),
+            Asker::None | Asker::End => Patience::None,
+        };
+        let cancel =
+            Cancel { closed: &self.target.closed, gone: &self.mount.closed, stopping: &self.engine.stopping };
+        complete(patience, cancel, || format!("{verb} {}", self.target.address), attempt).await
+    }
+
+    async fn size(&self) -> Result<u64> {
+        self.engine.on_memory(self.target, |memory| memory.size()).await
+    }
+
+    async fn read(&self, offset: u64, size: usize, asker: Asker) -> Result<Vec<u8>> {
+        let target = self.target;
+        let has = |shape| target.shapes.contains(&shape);
+        let read = if has(Shape::Stream) {
+            self.take_bytes(size, asker).await
+        } else if has(Shape::Messages) {
+            self.take_message(asker).await
+        } else if has(Shape::Memory) {
+            let read = self.engine.on_memory(target, move |memory| {
+                let left = memory.size()?.saturating_sub(offset);
+                memory.read(offset, size.min(usize::try_from(left).unwrap_or(usize::MAX)))
+            });
+            self.in_time(read).await
+        } else {
+            self.in_time(values::read(self.engine, target)).await
+        };
+        match read {
+            // Nothing waits: whoever has read something already has all that there is.
+            Err(error) if error.kind == Kind::Busy && asker == Asker::End => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
+    async fn take_bytes(&self, size: usize, asker: Asker) -> Result<Vec<u8>> {
+        let data = self.waiting(asker, "read from", || self.target.attempt_read(size)).await?;
+        if self.is_dying() {
+            self.target.keep_bytes(&data);
+            return Err(killed());
+        }
+        Ok(data)
+    }
+
+    async fn take_message(&self, asker: Asker) -> Result<Vec<u8>> {
+        let none = Dict::new();
+        let message = self.waiting(asker, "receive from", || self.target.attempt_receive(&none)).await?;
+        let refused = if self.is_dying() {
+            killed()
+        } else if message.fds.is_empty() {
+            return Ok(message.data);
+        } else {
+            Error::not_supported("the next message carries file descriptors, which no file can; it was kept")
+        };
+        self.target.keep(message);
+        Err(refused)
+    }
+
+    /// Whether the process that waits was killed: what is given to it is lost.
+    fn is_dying(&self) -> bool {
+        self.pid != 0 && proc::is_killed(self.pid)
+    }
+
+    async fn write(&self, offset: u64, data: Vec<u8>, asker: Asker) -> Result<()> {
+        let target = self.target;
+        let has = |shape| target.shapes.contains(&shape);
+        if has(Shape::Stream) {
+            let stream = target.stream()?;
+            let mut written = 0;
+            let attempt = || {
+                while written < data.len() {
+                    match stream.write(&data[written..])? {
+                        Attempt::Done(more) => written += more,
+                        Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
+                    }
+                }
+                Ok(Attempt::Done(()))
+            };
+            return self.waiting(asker, "write to", attempt).await;
+        }
+        if has(Shape::Messages) {
+            let messages = target.messages()?;
+            let (attributes, sent) = (Dict::new(), Default::default());
+            let message = Outgoing { data: &data, attributes: &attributes, fds: &[], sent: &sent };
+            return self.waiting(asker, "send to", || messages.send(message)).await;
+        }
+        if has(Shape::Memory) {
+            let write = self.engine.on_memory(target, move |memory| {
+                let size = memory.size()?;
+                if offset.saturating_add(data.len() as u64) > size {
+                    return Err(Error::new(Kind::LimitExceeded, format!("the memory has {size} bytes")));
+                }
+                memory.write(offset, &data)
+            });
+            return self.in_time(write).await;
+        }
+        self.in_time(values::write(self.engine, target, &data, |attempt| {
+            self.waiting(asker, "wait for", attempt)
+        }))
+        .await
+    }
+
+    /// What is ready at this moment, and what to wait for if something is not.
+    fn ready(&self) -> (Ready, Awaited) {
+        let always = (Ready { read: true, write: true }, None);
+        let target = self.target;
+        if target.shapes.contains(&Shape::Stream) {
+            let Ok(stream) = target.stream() else { return always };
+            let (read, wait) = if target.kept_count().1 > 0 {
+                (true, None)
+            } else {
+                match stream.source() {
+                    Ok(Attempt::Done(end)) => {
+                        let now = poll_now(&end.fd, PollFlags::IN).is_ok_and(|events| !events.is_empty());
+                        (now, Some(ipc_kernel::Readiness::Readable(end.fd)))
+                    }
+                    Ok(Attempt::Wait(readiness)) => (false, Some(readiness)),
+                    // The read says what is wrong.
+                    Err(_) => (true, None),
+                }
+            };
+            let write = match stream.sink() {
+                Ok(Attempt::Done(end)) => {
+                    poll_now(&end.fd, PollFlags::OUT).is_ok_and(|events| !events.is_empty())
+                }
+                Ok(Attempt::Wait(_)) => false,
+                Err(_) => true,
+            };
+            return (Ready { read, write }, wait.filter(|_| !read));
+        }
+        if target.shapes.contains(&Shape::Messages) {
+            let Ok(messages) = target.messages() else { return always };
+            if target.kept_count().0 > 0 {
+                return always;
+            }
+            return match messages.arrival() {
+                Ok(Attempt::Wait(readiness)) => (Ready { read: false, write: true }, Some(readiness)),
+                _ => always,
+            };
+        }
+        always
+    }
+
+    /// Tells whoever polls when there may be something.
+    async fn tell(&self, later: Later, wait: Awaited) {
+        if let Some(readiness) = wait {
+            tokio::select! {
+                () = self.target.closed.wait() => {}
+                () = self.mount.closed.wait() => {}
+                _ = until(readiness) => {}
+            }
+        }
+        later.tell();
+    }
+}
+
+fn killed() -> Error {
+    Error::new(Kind::Cancelled, "the process that waited was killed")
+}
