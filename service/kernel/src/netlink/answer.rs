@@ -3,120 +3,92 @@
 //!
 //! Read from raw bytes that anybody may have damaged: what does not fit is no answer.
 
+use super::wire::{self, Frame, HEADER};
 use crate::{Dict, dict, error};
 
-/// linux/netlink.h.
-const HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+/// linux/netlink.h. NLM_F_CAPPED: the request is not repeated whole. NLM_F_ACK_TLVS: attributes follow.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
 const NLMSGERR_ATTR_MISS_TYPE: u16 = 5;
-/// NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
-const TYPE: u16 = 0x3fff;
 
-/// One message: its type and flags, and what is behind its header.
-struct Part<'a> {
-    kind: u16,
-    flags: u16,
-    payload: &'a [u8],
+/// The kernel's answer to a request, or how a dump has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// 0: it is an acknowledgement, or the dump went well.
+    pub errno: i32,
+    /// What the extended acknowledgement says, and about which byte or attribute of the request.
+    pub text: Option<String>,
+    pub offset: Option<u32>,
+    pub missing: Option<u32>,
 }
 
-/// The messages of a datagram, up to the first that does not fit.
-fn parts(mut data: &[u8]) -> impl Iterator<Item = Part<'_>> {
-    std::iter::from_fn(move || {
-        let (length, kind, flags) = header(data)?;
-        let payload = data.get(HEADER..length)?;
-        data = data.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Part { kind, flags, payload })
-    })
-}
-
-/// Length, type and flags of a message that is there in full.
-pub fn header(data: &[u8]) -> Option<(usize, u16, u16)> {
-    let length = usize::try_from(word(data)?).ok()?;
-    let kind = half(data.get(4..)?)?;
-    let flags = half(data.get(6..)?)?;
-    (HEADER..=data.len()).contains(&length).then_some((length, kind, flags))
+impl Answer {
+    /// None: the message is no answer, or damaged.
+    pub fn read(frame: &Frame<'_>) -> Option<Self> {
+        let errno = wire::signed(frame.payload)?.saturating_neg();
+        let rest = frame.payload.get(4..)?;
+        let extended = match i32::from(frame.kind) {
+            libc::NLMSG_ERROR => {
+                // The header of the request; with NLM_F_CAPPED, or in an acknowledgement, without what was behind it.
+                let shown = match frame.flags & NLM_F_CAPPED != 0 || errno == 0 {
+                    true => HEADER,
+                    false => usize::try_from(wire::word(rest)?).ok()?.checked_next_multiple_of(4)?,
+                };
+                rest.get(shown..).unwrap_or_default()
+            }
+            libc::NLMSG_DONE => rest,
+            _ => return None,
+        };
+        let mut answer = Self { errno, text: None, offset: None, missing: None };
+        if frame.flags & NLM_F_ACK_TLVS != 0 {
+            for (kind, value) in wire::each(&wire::attributes(extended).unwrap_or_default()) {
+                match kind {
+                    NLMSGERR_ATTR_MSG => answer.text = Some(wire::text(value)),
+                    NLMSGERR_ATTR_OFFS => answer.offset = wire::word(value),
+                    NLMSGERR_ATTR_MISS_TYPE => answer.missing = wire::word(value),
+                    _ => {}
+                }
+            }
+        }
+        Some(answer)
+    }
 }
 
 /// The attributes of a received message: `errno` (0 for an acknowledgement), `error`, `text`, `offset` and
 /// `missing` of the first answer in it, and `interrupted` where a dump has to be repeated.
 pub fn attributes(data: &[u8]) -> Dict {
     let mut attributes = Dict::new();
-    for part in parts(data) {
-        if part.flags & NLM_F_DUMP_INTR != 0 {
+    // Up to the first that does not fit.
+    for frame in wire::frames(data).map_while(Result::ok) {
+        if frame.flags & NLM_F_DUMP_INTR != 0 {
             attributes.insert("interrupted".into(), true.into());
         }
         if attributes.contains_key("errno") {
             continue;
         }
-        if let Some(answer) = answer(&part) {
-            attributes.extend(answer);
+        match Answer::read(&frame) {
+            // Only a dump that failed half-way says something at its end.
+            Some(answer) if i32::from(frame.kind) == libc::NLMSG_ERROR || answer.errno > 0 => {
+                attributes.extend(told(answer));
+            }
+            _ => {}
         }
     }
     attributes
 }
 
-fn answer(part: &Part<'_>) -> Option<Dict> {
-    let code = word(part.payload)?.cast_signed();
-    let extended = match part.kind {
-        NLMSG_ERROR => {
-            let request = part.payload.get(4..)?;
-            // The header of the request; with NLM_F_CAPPED, or in an acknowledgement, without what was behind it.
-            let length = usize::try_from(word(request)?).ok()?;
-            let shown = match part.flags & NLM_F_CAPPED != 0 || code == 0 {
-                true => HEADER,
-                false => length.checked_next_multiple_of(4)?,
-            };
-            request.get(shown..).unwrap_or_default()
-        }
-        // Only a dump that failed half-way says something here.
-        NLMSG_DONE if code < 0 => part.payload.get(4..)?,
-        _ => return None,
-    };
-    let mut attributes = dict! { "errno" => code.saturating_neg() };
-    if code < 0 {
-        attributes.insert("error".into(), error::describe(error::errno_in(code)).into());
+fn told(answer: Answer) -> Dict {
+    let mut attributes = dict! { "errno" => answer.errno };
+    if answer.errno > 0 {
+        attributes.insert("error".into(), error::describe(error::errno_in(-answer.errno)).into());
     }
-    if part.flags & NLM_F_ACK_TLVS != 0 {
-        for (kind, value) in extensions(extended) {
-            match kind {
-                NLMSGERR_ATTR_MSG => {
-                    let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
-                    attributes.insert("text".into(), String::from_utf8_lossy(text).into_owned().into());
-                }
-                NLMSGERR_ATTR_OFFS => attributes.extend(word(value).map(|n| ("offset".to_owned(), n.into()))),
-                NLMSGERR_ATTR_MISS_TYPE => {
-                    attributes.extend(word(value).map(|n| ("missing".to_owned(), n.into())));
-                }
-                _ => {}
-            }
-        }
-    }
-    Some(attributes)
-}
-
-/// Attributes as type and value, up to the first that does not fit.
-fn extensions(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(half(data)?);
-        let kind = half(data.get(2..)?)?;
-        let value = data.get(4..length)?;
-        data = data.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind & TYPE, value))
-    })
-}
-
-fn word(data: &[u8]) -> Option<u32> {
-    data.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
-}
-
-fn half(data: &[u8]) -> Option<u16> {
-    data.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
+    attributes.extend(answer.text.map(|text| ("text".to_owned(), text.into())));
+    attributes.extend(answer.offset.map(|offset| ("offset".to_owned(), offset.into())));
+    attributes.extend(answer.missing.map(|missing| ("missing".to_owned(), missing.into())));
+    attributes
 }
 
 #[cfg(test)]
@@ -152,7 +124,7 @@ mod tests {
         payload.extend(request);
         payload.extend(extension(NLMSGERR_ATTR_MSG, b"no\0"));
         payload.extend(extension(NLMSGERR_ATTR_OFFS, &5_u32.to_ne_bytes()));
-        message(NLMSG_ERROR, flags | NLM_F_ACK_TLVS, &payload)
+        message(libc::NLMSG_ERROR as u16, flags | NLM_F_ACK_TLVS, &payload)
     }
 
     #[test]
@@ -170,15 +142,15 @@ mod tests {
         let mut payload = 0_i32.to_ne_bytes().to_vec();
         payload.extend(message(16, 1, b""));
         assert_eq!(
-            shown(&message(NLMSG_ERROR, NLM_F_CAPPED, &payload)),
+            shown(&message(libc::NLMSG_ERROR as u16, NLM_F_CAPPED, &payload)),
             format!("{:?}", dict! { "errno" => 0_i32 })
         );
         assert!(
-            attributes(&message(NLMSG_DONE, 2, &0_i32.to_ne_bytes())).is_empty(),
+            attributes(&message(libc::NLMSG_DONE as u16, 2, &0_i32.to_ne_bytes())).is_empty(),
             "a dump that went well"
         );
         let mut dump = message(16, 2 | NLM_F_DUMP_INTR, b"a link");
-        dump.extend(message(NLMSG_DONE, 2, &(-libc::ENOMEM).to_ne_bytes()));
+        dump.extend(message(libc::NLMSG_DONE as u16, 2, &(-libc::ENOMEM).to_ne_bytes()));
         let told = dict! {
             "errno" => libc::ENOMEM, "error" => "Cannot allocate memory (ENOMEM)", "interrupted" => true,
         };

@@ -29,6 +29,7 @@ use crate::{
     netlink::{
         answer,
         family::{Family, UDEV},
+        wire,
     },
     proc, shape,
     shape::{Message, Messages, Outgoing, Shape},
@@ -193,7 +194,7 @@ impl NetlinkEndpoint {
         if data.is_empty() {
             return Err(Error::invalid("the kernel takes no empty netlink message (ENODATA)"));
         }
-        if self.side == Side::Kernel && answer::header(data).is_none() {
+        if self.side == Side::Kernel && !matches!(wire::frames(data).next(), Some(Ok(_))) {
             return Err(Error::invalid(format!(
                 "the {} bytes do not begin with a netlink message: struct nlmsghdr of 16 bytes, whose length covers \
                  no more than there is (netlink(7)); the kernel would ignore them",

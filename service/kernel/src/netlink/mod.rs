@@ -16,7 +16,6 @@ pub mod family;
 pub mod generic;
 pub mod list;
 mod listener;
-mod message;
 pub mod monitor;
 pub mod process_events;
 pub mod route;

@@ -20,8 +20,7 @@ use crate::{
     netlink::{
         Event, Process, Source,
         listener::{BATCH, Datagram, Listener, Trust},
-        message::{self, u16_at, u32_at},
-        wire,
+        wire::{self, u16_at, u32_at},
     },
     proc,
     shape::Exit,
@@ -161,7 +160,7 @@ fn decode(datagram: Datagram<'_>) -> Option<Told> {
     if datagram.group != libc::CN_IDX_PROC {
         return None;
     }
-    let messages = message::messages(datagram.data)?;
+    let messages = wire::messages(datagram.data)?;
     let [message] = messages.as_slice() else { return None };
     let payload = message.payload;
     if (u32_at(payload, 0)?, u32_at(payload, 4)?) != (libc::CN_IDX_PROC, libc::CN_VAL_PROC) {
@@ -227,7 +226,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Value, netlink::message::damage};
+    use crate::{Value, netlink::wire::damage};
 
     /// A message as the kernel sends it: all of them are as long as the longest.
     fn message(what: u32, union: &[u32]) -> Vec<u8> {
@@ -311,7 +310,7 @@ mod tests {
     #[test]
     fn the_request_is_as_the_kernel_reads_it() {
         let bytes = request(libc::PROC_CN_MCAST_LISTEN).unwrap();
-        let messages = message::messages(&bytes).unwrap();
+        let messages = wire::messages(&bytes).unwrap();
         let words: Vec<_> = messages[0].payload.chunks(4).filter_map(|word| u32_at(word, 0)).collect();
         assert_eq!((messages.len(), messages[0].kind), (1, 3));
         assert_eq!(words, [libc::CN_IDX_PROC, libc::CN_VAL_PROC, 0, 0, 4, libc::PROC_CN_MCAST_LISTEN]);

@@ -16,7 +16,10 @@ use rustix::{
     net::{RecvFlags, SendFlags, SocketAddrAny, netlink::SocketAddrNetlink, sockopt},
 };
 
-use super::wire::{self, Damaged, Frame};
+use super::{
+    answer::Answer,
+    wire::{self, Damaged, Frame},
+};
 use crate::{
     Error, Fd, Kind, Result,
     error::{Attempted, errno_of},
@@ -145,8 +148,9 @@ impl Socket {
                 match i32::from(frame.kind) {
                     libc::NLMSG_DONE if frame.payload.len() < 4 => return Ok((rows, consistent)),
                     libc::NLMSG_ERROR | libc::NLMSG_DONE => {
-                        let verdict = wire::verdict(&frame).map_err(|error| malformed(what, error))?;
-                        return refused(verdict, what).map(|()| (rows, consistent));
+                        let answer =
+                            Answer::read(&frame).ok_or_else(|| malformed(what, "the answer is cut"))?;
+                        return refused(answer, what).map(|()| (rows, consistent));
                     }
                     _ => rows.extend(decode(&frame).map_err(|error| malformed(what, error))?),
                 }
@@ -160,13 +164,13 @@ fn from_kernel(sender: &Option<SocketAddrAny>) -> bool {
     sender.is_some_and(|sender| sender.pid() == 0)
 }
 
-fn refused(verdict: wire::Verdict, what: &str) -> Result<()> {
-    if verdict.errno <= 0 {
+fn refused(answer: Answer, what: &str) -> Result<()> {
+    if answer.errno <= 0 {
         return Ok(());
     }
     let error =
-        Error::from_errno(Errno::from_raw_os_error(verdict.errno), format_args!("ask the kernel for {what}"));
-    Err(match verdict.text {
+        Error::from_errno(Errno::from_raw_os_error(answer.errno), format_args!("ask the kernel for {what}"));
+    Err(match answer.text {
         Some(text) => error.help(format_args!("the kernel says: {text}")),
         None => error,
     })

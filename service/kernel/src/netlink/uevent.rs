@@ -19,7 +19,7 @@ use crate::{
     netlink::{
         Device, Event, Source,
         listener::{Datagram, Listener, Trust},
-        message::u32_at,
+        wire::u32_at,
     },
 };
 
@@ -151,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::netlink::message::damage;
+    use crate::netlink::wire::damage;
 
     const PROPERTIES: &[u8] = b"ACTION=change\0DEVPATH=/devices/virtual/mem/null\0SUBSYSTEM=mem\0\
         SYNTH_UUID=0\0MAJOR=1\0MINOR=3\0DEVNAME=null\0SEQNUM=1234\0";

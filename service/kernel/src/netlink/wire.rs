@@ -1,19 +1,18 @@
 //! Messages of netlink(7) as bytes: a datagram's frames, a frame's header and attributes.
 //!
-//! neli reads the attributes and writes the requests; the frames are cut here, as neli trusts the
-//! lengths in them. Whatever the bytes are, reading them ends in a value or an error.
+//! neli writes the requests. What comes is taken apart here, as neli trusts the lengths in a frame and
+//! forgets which attributes are nested: every length is checked against what is there, and whatever the
+//! bytes are, reading them ends in a value or an error.
 
 use std::io::Cursor;
 
 use neli::{
-    FromBytesWithInput, ToBytes,
+    ToBytes,
     consts::nl::NlmF,
     err::{DeError, SerError},
     nl::{NlPayload, NlmsghdrBuilder},
     types::Buffer,
 };
-
-use crate::sock_diag::Attributes;
 
 /// A message that cannot be read.
 pub type Damaged = DeError;
@@ -27,7 +26,26 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
-const HEADER: usize = 16;
+/// `struct nlmsghdr`.
+pub const HEADER: usize = 16;
+
+/// The header of an attribute, `struct nlattr`.
+const ATTRIBUTE_HEADER: usize = 4;
+
+/// NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+const TYPE_MASK: u16 = 0x3fff;
+
+/// NLA_F_NESTED.
+const NESTED: u16 = 0x8000;
+
+/// An attribute; its payload without the padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attribute<'a> {
+    pub kind: u16,
+    /// The kernel says that there are attributes in it. Older families do not say so.
+    pub nested: bool,
+    pub payload: &'a [u8],
+}
 
 /// The messages of a datagram, in order. A damaged one is the last.
 pub fn frames(datagram: &[u8]) -> impl Iterator<Item = Result<Frame<'_>, Damaged>> {
@@ -42,6 +60,11 @@ pub fn frames(datagram: &[u8]) -> impl Iterator<Item = Result<Frame<'_>, Damaged
         rest = rest.get(taken..).unwrap_or_default();
         Some(frame)
     })
+}
+
+/// The messages of a datagram, if all are whole.
+pub fn messages(datagram: &[u8]) -> Option<Vec<Frame<'_>>> {
+    frames(datagram).collect::<Result<_, _>>().ok()
 }
 
 fn frame(bytes: &[u8]) -> Result<Frame<'_>, Damaged> {
@@ -66,19 +89,39 @@ fn aligned(length: usize) -> usize {
 }
 
 /// A fixed header of `N` bytes and the attributes that follow it.
-pub fn parts<const N: usize>(payload: &[u8]) -> Result<(&[u8; N], Attributes), Damaged> {
+pub fn parts<const N: usize>(payload: &[u8]) -> Result<(&[u8; N], Vec<Attribute<'_>>), Damaged> {
     let (header, rest) = payload.split_first_chunk().ok_or_else(cut)?;
     Ok((header, attributes(rest)?))
 }
 
-/// Attributes, as a message or an attribute holds them.
-pub fn attributes(bytes: &[u8]) -> Result<Attributes, Damaged> {
-    Attributes::from_bytes_with_input(&mut Cursor::new(bytes), bytes.len())
+/// The attributes in a payload that holds nothing else.
+pub fn attributes(mut payload: &[u8]) -> Result<Vec<Attribute<'_>>, Damaged> {
+    let mut attributes = Vec::new();
+    while !payload.is_empty() {
+        let length = usize::from(half(payload).ok_or_else(cut)?);
+        let kind = u16_at(payload, 2).ok_or_else(cut)?;
+        attributes.push(Attribute {
+            kind: kind & TYPE_MASK,
+            nested: kind & NESTED != 0,
+            payload: payload.get(ATTRIBUTE_HEADER..length).ok_or(DeError::InvalidInput(length))?,
+        });
+        // The padding of the last one may be missing.
+        payload = payload.get(aligned(length)..).unwrap_or_default();
+    }
+    Ok(attributes)
 }
 
-/// Type and payload of each attribute, without the bits NLA_F_NESTED and NLA_F_NET_BYTEORDER.
-pub fn each(attributes: &Attributes) -> impl Iterator<Item = (u16, &[u8])> {
-    attributes.iter().map(|attribute| (attribute.rta_type() & 0x3fff, attribute.rta_payload().as_ref()))
+/// Type and payload of each attribute.
+pub fn each<'a>(attributes: &[Attribute<'a>]) -> impl Iterator<Item = (u16, &'a [u8])> {
+    attributes.iter().map(|attribute| (attribute.kind, attribute.payload))
+}
+
+pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    half(bytes.get(offset..)?)
+}
+
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    word(bytes.get(offset..)?)
 }
 
 /// The numbers at the start of an attribute's payload.
@@ -87,7 +130,7 @@ pub fn word(payload: &[u8]) -> Option<u32> {
 }
 
 pub fn signed(payload: &[u8]) -> Option<i32> {
-    payload.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))
+    word(payload).map(u32::cast_signed)
 }
 
 pub fn half(payload: &[u8]) -> Option<u16> {
@@ -114,36 +157,29 @@ pub fn request(kind: u16, flags: NlmF, sequence: u32, payload: &[u8]) -> Result<
     Ok(bytes.into_inner())
 }
 
-/// The kernel's answer to a request, NLMSG_ERROR, or the end of a dump, NLMSG_DONE: its errno, 0 for
-/// none, and the text of the extended acknowledgement.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Verdict {
-    pub errno: i32,
-    pub text: Option<String>,
-}
+/// What the tests of every decoder do to a good message: cut it, and turn bytes over.
+#[cfg(test)]
+pub mod damage {
+    use proptest::prelude::*;
 
-/// NLM_F_CAPPED: the request is not repeated whole. NLM_F_ACK_TLVS: attributes follow.
-const CAPPED: u16 = 0x100;
-const ACK_TLVS: u16 = 0x200;
-/// NLMSGERR_ATTR_MSG.
-const MESSAGE: u16 = 1;
-
-/// Reads an NLMSG_ERROR or NLMSG_DONE.
-pub fn verdict(frame: &Frame<'_>) -> Result<Verdict, Damaged> {
-    let (code, rest) = frame.payload.split_first_chunk::<4>().ok_or_else(cut)?;
-    let errno = i32::from_ne_bytes(*code).saturating_neg();
-    if frame.flags & ACK_TLVS == 0 {
-        return Ok(Verdict { errno, text: None });
+    /// Copies of the message with up to eight bytes changed and the end cut off or grown.
+    pub fn damaged(message: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+        let length = message.len();
+        let changes = prop::collection::vec((0..length, any::<u8>()), 0..8);
+        (changes, 0..length + 8).prop_map(move |(changes, end)| {
+            let mut message = message.clone();
+            for (place, byte) in changes {
+                message[place] = byte;
+            }
+            message.resize(end, 0xff);
+            message
+        })
     }
-    let repeated = match i32::from(frame.kind) == libc::NLMSG_ERROR {
-        false => 0,
-        true if frame.flags & CAPPED != 0 => HEADER,
-        // The whole request, which only an error brings along.
-        true => aligned(word(rest).ok_or_else(cut)? as usize),
-    };
-    let attributes = attributes(rest.get(repeated..).ok_or(DeError::InvalidInput(repeated))?)?;
-    let text = each(&attributes).find(|(kind, _)| *kind == MESSAGE).map(|(_, payload)| text(payload));
-    Ok(Verdict { errno, text })
+
+    /// Cut anywhere, not changed.
+    pub fn cut(message: &[u8]) -> impl Iterator<Item = &[u8]> {
+        (0..message.len()).map(|end| &message[..end])
+    }
 }
 
 #[cfg(test)]
@@ -171,28 +207,32 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_an_error_is_found_behind_the_request() {
-        let text = [&[10, 0, 1, 0], &b"worse\0"[..], &[0, 0]].concat();
-        let repeated = request(26, NlmF::empty(), 1, b"abc").unwrap();
-        for (flags, repeated) in [(ACK_TLVS, aligned(repeated.len())), (ACK_TLVS | CAPPED, HEADER)] {
-            let mut payload = (-libc::EINVAL).to_ne_bytes().to_vec();
-            let mut request = request(26, NlmF::empty(), 1, b"abc").unwrap();
-            request.resize(repeated, 0);
-            payload.extend(request);
-            payload.extend(&text);
-            let frame = Frame { kind: libc::NLMSG_ERROR as u16, flags, sequence: 1, payload: &payload };
-            let expected = Verdict { errno: libc::EINVAL, text: Some("worse".into()) };
-            assert_eq!(verdict(&frame).unwrap(), expected);
+    fn padding_is_skipped_and_may_be_missing_at_the_end() {
+        let attribute = [7, 0, 0x02, 0x80, b'a', b'b', 0];
+        let all = [&attribute[..], &[0], &attribute[..]].concat();
+        let expected = Attribute { kind: 2, nested: true, payload: b"ab\0" };
+        assert_eq!(attributes(&all).unwrap(), [expected, expected]);
+    }
+
+    #[test]
+    fn lengths_that_do_not_add_up_are_damage() {
+        for length in [0_u16, 3, 9] {
+            let bytes = [&length.to_ne_bytes()[..], &[1, 0, 0, 0, 0, 0]].concat();
+            assert!(attributes(&bytes).is_err(), "an attribute of {length} bytes in 8");
+        }
+        for length in [0_u32, 15, 21, u32::MAX] {
+            let mut bytes = [0; 20];
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            assert!(messages(&bytes).is_none(), "a message of {length} bytes in 20");
         }
     }
 
     proptest! {
         /// Neither a panic nor an endless loop, whatever the bytes are.
         #[test]
-        fn any_bytes_end(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..4u16, flags: u16) {
+        fn any_bytes_end(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(frames(&bytes).count() <= bytes.len());
             _ = attributes(&bytes).map(|attributes| each(&attributes).count());
-            _ = verdict(&Frame { kind, flags, sequence: 0, payload: &bytes });
         }
     }
 }

@@ -11,8 +11,7 @@ use crate::{
             controller, ethtool,
             table::{Form, Table},
         },
-        message::u32_at,
-        wire::text,
+        wire::{text, u32_at},
     },
 };
 

@@ -24,7 +24,7 @@ use crate::{
             known::{KNOWN, Known},
         },
         listener::{Datagram, Listener, Trust},
-        message, wire,
+        wire,
     },
 };
 
@@ -185,7 +185,7 @@ fn decode(
             attributes,
         })
     };
-    message::messages(datagram.data)?.into_iter().map(decode).collect()
+    wire::messages(datagram.data)?.into_iter().map(decode).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use crate::{
     Dict, Value,
-    netlink::{message::attributes, wire::text},
+    netlink::wire::{attributes, text},
 };
 
 /// Numbers, names and forms.
@@ -49,7 +49,7 @@ pub fn decode(payload: &[u8], table: Table) -> Option<Dict> {
 
 fn nested(payload: &[u8], table: Table, depth: u32) -> Option<Dict> {
     let mut dict = Dict::new();
-    for attribute in attributes(payload)? {
+    for attribute in attributes(payload).ok()? {
         let payload = attribute.payload;
         match table.iter().find(|(kind, ..)| *kind == attribute.kind) {
             Some((_, _, Form::Inline(inner))) => dict.extend(nested(payload, inner, depth)?),
@@ -96,14 +96,15 @@ fn value(payload: &[u8], form: Form, depth: u32) -> Option<Value> {
             words.enumerate().flat_map(set).collect::<Vec<u32>>().into()
         }
         Form::Dict(table) => nested(payload, table, depth)?.into(),
-        Form::Each(table) => attributes(payload)?
+        Form::Each(table) => attributes(payload)
+            .ok()?
             .into_iter()
             .map(|attribute| nested(attribute.payload, table, depth))
             .collect::<Option<Vec<_>>>()?
             .into(),
         Form::Rows(table) => {
             let mut rows: Vec<Dict> = Vec::new();
-            for attribute in attributes(payload)? {
+            for attribute in attributes(payload).ok()? {
                 let (_, name, form) = table.iter().find(|(kind, ..)| *kind == attribute.kind)?;
                 if rows.last().is_none_or(|row| row.contains_key(*name)) {
                     rows.push(Dict::new());

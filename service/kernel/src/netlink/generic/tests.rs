@@ -8,7 +8,7 @@ use super::{
     testing::{attribute, message},
     *,
 };
-use crate::{Dict, dict, netlink::message::damage};
+use crate::{Dict, dict, netlink::wire::damage};
 
 const ID: u16 = 30;
 const GROUP: u32 = 40;
