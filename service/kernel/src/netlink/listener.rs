@@ -12,7 +12,7 @@
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, Protocol, SocketFlags, SocketType,
+        Protocol,
         netlink::SocketAddrNetlink,
         sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force},
     },
@@ -22,7 +22,10 @@ use crate::{
     Attempt, Fd, Readiness, Result,
     error::Attempted,
     fd::retry,
-    netlink::Event,
+    netlink::{
+        Event,
+        socket::{bound, join},
+    },
     socket_messages::{Received, recvmsg},
     socket_options,
 };
@@ -67,9 +70,7 @@ impl Listener {
     /// kernel's device events".
     pub fn open(family: Protocol, trust: Trust, what: &str) -> Result<Self> {
         let attempt = || format!("listen to {what}");
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(family))
-            .attempted(attempt)?;
+        let fd = bound(Some(family)).attempted(attempt)?;
         // By root above the limit, by others up to it; a smaller buffer loses more, and says so.
         set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER)
             .or_else(|_| set_socket_recv_buffer_size(&fd, RECEIVE_BUFFER))
@@ -78,15 +79,12 @@ impl Listener {
         if trust == Trust::Root {
             socket_options::set_flag(&fd, libc::SO_PASSCRED, true).attempted(attempt)?;
         }
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0)).attempted(attempt)?;
         Ok(Self { fd: fd.into(), trust, buffer: vec![0; LARGEST], lost: false })
     }
 
     /// Joins a multicast group.
     pub fn join(&self, group: u32) -> rustix::io::Result<()> {
-        // Group numbers are small; one that is none fails in the kernel.
-        let group = libc::c_int::try_from(group).map_err(|_| Errno::INVAL)?;
-        socket_options::set_int(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)
+        join(&self.fd, group)
     }
 
     /// Sends a message to the kernel, which answers before this returns where it answers at all.

@@ -3,28 +3,22 @@
 //! Everybody may send to a netlink socket (CVE-2009-1185 was such a message, taken for the
 //! kernel's): what has another sender than the kernel, port 0, is dropped.
 
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use neli::{
-    consts::{nl::NlmF, socket::NlFamily},
-    err::SocketError,
-    socket::synchronous::NlSocketHandle,
-    utils::Groups,
-};
+use neli::consts::nl::NlmF;
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags, SocketAddrAny, netlink::SocketAddrNetlink, sockopt},
+    net::{
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+        netlink::SocketAddrNetlink, sockopt,
+    },
 };
 
 use super::{
     answer::Answer,
     wire::{self, Damaged, Frame},
 };
-use crate::{
-    Error, Fd, Kind, Result,
-    error::{Attempted, errno_of},
-    fd::{retry, set_nonblocking},
-};
+use crate::{Error, Fd, Kind, Result, error::Attempted, fd::retry, socket_options};
 
 /// The receive buffer of a socket that listens to groups, in bytes.
 pub const RECEIVE_BUFFER: usize = 1 << 20;
@@ -51,22 +45,35 @@ pub enum Received<'a> {
     Lost,
 }
 
+/// A socket of a netlink family (None: NETLINK_ROUTE) in the network namespace of this thread, with a port
+/// of its own.
+pub fn bound(family: Option<Protocol>) -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, family)?;
+    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+    Ok(fd)
+}
+
+/// Joins a multicast group.
+pub fn join(fd: impl AsFd, group: u32) -> rustix::io::Result<()> {
+    // Group numbers are small; one that is none fails in the kernel.
+    let group = libc::c_int::try_from(group).map_err(|_| Errno::INVAL)?;
+    socket_options::set_int(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)
+}
+
 impl Socket {
-    /// A socket of this family, with extended acknowledgements and strict checks, in the groups.
-    pub fn open(family: NlFamily, groups: &[u32]) -> Result<Self> {
-        let socket = NlSocketHandle::connect(family, None, Groups::new_groups(groups)).map_err(|error| {
-            let errno = match error {
-                SocketError::Io(error) => errno_of(&error),
-                _ => Errno::IO,
-            };
-            Error::from_errno(errno, format_args!("open a netlink socket ({family:?})"))
-        })?;
+    /// A socket of this family, with extended acknowledgements and strict checks, in the groups. `what`
+    /// reads "the kernel's routes".
+    pub fn open(family: Option<Protocol>, groups: &[u32], what: &str) -> Result<Self> {
+        let attempt = || format!("open a netlink socket for {what}");
+        let fd = bound(family).attempted(attempt)?;
         // Linux before 4.20 and 4.12 has no such options, and does without.
-        _ = socket.enable_strict_checking(true);
-        _ = socket.enable_ext_ack(true);
-        // SAFETY: `into_raw_fd` gives up the ownership of an open fd.
-        let fd = unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) };
-        set_nonblocking(fd.as_fd())?;
+        for option in [libc::NETLINK_GET_STRICT_CHK, libc::NETLINK_EXT_ACK] {
+            _ = socket_options::set_int(&fd, libc::SOL_NETLINK, option, 1);
+        }
+        for group in groups {
+            join(&fd, *group).attempted(attempt)?;
+        }
         Ok(Self { fd: Fd::new(fd), buffer: vec![0; DATAGRAM], sequence: 0 })
     }
 

@@ -1,7 +1,8 @@
 //! `nlctrl`, the family that tells about families, linux/genetlink.h: which there are, with which
 //! multicast groups, and which come and go.
 
-use neli::consts::{genl::CtrlCmd, socket::NlFamily};
+use neli::consts::genl::CtrlCmd;
+use rustix::net::netlink::GENERIC;
 
 use crate::{
     Dict, Result, Value,
@@ -72,8 +73,8 @@ impl Family {
 /// is told by the group.
 pub fn families() -> Result<Vec<Family>> {
     let header = [CtrlCmd::Getfamily.into(), 2, 0, 0];
-    let mut socket = Socket::open(NlFamily::Generic, &[])?;
     let what = "the families of generic netlink";
+    let mut socket = Socket::open(Some(GENERIC), &[], what)?;
     Ok(socket.dump(ID, &header, what, |frame| Ok(family(frame.payload)))?.0)
 }
 

@@ -25,8 +25,6 @@ use std::{
     time::Duration,
 };
 
-use neli::consts::socket::NlFamily;
-
 use super::{
     Address, Event, Link, Neighbour, Route, Rule, Source,
     monitor::ROUTE,
@@ -85,9 +83,9 @@ impl Routes {
 
     /// As [`open`](Self::open), with a receive buffer of this many bytes, as far as the kernel allows.
     pub fn with_receive_buffer(bytes: usize) -> Result<Self> {
-        let socket = Socket::open(NlFamily::Route, GROUPS)?;
+        let socket = Socket::open(None, GROUPS, "what the kernel tells of the network")?;
         socket.set_receive_buffer(bytes)?;
-        let dumps = Socket::open(NlFamily::Route, &[])?;
+        let dumps = Socket::open(None, &[], "the state of the network")?;
         let mut routes =
             Self { socket, dumps, tables: Tables::default(), pending: VecDeque::new(), stale: true };
         routes.rescan()?;
