@@ -54,8 +54,9 @@ fn names_are_the_kernels() {
     refused(create("posixmq:depth=1"), Kind::InvalidArgument, "\"name\" is missing");
 
     // Any other bytes are a name, up to the longest.
-    let rest = 255 - unique().len();
-    let name = [b"/", unique().as_bytes(), &[b" %\n\xff\x01".as_slice(); 64].concat()[..rest]].concat();
+    let start = unique();
+    let rest = 255 - start.len();
+    let name = [b"/", start.as_bytes(), &[b" %\n\xff\x01".as_slice(); 64].concat()[..rest]].concat();
     let address = format!("posixmq:name={}", escaped(&name));
     let endpoint = create(&format!("{address},depth=1,size=1")).unwrap();
     assert_eq!(program.ask(&format!("create {} {BOTH} 384 1 1", hex(&name))), "EEXIST");
