@@ -83,6 +83,8 @@ struct Request<'a> {
     target: &'a Arc<Endpoint>,
     pid: u32,
     deadline: Duration,
+    /// When that is.
+    end: Instant,
 }
 
 /// Answers a request, within the mount's deadline.
@@ -101,7 +103,8 @@ pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
     let Some(target) = target.filter(|target| !target.closed.is_set()) else {
         return asked.refuse(Error::new(Kind::Gone, "the endpoint was closed"));
     };
-    let request = Request { engine, mount, target: &target, pid: asked.pid, deadline };
+    let end = Instant::now() + deadline;
+    let request = Request { engine, mount, target: &target, pid: asked.pid, deadline, end };
     match asked.what {
         What::Size(answer) => answer.give(request.in_time(request.size()).await),
         What::Read { offset, size, patience, answer } => {
@@ -172,7 +175,7 @@ impl Request<'_> {
         attempt: impl FnMut() -> Result<Attempt<T>>,
     ) -> Result<T> {
         let patience = match asker {
-            Asker::Deadline => Patience::Until(Instant::now() + self.deadline, self.deadline),
+            Asker::Deadline => Patience::Until(self.end, self.deadline),
             Asker::None | Asker::End => Patience::None,
         };
         let cancel =
@@ -268,10 +271,13 @@ impl Request<'_> {
             });
             return self.in_time(write).await;
         }
-        self.in_time(values::write(self.engine, target, &data, |attempt| {
-            self.waiting(asker, "wait for", attempt)
-        }))
-        .await
+        let write =
+            values::write(self.engine, target, &data, |attempt| self.waiting(asker, "wait for", attempt));
+        if has(Shape::Futex) {
+            return self.in_time(write).await;
+        }
+        // Each wait in it ends in time, and what was taken until then is given back: not to be dropped half-way.
+        write.await
     }
 
     /// What is ready at this moment, and what to wait for if something is not.
