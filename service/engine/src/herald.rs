@@ -45,8 +45,6 @@ pub struct Herald {
     begin: u64,
     monitor: Arc<Mutex<Monitor>>,
     watchers: Lock<HashMap<String, Watcher>>,
-    /// Something is to be told.
-    news: Bell,
     /// What is listened to has changed.
     changed: Bell,
 }
@@ -101,12 +99,12 @@ impl Engine {
             started.await;
         };
         loop {
-            let news = herald.news.listen();
+            let pushed = herald.ring.pushed();
             let events = herald.ring.unannounced(max);
             if !events.is_empty() {
                 return events;
             }
-            news.await;
+            pushed.await;
         }
     }
 }
@@ -119,7 +117,6 @@ impl Herald {
             begin,
             monitor: Arc::new(Mutex::new(Monitor::new())),
             watchers: Lock::default(),
-            news: Bell::new(),
             changed: Bell::new(),
         };
         herald.tell(Event::Overflow(RESTART.to_owned()));
@@ -138,7 +135,6 @@ impl Herald {
 
     fn tell(&self, event: Event) {
         self.ring.push(event);
-        self.news.notify(1);
     }
 
     async fn run(&self) {
