@@ -94,9 +94,7 @@ impl Service {
         self.tree.stop().await;
         // The bus takes one message after the other: when it answers this one, it has passed on the
         // last words. (An embedded one ends with this process.)
-        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
-        let asked =
-            self.connection.call_method(Some(bus), path, Some("org.freedesktop.DBus.Peer"), "Ping", &());
+        let asked = dbus::link::ask::<String, _>(&self.connection, "GetId", &());
         if !matches!(tokio::time::timeout(FAREWELL, asked).await, Ok(Ok(_))) {
             tracing::debug!("the bus did not say whether it has passed on the last words");
         }
