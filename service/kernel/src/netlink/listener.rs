@@ -11,11 +11,7 @@
 
 use rustix::{
     io::Errno,
-    net::{
-        Protocol,
-        netlink::SocketAddrNetlink,
-        sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force},
-    },
+    net::{Protocol, netlink::SocketAddrNetlink},
 };
 
 use crate::{
@@ -24,15 +20,11 @@ use crate::{
     fd::retry,
     netlink::{
         Event,
-        socket::{bound, join},
+        socket::{RECEIVE_BUFFER, bound, join, port, set_receive_buffer},
     },
     socket_messages::{Received, recvmsg},
     socket_options,
 };
-
-/// What the kernel may keep for a socket, in bytes, where net.core.rmem_max allows it; an ordinary
-/// user gets less where it does not, and is told of losses earlier.
-const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// The largest datagram: the kernel makes none of more than 32 KiB.
 const LARGEST: usize = 32 << 10;
@@ -71,10 +63,7 @@ impl Listener {
     pub fn open(family: Protocol, trust: Trust, what: &str) -> Result<Self> {
         let attempt = || format!("listen to {what}");
         let fd = bound(Some(family)).attempted(attempt)?;
-        // By root above the limit, by others up to it; a smaller buffer loses more, and says so.
-        set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER)
-            .or_else(|_| set_socket_recv_buffer_size(&fd, RECEIVE_BUFFER))
-            .attempted(attempt)?;
+        set_receive_buffer(&fd, RECEIVE_BUFFER)?;
         socket_options::set_int(&fd, libc::SOL_NETLINK, libc::NETLINK_PKTINFO, 1).attempted(attempt)?;
         if trust == Trust::Root {
             socket_options::set_flag(&fd, libc::SO_PASSCRED, true).attempted(attempt)?;
@@ -123,8 +112,7 @@ impl Listener {
     }
 
     fn trusts(&self, received: &Received) -> bool {
-        let port = received.from.clone().and_then(|from| SocketAddrNetlink::try_from(from).ok());
-        let Some(port) = port.map(|address| address.pid()) else { return false };
+        let Some(port) = port(received.from.as_ref()) else { return false };
         match self.trust {
             Trust::Kernel => port == 0,
             Trust::Root => port != 0 && received.credentials.is_some_and(|who| who.uid == 0),

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{Error, Fd, Kind, Result, error::Attempted, fd::retry, socket_options};
 
-/// The receive buffer of a socket that listens to groups, in bytes.
+/// The receive buffer of a socket that listens to groups, in bytes, where net.core.rmem_max allows it; an
+/// ordinary user gets less where it does not, and is told of losses earlier.
 pub const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// No message of the kernel is longer; what would be is taken for lost.
@@ -54,6 +55,19 @@ pub fn bound(family: Option<Protocol>) -> rustix::io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Makes the receive buffer as large as the kernel allows, up to `size` bytes.
+pub fn set_receive_buffer(fd: impl AsFd, size: usize) -> Result<()> {
+    // Beyond net.core.rmem_max only with CAP_NET_ADMIN.
+    sockopt::set_socket_recv_buffer_size_force(&fd, size)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&fd, size))
+        .attempted(|| format!("set the receive buffer of a netlink socket to {size} bytes"))
+}
+
+/// The port that a datagram came from: the kernel's is 0.
+pub fn port(sender: Option<&SocketAddrAny>) -> Option<u32> {
+    SocketAddrNetlink::try_from(sender?.clone()).ok().map(|sender| sender.pid())
+}
+
 /// Joins a multicast group.
 pub fn join(fd: impl AsFd, group: u32) -> rustix::io::Result<()> {
     // Group numbers are small; one that is none fails in the kernel.
@@ -77,23 +91,12 @@ impl Socket {
         Ok(Self { fd: Fd::new(fd), buffer: vec![0; DATAGRAM], sequence: 0 })
     }
 
-    /// Makes the receive buffer as large as the kernel allows, up to `size` bytes.
-    pub fn set_receive_buffer(&self, size: usize) -> Result<()> {
-        sockopt::set_socket_recv_buffer_size(&self.fd, size)
-            .attempted(|| format!("set the receive buffer of a netlink socket to {size} bytes"))?;
-        // The kernel tells the double. Beyond net.core.rmem_max only CAP_NET_ADMIN helps.
-        if sockopt::socket_recv_buffer_size(&self.fd).is_ok_and(|doubled| doubled < 2 * size) {
-            _ = sockopt::set_socket_recv_buffer_size_force(&self.fd, size);
-        }
-        Ok(())
-    }
-
     /// The next datagram of the kernel.
     pub fn receive(&mut self) -> Result<Received<'_>> {
         let length = loop {
             let received = retry(|| rustix::net::recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC));
             match received {
-                Ok((_, length, sender)) if from_kernel(&sender) => break length,
+                Ok((_, length, sender)) if port(sender.as_ref()) == Some(0) => break length,
                 Ok(_) => {}
                 Err(Errno::AGAIN) => return Ok(Received::Empty),
                 Err(Errno::NOBUFS) => return Ok(Received::Lost),
@@ -164,11 +167,6 @@ impl Socket {
             }
         }
     }
-}
-
-fn from_kernel(sender: &Option<SocketAddrAny>) -> bool {
-    let sender = sender.clone().and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
-    sender.is_some_and(|sender| sender.pid() == 0)
 }
 
 fn refused(answer: Answer, what: &str) -> Result<()> {

@@ -28,7 +28,7 @@ use std::{
 use super::{
     Address, Event, Link, Neighbour, Route, Rule, Source,
     monitor::ROUTE,
-    socket::{RECEIVE_BUFFER, Received, Socket},
+    socket::{RECEIVE_BUFFER, Received, Socket, set_receive_buffer},
     wire::{self, Damaged, Frame},
 };
 use crate::{Attempt, Readiness, Result, Value, shape};
@@ -84,7 +84,7 @@ impl Routes {
     /// As [`open`](Self::open), with a receive buffer of this many bytes, as far as the kernel allows.
     pub fn with_receive_buffer(bytes: usize) -> Result<Self> {
         let socket = Socket::open(None, GROUPS, "what the kernel tells of the network")?;
-        socket.set_receive_buffer(bytes)?;
+        set_receive_buffer(&socket.fd, bytes)?;
         let dumps = Socket::open(None, &[], "the state of the network")?;
         let mut routes =
             Self { socket, dumps, tables: Tables::default(), pending: VecDeque::new(), stale: true };
