@@ -37,6 +37,9 @@ export class Feed {
 
     network(what, it) {
         const of = text => this.add('network', 'network-wired-symbolic', fill(text, it));
+        // They come and go with each change of the interface's state.
+        if (it.address?.startsWith('fe80:'))
+            return;
         if (what === 'link-removed')
             of(_('{name} has gone'));
         else if (what === 'address')
@@ -46,7 +49,7 @@ export class Feed {
         else if (it.isNew)
             of(_('{name} is new'));
         else if (it.was !== undefined)
-            this.add('network', 'network-wired-symbolic', fill(_('{name} is {state}'), {...it, state: linkState(it.state)}));
+            of(fill(_('{name} is {state}'), {...it, state: linkState(it.state)}));
     }
 
     device({action, devpath, subsystem}) {
@@ -72,15 +75,14 @@ export class Feed {
 
 /** What a change in a watched folder is called; '' for what nobody needs to know. */
 export function folderText(events, path, from) {
-    const names = {name: path.slice(path.lastIndexOf('/') + 1), folder: shortPath(path.slice(0, path.lastIndexOf('/')) || '/')};
+    const last = path.lastIndexOf('/');
+    const names = {name: path.slice(last + 1), folder: shortPath(path.slice(0, last) || '/')};
     const has = name => events.includes(name);
     if (has('MOVED_FROM') && has('MOVED_TO'))
         return fill(_('{old} is now {name} in {folder}'), {...names, old: from.slice(from.lastIndexOf('/') + 1)});
     // With all that happened to it meanwhile; what was last decides whether it is there.
-    const last = ['DELETE', 'MOVED_FROM', 'CREATE', 'MOVED_TO', 'CLOSE_WRITE']
-        .map(name => [events.lastIndexOf(name), name])
-        .reduce((one, other) => other[0] > one[0] ? other : one)[1];
-    if (['DELETE', 'MOVED_FROM'].includes(last) && has(last))
+    const when = (...any) => Math.max(...any.map(name => events.lastIndexOf(name)));
+    if (when('DELETE', 'MOVED_FROM') > when('CREATE', 'MOVED_TO', 'CLOSE_WRITE'))
         return fill(_('{name} is gone from {folder}'), names);
     if (has('CREATE') || has('MOVED_TO'))
         return fill(_('{name} is new in {folder}'), names);

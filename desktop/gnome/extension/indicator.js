@@ -41,7 +41,8 @@ class IpcIndicator extends PanelMenu.Button {
         this._events = this._section(_('Recent Events'), () => new Row());
         this._relays = this._section(_('Relays'), () => this._relayRow());
         this._endpoints = this._section(_('Endpoints'), () => new Row({sparkline: true}));
-        this.menu.addMenuItem(new PopupMenu.PopupSeparatorMenuItem());
+        this._line = new PopupMenu.PopupSeparatorMenuItem();
+        this.menu.addMenuItem(this._line);
         this._buildFolders();
         this._buildProcesses();
         this.menu.addMenuItem(new PopupMenu.PopupSeparatorMenuItem());
@@ -97,7 +98,7 @@ class IpcIndicator extends PanelMenu.Button {
         this._showNetwork(there);
         this._showEvents();
         this._showObjects(there);
-        this._folders.visible = this._processes.visible = there;
+        this._line.visible = this._folders.visible = this._processes.visible = there;
         this._showFolders();
         this._showProcesses();
     }

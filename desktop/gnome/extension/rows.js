@@ -46,8 +46,8 @@ class IpcSparkline extends St.DrawingArea {
 export const Row = GObject.registerClass(
 class IpcRow extends PopupMenu.PopupBaseMenuItem {
     _init({activate = false, sparkline = false, buttons = []} = {}) {
-        super._init({activate, reactive: activate || buttons.length > 0, can_focus: activate});
-        // Not greyed out: it is there to be read.
+        // What cannot be activated is not greyed out: it is there to be read.
+        super._init({activate, hover: activate, can_focus: activate});
         this.remove_style_class_name('popup-inactive-menu-item');
         this._icon = new St.Icon({style_class: 'popup-menu-icon', y_align: Clutter.ActorAlign.CENTER});
         this.add_child(this._icon);

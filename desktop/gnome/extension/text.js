@@ -43,13 +43,13 @@ export function depth(count) {
 /** The state of a network interface, in the words of operstate (RFC 2863). */
 export function linkState(state) {
     const words = {
-        'up': _('up'),
-        'down': _('down'),
-        'unknown': _('no state'),
-        'dormant': _('dormant'),
-        'testing': _('testing'),
-        'lower-layer-down': _('lower layer down'),
-        'not-present': _('not present'),
+        up: _('up'),
+        down: _('down'),
+        unknown: _('state not known'),
+        dormant: _('dormant'),
+        testing: _('testing'),
+        lowerlayerdown: _('no carrier'),
+        notpresent: _('not present'),
     };
     return words[state] ?? state;
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use futures_util::StreamExt;
 use ipc_harness::{
-    Bus, Finished, Process, TempDir, Unavailable, connect, need_tool, patience, temp_dir, watchdog,
+    Bus, Process, TempDir, Unavailable, connect, need_tool, patience, temp_dir, watchdog,
 };
 use serde_json::Value;
 use zbus::message::Type;
@@ -158,6 +158,21 @@ impl Shell {
         self.until(|state| (state["open"] == open).then_some(())).await;
     }
 
+    /// Activates the line of the menu with this text.
+    pub async fn activate(&self, text: &str) {
+        self.eval(&format!("probe.activate({})", Value::from(text))).await;
+    }
+
+    /// Presses the button with this name in the line with this text.
+    pub async fn press(&self, text: &str, name: &str) {
+        self.eval(&format!("probe.press({}, {})", Value::from(text), Value::from(name))).await;
+    }
+
+    /// Types into the entry with this hint, and presses Return.
+    pub async fn activate_entry(&self, hint: &str, text: &str) {
+        self.eval(&format!("probe.enter({}, {})", Value::from(hint), Value::from(text))).await;
+    }
+
     /// What is seen, once it is as wanted: `open`, `rows` (each a list of texts), `notifications`.
     #[track_caller]
     pub fn until<T>(&mut self, mut judge: impl FnMut(&Value) -> Option<T>) -> impl Future<Output = T> {
@@ -189,11 +204,6 @@ impl Shell {
         })
     }
 
-    /// What was seen last.
-    pub fn state(&self) -> &Value {
-        &self.state
-    }
-
     /// A picture of the whole screen, in target/desktop.
     pub async fn picture(&self, name: &str) -> PathBuf {
         let file = output().join(format!("{name}.png"));
@@ -217,10 +227,5 @@ impl Shell {
     /// Where its user lives.
     pub fn home(&self) -> &Path {
         &self.home
-    }
-
-    /// Runs a program to its end.
-    pub fn run(mut command: Command) -> Finished {
-        Process::spawn(&mut command).finish()
     }
 }
