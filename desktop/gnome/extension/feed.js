@@ -49,7 +49,7 @@ export class Feed {
         else if (it.isNew)
             of(_('{name} is new'));
         else if (it.was !== undefined)
-            of(fill(_('{name} is {state}'), {...it, state: linkState(it.state)}));
+            of(fill(_('{name}: {state}'), {...it, state: linkState(it.state)}));
     }
 
     device({action, devpath, subsystem}) {

@@ -147,9 +147,9 @@ class IpcIndicator extends PanelMenu.Button {
         const own = new Set([...this._model.folders.objects, ...this._model.processes.objects]);
         this._relays(shorten(wanted ? relays : [], RELAYS, relay => [relay.path, {
             icon: 'media-playlist-repeat-symbolic',
-            title: fill(_('{source} → {sink}'), relay),
-            subtitle: relay.state === 'paused' ? _('paused') : '',
-            end: rate(relay.rate),
+            title: relay.source,
+            subtitle: `→ ${relay.sink}`,
+            end: relay.state === 'paused' ? _('paused') : rate(relay.rate),
             values: relay.history,
             item: relay,
             icons: [relay.state === 'paused' ? 'media-playback-start-symbolic' : 'media-playback-pause-symbolic'],

@@ -8,6 +8,9 @@ import St from 'gi://St';
 
 import * as PopupMenu from 'resource:///org/gnome/shell/ui/popupMenu.js';
 
+/** Of what is less important; a style sheet of the shell cannot say it. */
+const DIMMED = 180;
+
 /** A curve of the last values, the newest at its right end; its top is the largest of them. */
 export const Sparkline = GObject.registerClass(
 class IpcSparkline extends St.DrawingArea {
@@ -53,14 +56,14 @@ class IpcRow extends PopupMenu.PopupBaseMenuItem {
         this.add_child(this._icon);
         const texts = new St.BoxLayout({vertical: true, x_expand: true, y_align: Clutter.ActorAlign.CENTER});
         this._title = new St.Label();
-        this._subtitle = new St.Label({style_class: 'ipc-subtitle'});
+        this._subtitle = new St.Label({style_class: 'ipc-small', opacity: DIMMED});
         this._title.clutter_text.ellipsize = Pango.EllipsizeMode.MIDDLE;
         this._subtitle.clutter_text.set({line_wrap: true, ellipsize: Pango.EllipsizeMode.NONE});
         texts.add_child(this._title);
         texts.add_child(this._subtitle);
         this.add_child(texts);
         this.label_actor = this._title;
-        this._end = new St.Label({style_class: 'ipc-end', y_align: Clutter.ActorAlign.CENTER});
+        this._end = new St.Label({style_class: 'ipc-small ipc-end', opacity: DIMMED, y_align: Clutter.ActorAlign.CENTER});
         this.add_child(this._end);
         this._sparkline = sparkline ? new Sparkline() : null;
         if (this._sparkline)

@@ -158,6 +158,13 @@ impl Shell {
         self.until(|state| (state["open"] == open).then_some(())).await;
     }
 
+    /// Sets a key of the extension's settings to a value in GVariant's text format.
+    pub async fn set(&self, key: &str, value: &str) {
+        let settings = format!("Main.extensionManager.lookup('{UUID}').stateObj.getSettings()");
+        let value = format!("imports.gi.GLib.Variant.parse(null, '{value}', null, null)");
+        self.eval(&format!("{settings}.set_value('{key}', {value})")).await;
+    }
+
     /// Activates the line of the menu with this text.
     pub async fn activate(&self, text: &str) {
         self.eval(&format!("probe.activate({})", Value::from(text))).await;

@@ -62,7 +62,7 @@ async fn the_network_is_shown_as_it_changes() {
         shell.row(|row| up(row).then_some(())).await;
     }
     println!("from the start of ip(8) to the frame with the new state: at most {slowest:?}");
-    shell.row(|row| begins(row, "left is no carrier (×")).await;
+    shell.row(|row| begins(row, "left: no carrier (×")).await;
     fs::write(folder.join("report.pdf"), "done").expect("a file in an own directory");
     shell.row(|row| begins(row, "report.pdf is new in ~/Inbox")).await;
     shell.picture("gnome-menu").await;
@@ -99,6 +99,8 @@ async fn processes_that_end_are_told_of() {
 
     shell.activate_entry(ENTRY_PROCESS, "4194303").await;
     shell.row(|row| row.iter().any(|text| text.contains("4194303")).then_some(())).await;
+    shell.open(false).await;
+    shell.picture("gnome-notification").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,25 +109,40 @@ async fn relays_are_shown_paused_and_stopped() {
     let _service = Service::on(&desktop.session);
     let bus = busctl(&desktop.session);
     let create = |address: &str| object_path(&bus.manager("Create", "sa{sv}", &[address, "0"]).expect("Create"));
-    let (one, other) = (create("unix:pair"), create("unix:pair"));
-    let relay = bus.manager("Relay", "ooa{sv}", &[&one, &other, "0"]).expect("Relay");
+    let bell = shell_fifo(&desktop);
+    let source = create(&format!("fifo:path={bell}"));
+    let (_, sink) = (create("unix:pair"), create("unix:pair"));
+    let relay = bus.manager("Relay", "ooa{sv}", &[&source, &sink, "0"]).expect("Relay");
     let relay = object_path(&relay);
-    let queue = create("pipe:packet=true");
+    let queue = create("sysvmq:key=private");
+    for word in ["one", "two"] {
+        bus.call(&queue, "org.example.IPC.Messages", "SendText", "sa{sv}u", &[word, "0", "1000"]).expect("SendText");
+    }
     let mut shell = desktop.start(&[]).await;
     shell.open(true).await;
-    let title = shell.row(|row| row.first().filter(|text| text.contains('→')).map(|text| (*text).to_owned())).await;
-    shell.press(&title, "Pause or resume").await;
-    shell.row(|row| (row.first() == Some(&title.as_str()) && row.contains(&"paused")).then_some(())).await;
-    let state = || bus.property(&relay, "org.example.IPC.Relay", "State").unwrap_or_default();
-    assert_eq!(state(), "s \"paused\"");
+    let title = format!("fifo:path={bell}");
+    let end = |row: &[&str]| (row.first() == Some(&title.as_str())).then(|| row.last().map(|end| (*end).to_owned()));
+    // Faster and slower, until a rate is shown that is not that of nothing.
+    let _talk = sh(&format!("exec 3>{bell}; while :; do for n in 1 2 3; do head -c $((n * 1000)) /dev/zero >&3; sleep 1; done; done"));
+    shell.row(|row| end(row)?.filter(|end| end.ends_with("/s") && !end.starts_with("0 "))).await;
+    shell.row(|row| row.iter().any(|text| *text == "2 messages").then_some(())).await;
     shell.picture("gnome-relay").await;
     shell.press(&title, "Pause or resume").await;
-    shell.row(|row| (row.first() == Some(&title.as_str()) && !row.contains(&"paused")).then_some(())).await;
+    shell.row(|row| end(row)?.filter(|end| end == "paused")).await;
+    let state = || bus.property(&relay, "org.example.IPC.Relay", "State").unwrap_or_default();
+    assert_eq!(state(), "s \"paused\"");
+    shell.press(&title, "Pause or resume").await;
+    shell.row(|row| end(row)?.filter(|end| end != "paused")).await;
     assert_ne!(state(), "s \"paused\"");
     shell.press(&title, "Stop").await;
     shell.until(|state| (!state["rows"].to_string().contains('→')).then_some(())).await;
     assert_eq!(state(), "");
-    assert!(queue.contains("/pipe/"));
+    bus.call(&queue, "org.example.IPC.Endpoint", "Remove", "", &[]).expect("Remove");
+}
+
+/// A path for a FIFO in the home of the desktop's user.
+fn shell_fifo(desktop: &Desktop) -> String {
+    desktop.home().join("bell").display().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,4 +182,13 @@ async fn a_service_that_comes_back_is_used_again() {
     let session = made_on(&desktop.session);
     drop(preferred);
     session.wait_for_all(&["/org/example/IPC/inotify/"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_speaks_german() {
+    let desktop = or_skip!(Desktop::new());
+    let mut shell = desktop.start(&[("LANGUAGE", "de")]).await;
+    shell.open(true).await;
+    shell.row(|row| begins(row, "Der IPC-Dienst ist nicht installiert")).await;
+    shell.row(|row| begins(row, "Einstellungen")).await;
 }
