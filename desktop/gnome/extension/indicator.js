@@ -181,11 +181,11 @@ class IpcIndicator extends PanelMenu.Button {
         const item = this._folders = new PopupMenu.PopupSubMenuMenuItem(_('Watch This Folder'), true);
         item.icon.icon_name = 'folder-symbolic';
         this.menu.addMenuItem(item);
-        item.menu.addMenuItem(new EntryRow(_('Path of a folder'), async text => {
+        item.menu.addMenuItem(new EntryRow(_('Path of a folder'), text => {
             const path = typedPath(text);
             if (!path)
-                throw new Error(_('The path of a folder begins with / or ~'));
-            this._model.folders.add(path);
+                return Promise.reject(new Error(_('The path of a folder begins with / or ~')));
+            return this._model.folders.add(path);
         }));
         this._suggestions = this._list(item.menu, content => {
             const row = new Row({activate: true});

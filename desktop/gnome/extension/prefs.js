@@ -31,7 +31,7 @@ export default class IpcPreferences extends ExtensionPreferences {
 
 function group(title, rows) {
     const made = new Adw.PreferencesGroup({title});
-    rows.forEach(row => made.add(row));
+    rows.forEach(it => made.add(it));
     return made;
 }
 

@@ -105,7 +105,7 @@ function setText(label, text) {
     label.visible = text !== '';
 }
 
-/** A line to type into; `entered(text)` is a promise that fails with what is wrong. */
+/** A line to type into; `entered(text)` may return a promise that fails with what is wrong. */
 export const EntryRow = GObject.registerClass(
 class IpcEntryRow extends PopupMenu.PopupBaseMenuItem {
     _init(hint, entered) {
