@@ -5,10 +5,13 @@
 import GLib from 'gi://GLib';
 
 import {folderText} from './feed.js';
-import {errorText, isCancelled, PATH} from './service.js';
+import {errorName, errorText, isCancelled, PATH} from './service.js';
 
 /** A file that is written makes several events; they are told as one when it has been quiet for so long. */
 const QUIET_MS = 200;
+
+/** How often a folder is looked at where the kernel does not tell of all changes, as on network file systems. */
+const POLL_MS = 2000;
 
 export class Folders {
     /** `happened(text)` for each change, `changed()` when a folder can or cannot be watched. */
@@ -79,14 +82,12 @@ export class Folders {
         const service = this._service;
         this._watches.set(path, watch);
         try {
-            const options = {
-                'path': new GLib.Variant('s', path),
-                'events': new GLib.Variant('as', ['create', 'delete', 'move', 'close-write']),
-                'debounce-ms': new GLib.Variant('u', QUIET_MS),
-                'lifetime': new GLib.Variant('s', 'client'),
-            };
-            const parameters = new GLib.Variant('(sa{sv})', ['inotify:', options]);
-            [watch.object] = await service.call(PATH, '', 'Create', parameters);
+            watch.object = await create(service, path, {'debounce-ms': new GLib.Variant('u', QUIET_MS)})
+                .catch(error => {
+                    if (errorName(error) !== 'NotSupported')
+                        throw error;
+                    return create(service, path, {'poll-ms': new GLib.Variant('u', POLL_MS)});
+                });
             if (this._watches.get(path) !== watch) {
                 // Not wanted any more, or the service has been another one meanwhile.
                 if (this._service === service)
@@ -136,4 +137,13 @@ export class Folders {
         watch.heard.forEach(id => this._service.unhear(id));
         this._service.tell(watch.object, 'Endpoint', 'Close');
     }
+}
+
+async function create(service, path, options) {
+    options['path'] = new GLib.Variant('s', path);
+    options['events'] = new GLib.Variant('as', ['create', 'delete', 'move', 'close-write']);
+    options['lifetime'] = new GLib.Variant('s', 'client');
+    const parameters = new GLib.Variant('(sa{sv})', ['inotify:', options]);
+    const [object] = await service.call(PATH, '', 'Create', parameters);
+    return object;
 }
