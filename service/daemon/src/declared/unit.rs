@@ -174,9 +174,10 @@ impl Unit {
             }
             // To end with its ends is no failure: they come back, or say why not.
             let ended = source.closed.is_set() || sink.closed.is_set();
-            if !(ended && matches!(next, Next::Retry(_) | Next::Rest("finished", _)))
-                && !self.goes_on(next, started, &mut pause).await
-            {
+            if ended && matches!(next, Next::Retry(_) | Next::Rest("finished", _)) {
+                continue;
+            }
+            if !self.goes_on(next, started, &mut pause).await {
                 break;
             }
         }
