@@ -232,20 +232,21 @@ fn a_relay_outlives_the_front() {
         (0..3 << 20).map(|number: u32| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let (front, worker) = (stage.front(), stage.worker_of(ALICE));
     let all = data.clone();
-    let writer = std::thread::spawn(move || write.write_all(&all));
+    let writer = std::thread::spawn(move || write.write_all(&all).map(|()| write));
     let mut got = vec![0; data.len()];
     let (before, after) = got.split_at_mut(1 << 20);
     read.read_exact(before).expect("what is relayed before");
     kill(front, Signal::KILL);
     // More than both pipes hold: it is moved now.
     read.read_exact(after).expect("what is relayed meanwhile");
-    writer.join().expect("the writer").expect("writing");
+    // Open until the end: a writer that goes ends the stream, and the relay with it.
+    let write = writer.join().expect("the writer").expect("writing");
     assert!(got == data, "the data is another");
     stage.until("the front is back", || alice.call(&relay, "Relay", "Inspect", &[]).is_ok());
     assert_eq!(stage.worker_of(ALICE), worker);
     let state = alice.call(&relay, "Relay", "Inspect", &[]).expect("Inspect");
     assert!(format!("{:?}", state.args()).contains("running"), "{state:?}");
-    alice.call(&relay, "Relay", "Stop", &[]).expect("Stop");
+    drop(write);
 }
 
 /// The front's connection is cut, the bus is the same: it comes back and goes on.

@@ -141,11 +141,10 @@ async fn what_is_declared_is_there() {
         ["endpoint.jobs", "relay.spool", "relay.spool.source"].map(|it| format!("spool.toml {it}"))
     );
     assert_eq!(text_of(&client, &jobs.object, "Endpoint", "Creator").await, "relays.d/spool.toml");
-    let running = async { while text_of(&client, &relay.object, "Relay", "State").await != "running" {} };
-    watchdog(patience(), running).await;
     assert_eq!((client.usage("endpoints").await, client.usage("relays").await), (2, 1));
     write_into(&place.path("spool"), "one\ntwo\n");
     receives(&client, &jobs.object, &["one", "two"]).await;
+    assert_eq!(text_of(&client, &relay.object, "Relay", "State").await, "running");
 
     // Whoever uses the service may end what is declared; it stays so until it is asked for.
     client.run(&relay.object, "Relay", "Stop").await;
