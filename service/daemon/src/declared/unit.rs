@@ -68,8 +68,9 @@ impl Unit {
     /// Keeps the endpoint there until it is not declared any more.
     pub async fn keep_endpoint(self: Arc<Self>, wanted: Wanted, place: watch::Sender<Option<Arc<Endpoint>>>) {
         let mut pause = Pause(FIRST_PAUSE);
+        // Only once: later it is of more interest why it is not there.
+        self.says("starting", "", None);
         loop {
-            self.says("starting", "", None);
             let started = Instant::now();
             let next = match self.make(&wanted).await {
                 Some(Ok(endpoint)) => {
