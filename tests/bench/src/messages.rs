@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ipc_harness::{Process, need_tool, temp_dir, unique};
+use ipc_harness::{need_tool, temp_dir, unique};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::{
@@ -55,11 +55,6 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     rows.extend(stage.compare(settings, "posixmq → unix datagrams", &posix, &End::Datagrams)?);
     let sysv = stage.sysv()?;
     rows.extend(stage.compare(settings, "sysvmq → posixmq", &sysv, &posix)?);
-    for end in [posix, sysv] {
-        if let End::Named { endpoint, .. } = end {
-            stage.ipc.remove(&endpoint)?;
-        }
-    }
     Ok(rows)
 }
 
@@ -77,14 +72,14 @@ fn compiled(directory: &Path) -> Result<PathBuf> {
 impl Stage {
     fn posix(&self) -> Result<End> {
         let name = format!("/{}", unique("bench"));
-        let endpoint = self.ipc.create(&format!("posixmq:name={name},depth=10,size=1024"))?;
+        let endpoint = self.ipc.create(&format!("posixmq:name={name},depth=10,size=1024,remove-on-close"))?;
         Ok(End::Named { name, endpoint })
     }
 
     fn sysv(&self) -> Result<End> {
         // Unlikely to be anybody's: of this process.
         let key = 0x6900_0000 | std::process::id() & 0xff_ffff;
-        let endpoint = self.ipc.create(&format!("sysvmq:key={key:#x}"))?;
+        let endpoint = self.ipc.create(&format!("sysvmq:key={key:#x},remove-on-close"))?;
         Ok(End::Named { name: key.to_string(), endpoint })
     }
 
@@ -140,10 +135,14 @@ impl Stage {
     fn measured(&self, pid: i32, from: &str, to: &str, read: Option<&OwnedFd>) -> Result<Sample> {
         let count = self.messages.to_string();
         let before = peers::cpu_seconds(pid)?;
-        let reader = Process::spawn(&mut self.command(&["read", to, &count], read)?);
-        let writer = Process::spawn(&mut self.command(&["write", from, &count, &SIZE.to_string()], None)?);
-        let seconds: f64 = reader.finish().success().trim().parse().context("what the reader says")?;
-        writer.finish().success();
+        let mut reader = self.command(&["read", to, &count], read)?;
+        let reader = reader.stdout(Stdio::piped()).spawn().context("the reader")?;
+        let mut writer = self.command(&["write", from, &count, &SIZE.to_string()], None)?;
+        let mut writer = Killed(writer.spawn().context("the writer")?);
+        let said = reader.wait_with_output().context("the reader")?;
+        ensure!(said.status.success() && writer.0.wait()?.success(), "the reader or the writer failed");
+        let said = String::from_utf8(said.stdout).context("what the reader says")?;
+        let seconds: f64 = said.trim().parse().context("what the reader says")?;
         let messages = self.messages as f64;
         let cpu = (peers::cpu_seconds(pid)? - before) * 1e6 / messages;
         Ok(Sample { speed: messages / seconds, cpu })

@@ -132,11 +132,6 @@ impl Ipc {
         self.client.call(endpoint, "org.example.IPC.Endpoint", "Close", &())
     }
 
-    /// Closes it, and removes what it is an endpoint of.
-    pub fn remove(&self, endpoint: &str) -> Result<()> {
-        self.client.call(endpoint, "org.example.IPC.Endpoint", "Remove", &())
-    }
-
     /// Inspect; what it returned is not looked at.
     pub fn inspect(&self, endpoint: &str) -> Result<()> {
         self.client.repeat(Some(NAME), endpoint, "org.example.IPC.Endpoint", "Inspect", &(), 1)
