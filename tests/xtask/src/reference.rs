@@ -22,6 +22,10 @@ pub fn pages(interfaces: &[Interface]) -> Vec<(String, String)> {
     pages.push(("errors.md".into(), error_names()));
     pages.push(("limits.md".into(), limits()));
     pages.push(("options.md".into(), options()));
+    pages.push((
+        "relays.d.md".into(),
+        include_str!("../../../service/daemon/src/declared/relays.d.md").to_owned(),
+    ));
     pages.push(("README.md".into(), index(interfaces)));
     for (_, text) in &mut pages {
         text.insert_str(0, MARK);
@@ -50,7 +54,8 @@ fn index(interfaces: &[Interface]) -> String {
         "- [Addresses](addresses.md): how the object of Create and Attach is written\n\
          - [Options](options.md): what every Create, Attach and Adopt takes, and what Relay takes\n\
          - [Errors](errors.md): their names on the wire\n\
-         - [Limits](limits.md): what the service refuses, and the keys to change it\n",
+         - [Limits](limits.md): what the service refuses, and the keys to change it\n\
+         - [relays.d](relays.d.md): files that say which endpoints and relays are to be there\n",
     );
     text
 }
