@@ -13,15 +13,16 @@ pub(crate) mod link;
 pub(crate) mod list;
 mod method;
 mod names;
+pub(crate) mod object;
 pub(crate) mod own;
 mod own_name;
-mod property;
+pub(crate) mod property;
 mod signal;
-mod target;
+pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 mod waiting;
-mod wish;
+pub(crate) mod wish;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
