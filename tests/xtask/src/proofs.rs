@@ -148,13 +148,16 @@ fn test_below<'a>(lines: &[&'a str], tests: &[&str]) -> Result<&'a str, String> 
     let own = attributes.iter().any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"));
     match own || tests.contains(&name) {
         true => Ok(name),
-        false => Err(format!("{name} is no test: it has no #[test] and no everywhere! names it")),
+        false => Err(format!(
+            "{name} is no test: it has no #[test], and neither everywhere! nor on_each_bus! names it"
+        )),
     }
 }
 
-/// The functions of which `everywhere!` makes tests.
+/// The functions of which a macro makes tests, one for each kind of bus.
 fn tests_of_macros(text: &str) -> Vec<&str> {
-    let calls = text.split("everywhere!(").skip(1).filter_map(|rest| rest.split(");").next());
+    let calls = ["everywhere!(", "on_each_bus!("].into_iter().flat_map(|name| text.split(name).skip(1));
+    let calls = calls.filter_map(|rest| rest.split(");").next());
     calls.flat_map(|call| call.split(|c: char| !c.is_alphanumeric() && c != '_')).collect()
 }
 
