@@ -109,7 +109,7 @@ A peer that truncates the file makes the futex `Gone` until the file has grown a
 nobody for that: a `Wait` ends with its time.
 
 `List()` shows the words that threads sleep on, of the processes that the caller may trace; a word that
-nobody waits on is nothing to the kernel.
+nobody waits on is nothing to the kernel. On the system bus the calls that wait in this service are not among them.
 
 | error | when |
 | --- | --- |
