@@ -70,7 +70,8 @@ impl Ability {
                  `WaitExit`"
             }
             Self::Event => {
-                "what happens at it arrives as a D-Bus signal of its shape, without a call that waits"
+                "what happens at it arrives as a D-Bus signal of its shape, without a call that waits (`Closed`, which all \
+                 have, does not count)"
             }
             Self::Fd => "`Open` hands out the kernel's own file descriptor",
             Self::Relay => "`Relay` takes from it, or puts into it, with no client in between",

@@ -46,6 +46,18 @@ impl Proofs {
         self.cells.get(&cell).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The cells that a test proves, by its name as it is told when it is skipped: `program::module::name`.
+    pub fn by(&self, path: &str) -> Vec<String> {
+        let program = path.split("::").next().unwrap_or_default();
+        let name = path.rsplit("::").next().unwrap_or_default();
+        let is = |test: &Test| {
+            let file = SUITES.iter().find_map(|suite| test.file.strip_prefix(suite)).unwrap_or_default();
+            test.name == name && file.split(['/', '.']).next() == Some(program)
+        };
+        let cells = self.cells.iter().filter(|(_, tests)| tests.iter().any(is));
+        cells.map(|((mechanism, ability), _)| format!("{mechanism} {}", ability.name())).collect()
+    }
+
     fn read(&mut self, file: &str, text: &str) {
         let tests = tests_of_macros(text);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
@@ -189,6 +201,8 @@ mod tests {
         assert_eq!(names(("fifo", Ability::Read)), ["one", "two"]);
         assert_eq!(names(("pipe", Ability::List)), ["one"]);
         assert!(names(("pipe", Ability::Read)).is_empty());
+        assert_eq!(proofs.by("x::dbus_broker::two"), ["fifo read"]);
+        assert!(proofs.by("y::dbus_broker::two").is_empty() && proofs.by("x::three").is_empty());
     }
 
     #[test]

@@ -19,10 +19,17 @@ async fn streams(stage: Stage) {
     let dir = stage.temp_dir();
     let fifo = format!("fifo:path={},hold", dir.path().join("fifo").display());
     let ends = |end: &'static str| options([("end", end.into())]);
+    // A pipe's end is otherwise handed over, and the service has none.
+    let kept = |address: &str, end: &'static str| match address {
+        "pipe:" => options([("end", end.into()), ("keep", true.into())]),
+        _ => ends(end),
+    };
     for address in ["pipe:", &fifo] {
         let endpoint = client.create(address).await;
-        let (read, write) =
-            (client.open(&endpoint, ends("read")).await, client.open(&endpoint, ends("write")).await);
+        let (read, write) = (
+            client.open(&endpoint, kept(address, "read")).await,
+            client.open(&endpoint, kept(address, "write")).await,
+        );
         assert_eq!(client.write(&endpoint, b"out", DEFAULT).await, Ok(3));
         let mut data = [0; 9];
         assert_eq!(rustix::io::read(read.expect("Open"), &mut data), Ok(3), "{address}");

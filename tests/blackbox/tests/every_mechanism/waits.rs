@@ -96,8 +96,9 @@ async fn for_a_wake_up(stage: Stage) {
     let futex = client.create("futex:value=3").await;
     let wait = async |timeout: u32| client.reply(&futex, "Futex", "Wait", &(3u32, timeout)).await;
     let wake = async || {
-        // Until it is there: nobody knows when a waiter sleeps.
-        while client.call::<u32, _>(&futex, "Futex", "Wake", &(1u32,)).await.expect("Wake") == 0 {}
+        // First the value, as everybody does who wakes: nobody knows when a waiter sleeps.
+        client.call::<(), _>(&futex, "Futex", "Store", &(4u32,)).await.expect("Store");
+        client.call::<u32, _>(&futex, "Futex", "Wake", &(u32::MAX,)).await.expect("Wake");
     };
     ends(&client, wait, wake).await;
 }
