@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use ipc_harness::TempDir;
 
 use crate::{output, root};
 
@@ -40,10 +41,9 @@ impl Variant {
 /// Makes the archive, `target/desktop/ipc@example.org-43.zip` or `-45.zip`.
 pub fn pack(variant: Variant) -> Result<PathBuf> {
     let output = output();
-    let tree = output.join(format!("extension-{}", variant.first()));
-    if tree.exists() {
-        fs::remove_dir_all(&tree).with_context(|| tree.display().to_string())?;
-    }
+    // Of its own, as tests pack at the same time; beside the archive, into whose place the new one is moved.
+    let place = TempDir::new_in(&output).context("a directory")?;
+    let tree = place.path().join("extension");
     let source = root().join("desktop/gnome/extension");
     copy(&source, &tree, variant)?;
     if variant == Variant::Legacy {
@@ -56,15 +56,20 @@ pub fn pack(variant: Variant) -> Result<PathBuf> {
         tree.join("icons").join(icon),
     )?;
     let mut pack = Command::new("gnome-extensions");
-    pack.args(["pack", "--force", "--podir=po", "--schema=schemas/org.gnome.shell.extensions.ipc.gschema.xml"]);
+    pack.args([
+        "pack",
+        "--force",
+        "--podir=po",
+        "--schema=schemas/org.gnome.shell.extensions.ipc.gschema.xml",
+    ]);
     for extra in extra_sources(&tree)? {
         pack.arg("--extra-source").arg(extra);
     }
-    pack.arg("--out-dir").arg(&output).current_dir(&tree);
+    pack.arg("--out-dir").arg(place.path()).current_dir(&tree);
     let done = pack.output().context("gnome-extensions")?;
     ensure!(done.status.success(), "gnome-extensions pack: {}", String::from_utf8_lossy(&done.stderr));
     let archive = output.join(format!("{UUID}-{}.zip", variant.first()));
-    fs::rename(output.join(format!("{UUID}.shell-extension.zip")), &archive)?;
+    fs::rename(place.path().join(format!("{UUID}.shell-extension.zip")), &archive)?;
     Ok(archive)
 }
 

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use futures_util::StreamExt;
-use ipc_harness::{
-    Bus, Process, TempDir, Unavailable, connect, need_tool, patience, temp_dir, watchdog,
-};
+use ipc_harness::{Bus, Process, TempDir, Unavailable, connect, need_tool, patience, temp_dir, watchdog};
 use serde_json::Value;
 use zbus::message::Type;
 use zbus::{Connection, MatchRule, MessageStream, match_rule};
@@ -47,11 +45,11 @@ impl Desktop {
         for tool in ["gnome-shell", "gnome-extensions", "msgfmt", "unshare"] {
             need_tool(tool)?;
         }
-        let desktop =
-            Desktop { session: Bus::dbus_daemon()?, system: Bus::dbus_daemon()?, home: temp_dir() };
+        let desktop = Desktop { session: Bus::dbus_daemon()?, system: Bus::dbus_daemon()?, home: temp_dir() };
         let runtime = desktop.home.path().join("run");
         fs::create_dir(&runtime).expect("a directory in an own directory");
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).expect("the mode of an own directory");
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700))
+            .expect("the mode of an own directory");
         let settings = desktop.home.path().join(".config/glib-2.0/settings");
         fs::create_dir_all(&settings).expect("a directory in an own directory");
         let keys = format!(
@@ -91,7 +89,15 @@ impl Desktop {
         let connection = connect(&self.session).await;
         let shown = listen(&connection, MatchRule::builder().interface("org.example.Desktop")).await;
         let mut command = self.command("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "gnome-shell", "--headless", "--no-x11"]);
+        command.args([
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "gnome-shell",
+            "--headless",
+            "--no-x11",
+        ]);
         command.args(["--virtual-monitor", "1280x800", "--unsafe-mode"]);
         command.envs(environment.iter().copied());
         let owned = owner_of(&connection, SCREENSHOT).await;
@@ -142,7 +148,8 @@ impl Shell {
         let caller = std::panic::Location::caller();
         let script = script.to_owned();
         async move {
-            let call = self.connection.call_method(Some(SHELL), "/org/gnome/Shell", Some(SHELL), "Eval", &script);
+            let call =
+                self.connection.call_method(Some(SHELL), "/org/gnome/Shell", Some(SHELL), "Eval", &script);
             let reply = watchdog(patience(), call).await;
             let reply = reply.unwrap_or_else(|error| panic!("{caller}: Eval: {error}\n{}", self.log()));
             let (done, value): (bool, String) = reply.body().deserialize().expect("what Eval returns");

@@ -45,7 +45,9 @@ fn the_one_in_gjs() {
 #[test]
 fn the_one_in_python() {
     // The interpreter of the distribution is the one that has its modules.
-    let has_gi = |python: &&str| Command::new(python).args(["-c", "import gi"]).output().is_ok_and(|it| it.status.success());
+    let has_gi = |python: &&str| {
+        Command::new(python).args(["-c", "import gi"]).output().is_ok_and(|it| it.status.success())
+    };
     let Some(python) = ["/usr/bin/python3", "python3"].into_iter().find(has_gi) else {
         ipc_harness::skip!("Python has no module gi (Debian package python3-gi)");
     };

@@ -56,7 +56,9 @@ async fn the_network_is_shown_as_it_changes() {
     for _ in 0..5 {
         let pulled = Instant::now();
         service.ip("link set right down");
-        shell.row(|row| (row.first() == Some(&"left") && row.last() == Some(&"no carrier")).then_some(())).await;
+        shell
+            .row(|row| (row.first() == Some(&"left") && row.last() == Some(&"no carrier")).then_some(()))
+            .await;
         slowest = slowest.max(pulled.elapsed());
         service.ip("link set right up");
         shell.row(|row| up(row).then_some(())).await;
@@ -108,7 +110,8 @@ async fn relays_are_shown_paused_and_stopped() {
     let desktop = or_skip!(Desktop::new());
     let _service = Service::on(&desktop.session);
     let bus = busctl(&desktop.session);
-    let create = |address: &str| object_path(&bus.manager("Create", "sa{sv}", &[address, "0"]).expect("Create"));
+    let create =
+        |address: &str| object_path(&bus.manager("Create", "sa{sv}", &[address, "0"]).expect("Create"));
     let bell = shell_fifo(&desktop);
     let source = create(&format!("fifo:path={bell}"));
     let (_, sink) = (create("unix:pair"), create("unix:pair"));
@@ -116,16 +119,21 @@ async fn relays_are_shown_paused_and_stopped() {
     let relay = object_path(&relay);
     let queue = create("sysvmq:key=private");
     for word in ["one", "two"] {
-        bus.call(&queue, "org.example.IPC.Messages", "SendText", "sa{sv}u", &[word, "0", "1000"]).expect("SendText");
+        bus.call(&queue, "org.example.IPC.Messages", "SendText", "sa{sv}u", &[word, "0", "1000"])
+            .expect("SendText");
     }
     let mut shell = desktop.start(&[]).await;
     shell.open(true).await;
     let title = format!("fifo:path={bell}");
-    let end = |row: &[&str]| (row.first() == Some(&title.as_str())).then(|| row.last().map(|end| (*end).to_owned()));
+    let end = |row: &[&str]| {
+        (row.first() == Some(&title.as_str())).then(|| row.last().map(|end| (*end).to_owned()))
+    };
     // Faster and slower, until a rate is shown that is not that of nothing.
-    let _talk = sh(&format!("exec 3>{bell}; while :; do for n in 1 2 3; do head -c $((n * 1000)) /dev/zero >&3; sleep 1; done; done"));
+    let _talk = sh(&format!(
+        "exec 3>{bell}; while :; do for n in 1 2 3; do head -c $((n * 1000)) /dev/zero >&3; sleep 1; done; done"
+    ));
     shell.row(|row| end(row)?.filter(|end| end.ends_with("/s") && !end.starts_with("0 "))).await;
-    shell.row(|row| row.iter().any(|text| *text == "2 messages").then_some(())).await;
+    shell.row(|row| row.contains(&"2 messages").then_some(())).await;
     shell.picture("gnome-relay").await;
     shell.press(&title, "Pause or resume").await;
     shell.row(|row| end(row)?.filter(|end| end == "paused")).await;

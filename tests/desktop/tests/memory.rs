@@ -14,7 +14,8 @@ fn thousand(service: &Service, round: usize) {
     }
     writeln!(batch, "address add 10.{round}.9.9/32 dev lo").expect("writing into a string");
     let mut ip = Command::new("nsenter");
-    let mut ip = Process::spawn(ip.args(["--net", "--target", &service.pid().to_string(), "--", "ip", "-batch", "-"]));
+    let mut ip =
+        Process::spawn(ip.args(["--net", "--target", &service.pid().to_string(), "--", "ip", "-batch", "-"]));
     ip.write(batch);
     ip.finish().success();
 }
@@ -23,7 +24,9 @@ fn thousand(service: &Service, round: usize) {
 async fn heap(shell: &Shell) -> u64 {
     let file = shell.home().join("memory");
     let file = file.display();
-    shell.eval(&format!("imports.system.gc(); imports.system.gc(); imports.system.dumpMemoryInfo('{file}')")).await;
+    shell
+        .eval(&format!("imports.system.gc(); imports.system.gc(); imports.system.dumpMemoryInfo('{file}')"))
+        .await;
     let told = std::fs::read_to_string(shell.home().join("memory")).expect("what dumpMemoryInfo writes");
     // The first is in whole chunks, the second, of the zone, is exact.
     let bytes = |line: &str| line.trim().strip_prefix("\"gcBytes\": ")?.trim_end_matches(',').parse().ok();

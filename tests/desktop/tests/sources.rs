@@ -39,7 +39,8 @@ fn both_archives_are_packed() {
             assert!(names.contains(wanted), "{wanted} is not in {archive}: {names}");
         }
         assert_eq!(names.contains("base.js"), variant == Variant::Legacy, "{names}");
-        let script = "import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).read('metadata.json').decode())";
+        let script =
+            "import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).read('metadata.json').decode())";
         assert!(run("python3", &["-c", script, archive]).contains(versions));
     }
 }
@@ -53,7 +54,8 @@ fn every_text_is_translated() {
     sources.sort();
     fs::create_dir_all(output()).expect("a directory below target");
     let template = output().join("texts.pot");
-    let mut arguments = vec!["--from-code=UTF-8", "--language=JavaScript", "--keyword=_", "--keyword=ngettext:1,2"];
+    let mut arguments =
+        vec!["--from-code=UTF-8", "--language=JavaScript", "--keyword=_", "--keyword=ngettext:1,2"];
     let paths = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
     let (template, sources) = (paths(&template), sources.iter().map(paths).collect::<Vec<_>>());
     arguments.extend(["--output", &template]);
@@ -94,7 +96,9 @@ fn the_metainfo_is_valid() {
 #[test]
 fn the_icons_are_drawings() {
     or_skip!(need_tool("xmllint"));
-    for (icon, size) in [("scalable/apps/org.example.IPC.svg", 128), ("symbolic/apps/org.example.IPC-symbolic.svg", 16)] {
+    for (icon, size) in
+        [("scalable/apps/org.example.IPC.svg", 128), ("symbolic/apps/org.example.IPC-symbolic.svg", 16)]
+    {
         let path = format!("session/icons/hicolor/{icon}");
         run("xmllint", &["--noout", "--nonet", &path]);
         let box_ = run("xmllint", &["--nonet", "--xpath", "string(/*/@viewBox)", &path]);
