@@ -30,7 +30,7 @@ async fn heap(shell: &Shell) -> u64 {
     let told = std::fs::read_to_string(shell.home().join("memory")).expect("what dumpMemoryInfo writes");
     // The first is in whole chunks, the second, of the zone, is exact.
     let bytes = |line: &str| line.trim().strip_prefix("\"gcBytes\": ")?.trim_end_matches(',').parse().ok();
-    told.lines().filter_map(bytes).last().expect("gcBytes")
+    told.lines().filter_map(bytes).next_back().expect("gcBytes")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
