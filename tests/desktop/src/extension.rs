@@ -41,6 +41,7 @@ impl Variant {
 /// Makes the archive, `target/desktop/ipc@example.org-43.zip` or `-45.zip`.
 pub fn pack(variant: Variant) -> Result<PathBuf> {
     let output = output();
+    fs::create_dir_all(&output).with_context(|| output.display().to_string())?;
     // Of its own, as tests pack at the same time; beside the archive, into whose place the new one is moved.
     let place = TempDir::new_in(&output).context("a directory")?;
     let tree = place.path().join("extension");

@@ -84,7 +84,9 @@ fn the_sources_follow_the_rules_of_eslint() {
 #[test]
 fn the_desktop_file_is_valid() {
     or_skip!(need_tool("desktop-file-validate"));
-    run("desktop-file-validate", &["--warn-kde", "session/org.example.IPC.desktop"]);
+    for file in ["org.example.IPC.desktop", "org.example.IPC.Tray.desktop"] {
+        run("desktop-file-validate", &["--warn-kde", &format!("session/{file}")]);
+    }
 }
 
 #[test]
