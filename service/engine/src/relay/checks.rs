@@ -22,6 +22,8 @@ pub(super) struct Plan {
     pub from: Origin,
     pub into: Target,
     pub conversion: Conversion,
+    /// A futex's value before the relay: what changes from then on goes along.
+    pub value: Option<u32>,
 }
 
 /// Checks everything that does not depend on other relays.
@@ -70,7 +72,7 @@ pub(super) fn check(
 
 /// Whether the options fit what the ends are.
 fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Options, plan: Plan) -> Result<()> {
-    let Plan { from, into, conversion } = plan;
+    let Plan { from, into, conversion, .. } = plan;
     let events = matches!(from, Origin::Events | Origin::Signals);
     let attributes = from != Origin::Bytes || conversion == Conversion::Framed(Framing::Json);
     let misfit = [
@@ -160,7 +162,7 @@ fn direction(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Opti
             ));
         }
     }
-    Ok(Plan { from, into, conversion })
+    Ok(Plan { from, into, conversion, value: None })
 }
 
 /// Whether what is written into the endpoint can be read from it again, without end.

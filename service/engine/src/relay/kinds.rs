@@ -164,3 +164,31 @@ const NEEDED: &str = "line, length, json, base64, fixed (with \"record-size\")";
 pub fn needs_signal(from: Origin, into: Target) -> bool {
     into == Target::Signals && from != Origin::Signals && (!from.has_payload() || from == Origin::Wakes)
 }
+
+/// What becomes of a relay between two shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pair {
+    Works {
+        from: Origin,
+        into: Target,
+        /// Whether the option `framing` has to be given.
+        framing: bool,
+        /// Whether the option `attributes` has to say the signal.
+        signal: bool,
+    },
+    /// What would work instead: of the source, or else of the sink.
+    Refused(&'static str),
+}
+
+/// The same for every pair of endpoints that has these shapes.
+pub fn pair(from: Shape, into: Shape, snapshot: bool) -> Pair {
+    match (source(&[from], snapshot), sink(&[into], snapshot)) {
+        (Ok(from), Ok(into)) => Pair::Works {
+            from,
+            into,
+            framing: conversion(from, into, None).is_err(),
+            signal: needs_signal(from, into),
+        },
+        (Err(instead), _) | (_, Err(instead)) => Pair::Refused(instead),
+    }
+}

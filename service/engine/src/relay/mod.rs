@@ -37,6 +37,7 @@ use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
 use self::{
     control::{Control, Order},
+    kinds::Origin,
     meter::Meter,
     options::Options,
 };
@@ -159,7 +160,10 @@ impl Engine {
         options: Dict,
     ) -> Result<Arc<Relay>> {
         let options = Options::parse(&options)?;
-        let plans = checks::check(self, &source, &sink, &options)?;
+        let mut plans = checks::check(self, &source, &sink, &options)?;
+        if plans.0.from == Origin::Wakes {
+            plans.0.value = Some(self.on_futex(&source, |word| word.load()).await?);
+        }
         let relay = Arc::new_cyclic(|news| Relay {
             id: self.next_id(),
             source,

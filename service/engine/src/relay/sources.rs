@@ -5,13 +5,9 @@
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use ipc_kernel::{
-    Attempt, Dict, Error, Fd, Kind, Readiness, Result, dict,
-    futex_word::{ANY, FutexWord},
-    shape::Message,
-};
+use ipc_kernel::{Attempt, Dict, Error, Fd, Kind, Readiness, Result, dict, futex_word::ANY, shape::Message};
 
-use super::{Lane, filter::Filter, json, kinds::Origin, options::Options};
+use super::{Lane, checks::Plan, filter::Filter, json, kinds::Origin, options::Options};
 use crate::{Engine, endpoint::Endpoint, events::Happening, futex::woken, wait::Hold};
 
 /// A message that was taken from the source.
@@ -39,7 +35,7 @@ pub(super) struct Source {
     /// The number of the last event that was seen.
     seen: u64,
     /// A futex's value at the last look, and whether it was woken since.
-    value: Option<u32>,
+    value: u32,
     woken: bool,
     /// Memory's content at the last look, and when the next one is due.
     content: Option<Vec<u8>>,
@@ -60,19 +56,19 @@ impl Source {
     pub fn new(
         engine: &Arc<Engine>,
         endpoint: &Arc<Endpoint>,
-        from: Origin,
+        plan: Plan,
         options: &Options,
         largest: Largest,
     ) -> Self {
         Self {
             engine: engine.clone(),
             endpoint: endpoint.clone(),
-            from,
+            from: plan.from,
             filter: options.filter.clone(),
             largest,
             hold: Hold::default(),
             seen: options.since,
-            value: None,
+            value: plan.value.unwrap_or_default(),
             woken: false,
             content: None,
             interval: options.interval,
@@ -140,17 +136,12 @@ impl Source {
     }
 
     async fn wake(&mut self) -> Result<Taken> {
-        let load = |word: &FutexWord| word.load();
-        let seen = match self.value {
-            Some(seen) => seen,
-            None => *self.value.insert(self.engine.on_futex(&self.endpoint, load).await?),
-        };
         if !self.woken {
-            woken(self.endpoint.futex()?, seen).await?;
+            woken(self.endpoint.futex()?, self.value).await?;
             self.woken = true;
         }
-        let value = self.engine.on_futex(&self.endpoint, load).await?;
-        (self.value, self.woken) = (Some(value), false);
+        let value = self.engine.on_futex(&self.endpoint, |word| word.load()).await?;
+        (self.value, self.woken) = (value, false);
         Ok(sign(&value.to_string(), dict! { "value" => value }))
     }
 

@@ -113,7 +113,7 @@ impl Way<'_> {
         if plan.conversion != Conversion::Streams {
             lane.set_method(plan.from.method(plan.into));
         }
-        let messages_from = |largest| Source::new(engine, source, plan.from, options, largest);
+        let messages_from = |largest| Source::new(engine, source, plan, options, largest);
         let messages_into = |all| Sink::new(engine, (source, plan.from), (sink, plan.into), options, all);
         Ok(match plan.conversion {
             Conversion::Streams => {
