@@ -16,6 +16,7 @@ mod package;
 mod policy;
 mod proxy;
 mod reference;
+mod relays;
 mod removable;
 mod rules;
 mod setup;

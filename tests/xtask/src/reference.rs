@@ -22,6 +22,7 @@ pub fn pages(interfaces: &[Interface]) -> Vec<(String, String)> {
     pages.push(("errors.md".into(), error_names()));
     pages.push(("limits.md".into(), limits()));
     pages.push(("options.md".into(), options()));
+    pages.push(("relays.md".into(), crate::relays::page()));
     pages.push(("README.md".into(), index(interfaces)));
     for (_, text) in &mut pages {
         text.insert_str(0, MARK);
@@ -49,6 +50,7 @@ fn index(interfaces: &[Interface]) -> String {
     text.push_str(
         "- [Addresses](addresses.md): how the object of Create and Attach is written\n\
          - [Options](options.md): what every Create, Attach and Adopt takes, and what Relay takes\n\
+         - [Relays](relays.md): what becomes of each pair of mechanisms\n\
          - [Errors](errors.md): their names on the wire\n\
          - [Limits](limits.md): what the service refuses, and the keys to change it\n",
     );

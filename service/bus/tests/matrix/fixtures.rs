@@ -117,6 +117,17 @@ impl World {
             .unwrap_or_else(|error| panic!("{address}: {error}"))
     }
 
+    /// The kernel's list of ports, in which they are looked for, may leave one out while others come and go.
+    async fn attach_port(&self, port: i128) -> Arc<Endpoint> {
+        let address = format!("netlink:family=usersock,port={port}");
+        loop {
+            match self.engine.attach(&self.call, &address, Dict::new()).await {
+                Err(error) if error.kind == ipc_kernel::Kind::NotFound => tokio::task::yield_now().await,
+                attached => return attached.unwrap(),
+            }
+        }
+    }
+
     async fn adopt(&self, fd: impl Into<OwnedFd>) -> Arc<Endpoint> {
         self.engine.adopt(&self.call, fd.into(), Dict::new()).await.unwrap()
     }
@@ -237,7 +248,7 @@ impl Source {
             ("netlink", _) => {
                 let endpoint = world.create("netlink:family=usersock").await;
                 let port = endpoint.kernel.inspect().unwrap()["port"].integer().unwrap();
-                let far = world.attach(&format!("netlink:family=usersock,port={port}")).await;
+                let far = world.attach_port(port).await;
                 made(endpoint, Far::Endpoint(far))
             }
             ("dbus", _) => {
@@ -328,7 +339,7 @@ impl Sink {
             ("netlink", _) => {
                 let far = world.create("netlink:family=usersock").await;
                 let port = far.kernel.inspect().unwrap()["port"].integer().unwrap();
-                let endpoint = world.attach(&format!("netlink:family=usersock,port={port}")).await;
+                let endpoint = world.attach_port(port).await;
                 made(endpoint, Far::Endpoint(far))
             }
             ("dbus", _) => {

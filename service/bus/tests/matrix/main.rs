@@ -43,8 +43,7 @@ fn token(kind: Kind, from: Origin, into: Target) -> &'static str {
     }
 }
 
-async fn walk(snapshot: bool, wanted: impl Fn(Shape, Shape) -> bool) -> (usize, usize) {
-    let world = World::new().await;
+async fn walk(world: &World, snapshot: bool, wanted: impl Fn(Shape, Shape) -> bool) -> (usize, usize) {
     let kinds: Vec<Kind> = MECHANISMS
         .iter()
         .flat_map(|mechanism| {
@@ -63,8 +62,8 @@ async fn walk(snapshot: bool, wanted: impl Fn(Shape, Shape) -> bool) -> (usize, 
         for &into in kinds.iter().filter(|into| wanted(from.shape, into.shape)) {
             let cell = async {
                 match pair(from.shape, into.shape, snapshot) {
-                    Pair::Works { .. } => through(&world, from, into, snapshot).await,
-                    Pair::Refused(instead) => refuses(&world, from, into, snapshot, instead).await,
+                    Pair::Works { .. } => through(world, from, into, snapshot).await,
+                    Pair::Refused(instead) => refuses(world, from, into, snapshot, instead).await,
                 }
             };
             match tokio::time::timeout(WATCHDOG, cell).await {
@@ -164,16 +163,14 @@ async fn through(world: &World, kind: Kind, to: Kind, snapshot: bool) -> bool {
     true
 }
 
+/// One test: what all watches share is of one process, and each test would have a runtime of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_pair_works_or_says_what_would() {
-    let (works, refused) = walk(false, |_, _| true).await;
+    let world = World::new().await;
+    let (works, refused) = walk(&world, false, |_, _| true).await;
     assert!(works > 300 && refused > 100, "{works} {refused}");
-}
-
-/// Pairs with memory once more, as a whole.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn snapshots_go_wherever_messages_do() {
+    // Pairs with memory once more, as a whole.
     let memory = |from, into| (from == Shape::Memory) || (into == Shape::Memory);
-    let (works, _) = walk(true, memory).await;
+    let (works, _) = walk(&world, true, memory).await;
     assert!(works > 100, "{works}");
 }
