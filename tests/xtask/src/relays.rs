@@ -70,8 +70,10 @@ pub fn page() -> String {
         all - refusals
     );
     for (cell, meaning) in LEGEND {
-        let count = counts.get(cell).copied().unwrap_or_default();
-        let _infallible = writeln!(text, "| {cell} | {count} | {meaning} |");
+        // What no pair needs is not explained.
+        if let Some(count) = counts.get(cell) {
+            let _infallible = writeln!(text, "| {cell} | {count} | {meaning} |");
+        }
     }
     text.push_str("\n| refused because | pairs |\n| --- | --- |\n");
     for (instead, count) in refused {
