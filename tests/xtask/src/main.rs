@@ -19,6 +19,7 @@ mod policy;
 mod proofs;
 mod proxy;
 mod reference;
+mod relays;
 mod removable;
 mod rules;
 mod setup;

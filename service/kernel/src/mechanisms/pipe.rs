@@ -387,9 +387,7 @@ impl Messages for Pipe {
         if !message.fds.is_empty() {
             return Err(Error::not_supported("pipes carry no file descriptors; use a unix socket"));
         }
-        if let Some(key) = message.attributes.keys().next() {
-            return Err(Error::invalid(format!("packets of a pipe have no attributes, and so no {key:?}")));
-        }
+        self.check_attributes(message.attributes)?;
         if message.data.is_empty() {
             return Err(Error::not_supported("the kernel drops empty packets; send at least one byte"));
         }
@@ -412,6 +410,13 @@ impl Messages for Pipe {
                 Err(Error::new(Kind::Closed, "the last writer of the pipe has gone"))
             }
             attempt => Ok(attempt.map(|data| Message { data, ..Message::default() })),
+        }
+    }
+
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        match attributes.keys().next() {
+            Some(key) => Err(Error::invalid(format!("packets of a pipe have no attributes, and so no {key:?}"))),
+            None => Ok(()),
         }
     }
 
