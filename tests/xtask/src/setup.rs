@@ -20,11 +20,13 @@ const TOOLS: &[(&str, &str)] = &[
     ("ipcs", "util-linux"),
     ("ps", "procps"),
     ("python3", "python3"),
+    ("rsync", "rsync"),
     ("socat", "socat"),
     ("ss", "iproute2"),
     ("strace", "strace"),
     ("udevadm", "udev"),
     ("unshare", "util-linux"),
+    ("vim.tiny", "vim-tiny"),
     ("xmllint", "libxml2-utils"),
 ];
 
