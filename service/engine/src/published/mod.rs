@@ -215,7 +215,8 @@ impl Request<'_> {
     }
 
     async fn take_bytes(&self, size: usize, asker: Asker) -> Result<Vec<u8>> {
-        let data = self.waiting(asker, "read from", || self.target.attempt_read(size)).await?;
+        let attempt = || self.target.or_given_back(|| self.target.attempt_read(size));
+        let data = self.waiting(asker, "read from", attempt).await?;
         match self.still_there() {
             Ok(()) => Ok(data),
             Err(killed) => {
@@ -227,7 +228,8 @@ impl Request<'_> {
 
     async fn take_message(&self, asker: Asker) -> Result<Vec<u8>> {
         let none = Dict::new();
-        let message = self.waiting(asker, "receive from", || self.target.attempt_receive(&none)).await?;
+        let attempt = || self.target.or_given_back(|| self.target.attempt_receive(&none));
+        let message = self.waiting(asker, "receive from", attempt).await?;
         let refused = match self.still_there() {
             Err(killed) => killed,
             Ok(()) if message.fds.is_empty() => return Ok(message.data),

@@ -4,6 +4,7 @@
 mod contents;
 mod coreutils;
 mod editors;
+mod kills;
 mod readers;
 
 use ipc_blackbox::{Mount, Stage, Way, mounted};
