@@ -3,9 +3,12 @@
 
 mod contents;
 mod coreutils;
+mod edges;
 mod editors;
 mod kills;
 mod readers;
+mod refusals;
+mod users;
 
 use ipc_blackbox::{Mount, Stage, Way, mounted};
 use ipc_harness::Unavailable;
