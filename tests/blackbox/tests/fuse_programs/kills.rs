@@ -244,7 +244,7 @@ fn look(user: &mut Process) -> Vec<String> {
         .unwrap_or_else(|_| panic!("it says no more: {}", user.stderr().text()))
 }
 
-/// Proves: fuse create, read, wait
+/// Proves: fuse create, read
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_killed_leaves_nobody_hanging() {
     or_skip!(ipc_blackbox::can_mount());
