@@ -24,11 +24,13 @@ const TOOLS: &[(&str, &str)] = &[
     ("msgfmt", "gettext"),
     ("ps", "procps"),
     ("python3", "python3"),
+    ("rsync", "rsync"),
     ("socat", "socat"),
     ("ss", "iproute2"),
     ("strace", "strace"),
     ("udevadm", "udev"),
     ("unshare", "util-linux"),
+    ("vim.tiny", "vim-tiny"),
     ("xmllint", "libxml2-utils"),
 ];
 
