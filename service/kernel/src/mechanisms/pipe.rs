@@ -195,7 +195,7 @@ fn list() -> Result<Vec<Dict>> {
             "holders" => proc::holders(&holders),
         };
         // Any end tells the rest; opening one to read disturbs nobody.
-        if let Some(end) = holders.iter().find_map(|holder| pinned(holder.pid, holder.fd, inode)) {
+        if let Some(end) = holders.iter().find_map(|holder| proc::pinned_fifo(holder, |stat| stat.st_ino == inode)) {
             row.insert("owner".into(), fd::stat(&end)?.st_uid.into());
             if let Ok(end) = fd::reopen(&end, OFlags::RDONLY | OFlags::NONBLOCK) {
                 row.extend(pipe_io::inspect(&end.into())?);
@@ -204,15 +204,6 @@ fn list() -> Result<Vec<Dict>> {
         rows.push(row);
     }
     Ok(rows)
-}
-
-/// What a descriptor of a process stands for, if that is this pipe still: since the links were read, the number may have
-/// come to stand for another file, which is not opened.
-fn pinned(pid: u32, number: u32, inode: u64) -> Option<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let pinned = rustix::fs::open(proc::fd_path(pid, number), flags, rustix::fs::Mode::empty()).ok()?;
-    let stat = fd::stat(&pinned).ok()?;
-    (stat.st_ino == inode && FileType::from_raw_mode(stat.st_mode) == FileType::Fifo).then_some(pinned)
 }
 
 /// What the service has of one end.
