@@ -273,17 +273,16 @@ async fn a_service_that_is_killed_leaves_nobody_hanging() {
     service.kill();
     let gone =
         ["read", "write", "stat", "open", "list", "nonblocking"].map(|name| format!("{name} ENOTCONN"));
-    for (user, reader) in &mut users {
-        let finished = reader.wait();
-        assert!(!finished.success(), "a read that waits ends");
-        assert!(
-            reader.stderr().text().contains("Software caused connection abort"),
-            "{}",
-            reader.stderr().text()
-        );
+    let mut staying = Vec::new();
+    for (mut user, reader) in users {
+        let finished = reader.finish();
+        assert!(!finished.status.success(), "a read that waits ends");
+        let said = &finished.stderr;
+        assert!(said.contains("Software caused connection abort"), "{said}");
         user.wait_for(|line| line == "poll 8");
-        let seen = look(user);
+        let seen = look(&mut user);
         assert_eq!(seen[..6], gone, "{seen:?}");
+        staying.push(user);
     }
     for directory in &directories {
         let ls = ipc_harness::sh(&format!("export LC_ALL=C; ls {}", directory.display())).finish();
@@ -292,7 +291,7 @@ async fn a_service_that_is_killed_leaves_nobody_hanging() {
     // The next one takes the mounts away, also where somebody is in them; he goes on to see nothing.
     let service = Launch::private().start();
     let client = Client::of_bus(connect(&service).await);
-    for (directory, (user, _)) in directories.iter().zip(&mut users) {
+    for (directory, user) in directories.iter().zip(&mut staying) {
         assert_eq!(ipc_harness::sh(&format!("ls -A {}", directory.display())).finish().success(), "");
         assert!(mountinfo(directory).is_empty());
         assert_eq!(look(user)[..6], gone);
