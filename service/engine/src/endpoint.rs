@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use event_listener::Event;
@@ -53,6 +54,8 @@ pub struct Endpoint {
     /// Set when the endpoint was closed; then there is a reason.
     pub closed: Flag,
     pub(crate) reason: OnceLock<String>,
+    /// Set when nothing of its removal goes on any more, after it was closed.
+    pub(crate) removed: Flag,
     /// Something is to be announced; see `Engine::next_news`.
     pub(crate) dirty: AtomicBool,
     /// How many messages were received through the service and not brought back.
@@ -75,6 +78,9 @@ impl std::fmt::Debug for Endpoint {
             .finish_non_exhaustive()
     }
 }
+
+/// How long whoever closes an endpoint waits for the removal of its kernel object by another process.
+const REMOVAL: Duration = Duration::from_secs(5);
 
 /// The reasons of endpoints that a client has closed, or removed with what they are endpoints of.
 pub const CLOSED: &str = "closed";
@@ -108,6 +114,7 @@ impl Endpoint {
             events: Ring::new(events_kept),
             closed: Flag::new(),
             reason: OnceLock::new(),
+            removed: Flag::new(),
             dirty: AtomicBool::new(false),
             delivered: AtomicU64::new(0),
             received: Event::new(),
@@ -120,6 +127,27 @@ impl Endpoint {
     /// Why it was closed.
     pub fn closed_reason(&self) -> Option<&str> {
         self.reason.get().map(String::as_str)
+    }
+
+    /// The kernel object goes with the endpoint if it was made to; where that may wait for another process, on a thread.
+    pub(crate) fn remove_closed(self: &Arc<Self>) {
+        let closed = self.clone();
+        let remove = move || {
+            if closed.remove_on_close {
+                // The name may be gone already; closing succeeds all the same.
+                let _ = closed.kernel.remove();
+            }
+            closed.removed.set();
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.kernel.removal_may_wait() => drop(runtime.spawn_blocking(remove)),
+            _ => remove(),
+        }
+    }
+
+    /// Completes when nothing of that goes on any more, or after a while: then it goes on by itself.
+    pub async fn removed(&self) {
+        let _late = tokio::time::timeout(REMOVAL, self.removed.wait()).await;
     }
 
     pub fn stream(&self) -> Result<&dyn Stream> {

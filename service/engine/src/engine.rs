@@ -345,10 +345,7 @@ impl Engine {
             return false;
         }
         endpoint.closed.set();
-        if endpoint.remove_on_close {
-            // The name may be gone already; closing succeeds all the same.
-            let _ = endpoint.kernel.remove();
-        }
+        endpoint.remove_closed();
         endpoint.give_back_kept();
         let mut table = self.table();
         table.endpoints.remove(&endpoint.id);

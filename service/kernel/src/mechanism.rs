@@ -192,6 +192,11 @@ pub trait Endpoint: Send + Sync {
         false
     }
 
+    /// Whether `remove` may wait for another process.
+    fn removal_may_wait(&self) -> bool {
+        false
+    }
+
     fn stream(&self) -> Option<&dyn Stream> {
         None
     }

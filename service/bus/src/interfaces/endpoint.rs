@@ -73,9 +73,10 @@ impl Endpoint {
 
     /// Closes the endpoint. The kernel object stays, unless remove-on-close says otherwise or
     /// nothing else holds it.
-    fn close(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+    async fn close(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
         self.face.engine.close(&self.endpoint, CLOSED);
+        self.endpoint.removed().await;
         Ok(())
     }
 

@@ -143,6 +143,11 @@ impl Endpoint for Mounted {
         true
     }
 
+    /// For fusermount3.
+    fn removal_may_wait(&self) -> bool {
+        true
+    }
+
     fn filesystem(&self) -> Option<&dyn shape::Filesystem> {
         Some(self)
     }

@@ -286,7 +286,9 @@ async fn a_service_that_is_killed_leaves_nobody_hanging() {
     }
     for directory in &directories {
         let ls = ipc_harness::sh(&format!("export LC_ALL=C; ls {}", directory.display())).finish();
-        assert!(ls.stderr.contains("Transport endpoint is not connected"), "{}", ls.stderr);
+        // Of this user another test may start a service at this moment, which takes the mount away.
+        let taken_away = ls.status.success() && ls.stdout.is_empty();
+        assert!(taken_away || ls.stderr.contains("Transport endpoint is not connected"), "{}", ls.stderr);
     }
     // The next one takes the mounts away, also where somebody is in them; he goes on to see nothing.
     let service = Launch::private().start();

@@ -1,9 +1,13 @@
 //! An ordinary user, without any capability, on his own private bus: mounts are made and taken away by fusermount3(1).
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipc_harness::system::{ALICE, BOB, Identity, ROOT, User};
 use ipc_harness::{Finished, Process, Service, SystemBus, TempDir, Unavailable, need_tool, or_skip};
+use rustix::fs::Mode;
 
 /// A service of somebody's own. Only the namespace of users is used of the system bus.
 struct Own {
@@ -44,13 +48,17 @@ impl Own {
         self.system.sh_as(&self.identity, &format!("live={directory}; export LC_ALL=C; {script}"))
     }
 
-    /// A call by gdbus(1), which says the names of errors.
     fn call(&self, path: &str, method: &str, arguments: &str) -> Finished {
+        self.begin_call(path, method, arguments).finish()
+    }
+
+    /// A call by gdbus(1), which says the names of errors.
+    fn begin_call(&self, path: &str, method: &str, arguments: &str) -> Process {
         let address = self.service.address();
         let call = format!(
             "gdbus call --address '{address}' --dest org.example.IPC --object-path /org/example/IPC{path}"
         );
-        self.sh(&format!("exec {call} --method org.example.IPC{method} {arguments}")).finish()
+        self.sh(&format!("exec {call} --method org.example.IPC{method} {arguments}"))
     }
 
     fn create(&self, settings: &str) -> Finished {
@@ -133,6 +141,34 @@ async fn an_ordinary_user_mounts_through_fusermount3() {
     assert!(user.finish().stderr.contains("not connected"));
     own.create("").success();
     assert!(own.service.terminate().success());
+    assert_eq!(own.mounts(), "");
+}
+
+/// fusermount3 may wait, for a process that it starts or a file system that is slow; nobody else does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_unmounts_slowly_keeps_nobody_waiting() {
+    let programs = ipc_harness::temp_dir();
+    let (program, gate) = (programs.path().join("fusermount3"), programs.path().join("gate"));
+    let script = format!(
+        "#!/bin/sh\nPATH=${{PATH#*:}}\ncase $1 in -u) read line < {} ;; esac\nexec fusermount3 \"$@\"\n",
+        gate.display()
+    );
+    fs::write(&program, script).expect("an own directory");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, Mode::from_raw_mode(0o666)).expect("an own directory");
+    for (path, mode) in [(programs.path(), 0o755), (&program, 0o755), (&gate, 0o666)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("own");
+    }
+    let path = format!("PATH={}:{}", programs.path().display(), std::env::var("PATH").expect("a PATH"));
+    let own = or_skip!(own(ALICE, Identity::from(ALICE).inside(&["env", &path])));
+    own.create("").success();
+    let mut closing = own.begin_call("/fuse/1", ".Endpoint.Close", "");
+    // The program has the gate open when this returns.
+    let open = fs::File::options().write(true).open(&gate).expect("a FIFO");
+    own.call("", ".Create", "'pipe:' '{}'").success();
+    assert!(closing.wait_within(Duration::ZERO).is_none(), "Close waits for the mount to go");
+    assert_ne!(own.mounts(), "");
+    drop(open);
+    assert!(closing.wait().success());
     assert_eq!(own.mounts(), "");
 }
 
