@@ -11,7 +11,7 @@
 //! | `ipc1` and the bus's GUID, with the stream | serve on it, and not on the one before |
 //! | `ok` | the answer: the tree is there |
 //! | `mnt1`, with a socket | the answer to `Mount`: on it a helper sends a mount |
-//! | `mnt0` and a text | there is none, and this is why |
+//! | `mnt0`, an error's name and a text | there is none, and this is why |
 //! | end | end |
 //!
 //! Three signals without addressee are for the front itself: `Clients`, the first on each stream,
@@ -247,6 +247,16 @@ enum Word {
     Mount(Result<OwnedFd>),
 }
 
+/// Why there is no mount, as the front says it.
+fn no_mount(why: &str) -> Error {
+    match why.split_once(' ') {
+        Some(("LimitExceeded", text)) => Error::new(Kind::LimitExceeded, text),
+        Some(("PermissionDenied", text)) => Error::new(Kind::PermissionDenied, text),
+        Some((_, text)) => Error::new(Kind::Unavailable, text),
+        None => Error::new(Kind::Unavailable, "the front of the service says no more"),
+    }
+}
+
 /// The next word of the front. None: the end.
 async fn next_word(control: &Fd) -> Result<Option<Word>> {
     loop {
@@ -270,7 +280,7 @@ async fn next_word(control: &Fd) -> Result<Option<Word>> {
                 return Ok(Some(Word::Mount(Ok(socket))));
             }
             (_, None, Some(why)) => {
-                return Ok(Some(Word::Mount(Err(Error::new(Kind::Unavailable, why)))));
+                return Ok(Some(Word::Mount(Err(no_mount(&why)))));
             }
             _ => {
                 return Err(Error::invalid(format!(

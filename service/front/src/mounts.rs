@@ -12,7 +12,8 @@ use tokio::{io::Interest, net::UnixStream};
 
 use crate::{identity::no_spawner, life::tell, lock, refusals::Refusal, router::Router, worker::Worker};
 
-/// The word that brings the socket of a helper; and the one that says, in the rest of it, why there is none.
+/// The word that brings the socket of a helper; and the one that says why there is none: an error's name, a blank and
+/// its text.
 pub const SOCKET: &[u8] = b"mnt1";
 pub const REFUSED: &[u8] = b"mnt0";
 
@@ -23,7 +24,9 @@ impl Worker {
             self.mounting.notified().await;
             let (word, socket) = match self.mounter(router).await {
                 Ok(socket) => (SOCKET.to_vec(), Some(socket)),
-                Err(refusal) => ([REFUSED, refusal.text.as_bytes()].concat(), None),
+                Err(Refusal { name, text }) => {
+                    ([REFUSED, name.as_bytes(), b" ", text.as_bytes()].concat(), None)
+                }
             };
             let send = || tell(control, &word, socket.as_ref());
             if let Err(error) = control.async_io(Interest::WRITABLE, send).await {

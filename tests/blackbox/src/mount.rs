@@ -34,9 +34,21 @@ pub fn can_mount() -> Result<(), Unavailable> {
     }
 }
 
+/// The same, and on the system bus whether alice could by herself, which is what is needed there.
+pub fn can_mount_on(stage: &Stage) -> Result<(), Unavailable> {
+    can_mount()?;
+    let Some(system) = &stage.system else { return Ok(()) };
+    let own = "exec 3<>/dev/fuse; exec unshare --user --map-root-user --mount true";
+    let finished = system.sh_as(&ALICE.into(), own).finish();
+    match finished.status.success() {
+        true => Ok(()),
+        false => Err(Unavailable(format!("alice may not mount for herself: {}", finished.stderr.trim()))),
+    }
+}
+
 /// A mount on a new directory; `settings` are more keys of its address, each with a comma before it.
 pub async fn mounted(stage: &Stage, settings: &str) -> Result<Mount, Unavailable> {
-    can_mount()?;
+    can_mount_on(stage)?;
     let client = stage.client().await;
     let scratch = stage.temp_dir();
     if let Some(system) = &stage.system {

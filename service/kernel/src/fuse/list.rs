@@ -180,6 +180,8 @@ pub fn mounts() -> Vec<Dict> {
             let state = match line.server().and_then(|server| server.has_ended()) {
                 Some(true) => "stale",
                 Some(false) => "served",
+                // It is this process's own.
+                None if line.path.as_os_str().is_empty() => "served",
                 None if holders.is_empty() => "unknown",
                 None => "served",
             };
