@@ -55,11 +55,15 @@ fn worker(start: WorkerStart) -> ExitCode {
 fn mounter(start: MounterStart) -> ExitCode {
     send(&start.worker, &format!("{:?}", start.device.as_ref().map(|_| ())), None);
     while let Some((question, _)) = receive(&start.worker) {
-        let answer = match question.as_str() {
-            "sandbox" => format!("{:?}", sandbox::enter(Inmate::Mounter, Violation::Errno)),
-            question => crate::worker::attempt(question),
-        };
-        send(&start.worker, &answer, None);
+        if question.contains('\n') {
+            // Inside it cannot be asked any more: all questions at once.
+            sandbox::enter(Inmate::Mounter, Violation::Errno).unwrap();
+            let answers: String =
+                question.lines().map(|question| crate::worker::attempt(question) + "\n").collect();
+            send(&start.worker, &answers, None);
+            break;
+        }
+        send(&start.worker, &crate::worker::attempt(&question), None);
     }
     ExitCode::SUCCESS
 }
