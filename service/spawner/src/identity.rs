@@ -103,12 +103,11 @@ pub fn become_user(identity: &Identity, files: Files) -> Result<(), Error> {
     clear_ambient_capability_set().attempting("clearing the ambient set")?;
     // Before the ids change, or their new owner could look in for a moment; and after, for the
     // change itself sets it to fs.suid_dumpable.
-    let not_dumpable = || set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    not_dumpable().attempting("setting PR_SET_DUMPABLE")?;
+    not_dumpable()?;
     let keeps = files == Files::Roots;
     set_keep_capabilities(keeps).attempting("setting PR_SET_KEEPCAPS")?;
     set_thread_res_uid(uid, uid, uid).attempting("setting the user ids")?;
-    not_dumpable().attempting("setting PR_SET_DUMPABLE")?;
+    not_dumpable()?;
     if keeps {
         let sets = CapabilitySets {
             effective: CapabilitySet::SETUID,
@@ -124,6 +123,11 @@ pub fn become_user(identity: &Identity, files: Files) -> Result<(), Error> {
     verify(identity)
 }
 
+/// Each change of a user id sets it anew.
+fn not_dumpable() -> Result<(), Error> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).attempting("setting PR_SET_DUMPABLE")
+}
+
 /// Who opens files (setfsuid(2)); the kernel says nothing when it refuses, so it is asked.
 pub fn set_file_user(uid: u32) -> Result<(), Error> {
     // SAFETY: changes or asks for a number; -1 asks.
@@ -131,7 +135,7 @@ pub fn set_file_user(uid: u32) -> Result<(), Error> {
         libc::setfsuid(uid);
         libc::setfsuid(u32::MAX)
     };
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).attempting("setting PR_SET_DUMPABLE")?;
+    not_dumpable()?;
     match now.cast_unsigned() == uid {
         true => Ok(()),
         false => Err(Error::System("setting the user who opens files", Errno::PERM.into())),

@@ -148,6 +148,18 @@ impl SystemBus {
         Process::spawn_group(self.command_as(identity, "/bin/sh").args(["-ec", script]))
     }
 
+    /// Whether this user may mount FUSE for himself, in namespaces of his own: without it, the service may not for him.
+    pub fn may_mount(&self, identity: &Identity) -> Result<(), Unavailable> {
+        let own = "exec 3<>/dev/fuse; exec unshare --user --map-root-user --mount true";
+        let finished = self.sh_as(identity, own).finish();
+        match finished.status.success() {
+            true => Ok(()),
+            false => {
+                Err(Unavailable(format!("users may not mount for themselves: {}", finished.stderr.trim())))
+            }
+        }
+    }
+
     /// A process of this user's that holds a descriptor, as its standard input: for his other programs it is
     /// `/proc/PID/fd/0`.
     pub fn holder(&self, identity: &Identity, fd: OwnedFd) -> Process {
