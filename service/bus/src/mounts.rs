@@ -26,16 +26,16 @@ pub struct Wanted {
 
 /// How mounts are made in this process, for the kernel layer, and the other end of that for the worker.
 pub fn through_the_front() -> (Helper, Wanted) {
-    let (ask, wanted) = mpsc::channel::<Waiting>(1);
+    let (ask, wanted): (mpsc::Sender<Waiting>, _) = mpsc::channel(1);
     let one = Mutex::new(());
     let helper = move || {
-        let _one = one.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = one.lock().unwrap_or_else(PoisonError::into_inner);
         let (answer, answered) = sync_channel(1);
         let lost = |why: &str| Error::new(Kind::Unavailable, format!("no mount can be made: {why}"));
         ask.blocking_send(answer).map_err(|_| lost("the service is stopping"))?;
-        answered
-            .recv_timeout(PATIENCE)
-            .map_err(|_| lost("the front of the service did not answer; try again"))?
+        let answer = answered.recv_timeout(PATIENCE);
+        drop(turn);
+        answer.map_err(|_| lost("the front of the service did not answer; try again"))?
     };
     (Box::new(helper), Wanted { wanted, waiting: None })
 }

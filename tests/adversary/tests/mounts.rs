@@ -87,6 +87,8 @@ fn c14_a_mount_is_for_its_owner_only() {
     let line = mountinfo(&directory).expect("it is mounted");
     let options: Vec<&str> = line.split(' ').nth(5).expect("options").split(',').collect();
     assert!(options.contains(&"nosuid") && options.contains(&"nodev"), "{line}");
+    // What serves it would refuse others, too; but they would wait for it.
+    assert!(!line.contains("allow_other"), "{line}");
     let file = format!("{directory}/a");
     assert_eq!(session.read(&file).finish().success(), "root's");
     let bob = BOB.uid.to_string();
