@@ -88,9 +88,7 @@ impl Worker {
             words.extend(waiting.iter().map(|entry| entry.watched.clone()));
             match word::wait_any(&words) {
                 Ok(Some(0)) => {}
-                Ok(Some(index)) => {
-                    waiting[index - 1].end(Outcome::Woken);
-                }
+                Ok(Some(index)) => self.woken(&waiting[index - 1]),
                 // Something changed before the wait began, or memory went away: look at each.
                 Ok(None) => {
                     changed_among(&waiting);
@@ -102,6 +100,21 @@ impl Worker {
                 }),
                 Err(_) => {}
             }
+        }
+    }
+
+    /// A wake-up that came to a wait which was given up is passed on: to another wait for the word here, for
+    /// which this thread may not have waited at that moment, or else by the kernel.
+    fn woken(&self, entry: &Entry) {
+        if entry.end(Outcome::Woken) {
+            return;
+        }
+        let entries = self.entries();
+        let heirs = entries.waiting.values().filter(|other| !other.done.is_set() && entry.same_word(other));
+        if !heirs.into_iter().any(|heir| heir.end(Outcome::Woken))
+            && let Some(exact) = &entry.exact
+        {
+            exact.pass_on();
         }
     }
 }
@@ -133,11 +146,35 @@ fn changed_among(waiting: &[Arc<Entry>]) -> usize {
 }
 
 impl Entry {
-    fn end(&self, outcome: Outcome) {
-        if let Some(exact) = &self.exact {
-            exact.settle(outcome);
+    fn of(wait: &WordWait) -> Self {
+        Self {
+            watched: Watched::Shared {
+                mapping: wait.mapping.clone(),
+                offset: wait.offset,
+                expected: wait.expected,
+            },
+            exact: wait.exact.clone(),
+            done: Flag::new(),
+            failed: OnceLock::new(),
         }
+    }
+
+    /// False: it was woken for nobody.
+    fn end(&self, outcome: Outcome) -> bool {
+        let taken = self.exact.as_ref().is_none_or(|exact| exact.settle(outcome));
         self.done.set();
+        taken
+    }
+
+    /// Whether both are exact waits for one word, with one value.
+    fn same_word(&self, other: &Self) -> bool {
+        let place = |entry: &Self| match &entry.watched {
+            Watched::Shared { mapping, offset, expected } if entry.exact.is_some() => {
+                Some((Arc::as_ptr(mapping), *offset, *expected))
+            }
+            _ => None,
+        };
+        place(self).is_some() && place(self) == place(other)
     }
 
     /// The word for which waits take turns: the value tells each of them what there is.
@@ -161,7 +198,7 @@ impl Entry {
             Watched::Private { word, expected } => word.load(Ordering::SeqCst) != *expected,
         };
         if changed {
-            self.end(Outcome::Changed);
+            let _ = self.end(Outcome::Changed);
         }
         changed
     }
@@ -194,16 +231,7 @@ fn register(wait: &WordWait) -> Result<Registered> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
 
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let entry = Arc::new(Entry {
-        watched: Watched::Shared {
-            mapping: wait.mapping.clone(),
-            offset: wait.offset,
-            expected: wait.expected,
-        },
-        exact: wait.exact.clone(),
-        done: Flag::new(),
-        failed: OnceLock::new(),
-    });
+    let entry = Arc::new(Entry::of(wait));
     let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
     workers.retain(|worker| !worker.entries().ended);
     // A worker may end while one is looked for.
@@ -270,4 +298,43 @@ fn choose(workers: &[Arc<Worker>], exact: bool) -> Option<&Arc<Worker>> {
         places.min_by_key(|(.., exact)| *exact).filter(|(.., exact)| !exact || !may_start)
     };
     chosen.map(|(worker, ..)| *worker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{num::NonZeroU32, os::fd::AsFd};
+
+    use ipc_kernel::{
+        Attempt, Readiness,
+        futex_word::{FutexWait, FutexWord},
+    };
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    /// A wait, and its entry in a worker's list.
+    fn waits(word: &FutexWord) -> (FutexWait, Arc<Entry>) {
+        let wait = word.wait(0, NonZeroU32::MAX);
+        let Ok(Attempt::Wait(Readiness::Word(on))) = wait.attempt() else { panic!("the word is 0") };
+        (wait, Arc::new(Entry::of(&on)))
+    }
+
+    #[test]
+    fn what_comes_to_a_wait_that_was_given_up_goes_to_the_next() {
+        let file = memfd_create("futex", MemfdFlags::empty()).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        let mapping = Arc::new(Mapping::new(file.as_fd(), 0, 4096, true).unwrap());
+        let word = |offset| FutexWord { mapping: mapping.clone(), offset };
+        let worker = Worker::default();
+        let (given_up, before) = waits(&word(0));
+        let (also_given_up, between) = waits(&word(0));
+        let (waiting, next) = waits(&word(0));
+        let (elsewhere, other) = waits(&word(4));
+        worker.entries().waiting =
+            [between, next, other].into_iter().enumerate().map(|(id, entry)| (id as u64, entry)).collect();
+        drop((given_up, also_given_up));
+        // The thread still waited for the first of them when the wake-up came.
+        worker.woken(&before);
+        assert_eq!(waiting.outcome(), Some(Outcome::Woken));
+        assert_eq!(elsewhere.outcome(), None);
+    }
 }

@@ -167,7 +167,8 @@ impl FutexWait {
             return Ok(Attempt::Done(outcome));
         }
         if self.0.word.load()? != self.0.expected {
-            self.0.settle(Outcome::Changed);
+            // A change is nothing that could be passed on.
+            let _ = self.0.settle(Outcome::Changed);
             return Ok(Attempt::Done(Outcome::Changed));
         }
         let shared = self.0.clone();
@@ -211,29 +212,30 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says how the wait ended; for the thread that waited.
-    pub fn settle(&self, outcome: Outcome) {
+    /// Says how the wait ended; for the thread that waited. False: its caller has gone, and a wake-up has
+    /// to be passed on.
+    #[must_use]
+    pub fn settle(&self, outcome: Outcome) -> bool {
         let mut state = self.state();
-        match *state {
-            State::Waiting => *state = State::Ended(outcome),
-            State::GivenUp if outcome == Outcome::Woken => self.pass_on(),
-            _ => {}
+        if *state == State::Waiting {
+            *state = State::Ended(outcome);
         }
+        *state != State::GivenUp || outcome != Outcome::Woken
     }
 
-    /// Memory that is gone has no waiters.
-    fn pass_on(&self) {
+    /// Wakes another waiter instead. Memory that is gone has none.
+    pub fn pass_on(&self) {
         let _ = self.word.wake(1, self.bits);
     }
 
     fn block(&self) -> Ended {
         let wait = |word| futex::wait_bitset(word, Flags::empty(), self.expected, None, self.bits);
         match self.word.atomic().map(wait) {
-            Ok(Ok(())) => self.settle(Outcome::Woken),
-            Ok(Err(Errno::AGAIN)) => self.settle(Outcome::Changed),
+            Ok(Ok(())) if !self.settle(Outcome::Woken) => self.pass_on(),
+            Ok(Err(Errno::AGAIN)) => _ = self.settle(Outcome::Changed),
             Ok(Err(Errno::INTR)) => return Ended::Interrupted,
             // Whatever it is, the next attempt finds out by loading the value.
-            Ok(Err(_)) | Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
         Ended::Done
     }

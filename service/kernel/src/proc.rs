@@ -4,13 +4,13 @@ use std::{
     collections::HashMap,
     fs,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::{Dict, Result, dict, fd};
 
@@ -141,6 +141,15 @@ pub fn by_link(held: &[Held]) -> HashMap<&[u8], Vec<&Held>> {
 /// `/proc/PID/fd/N`: also a way to open what another process holds.
 pub fn fd_path(pid: u32, fd: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/fd/{fd}"))
+}
+
+/// What a descriptor stands for, if that is the pipe or FIFO still which `is` knows: since the links were read, the
+/// number may have come to stand for another file, which is not opened.
+pub fn pinned_fifo(holder: &Held, is: impl FnOnce(&Stat) -> bool) -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let pinned = rustix::fs::open(fd_path(holder.pid, holder.fd), flags, Mode::empty()).ok()?;
+    let stat = fd::stat(&pinned).ok()?;
+    (FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && is(&stat)).then_some(pinned)
 }
 
 /// Memory that a process has mapped from a file: all its mappings of that file together.

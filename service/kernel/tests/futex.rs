@@ -56,7 +56,7 @@ fn waiting(word: &FutexWord, expected: u32) -> JoinHandle<ipc_kernel::Result<Out
                 Attempt::Wait(Readiness::Word(on)) => {
                     let (mapping, offset, expected) = (on.mapping.clone(), on.offset, on.expected);
                     if word::wait_any(&[Watched::Shared { mapping, offset, expected }])?.is_some() {
-                        on.exact.unwrap().settle(Outcome::Woken);
+                        assert!(on.exact.unwrap().settle(Outcome::Woken));
                     }
                 }
                 Attempt::Wait(other) => panic!("a futex waits for its word, not {other:?}"),

@@ -179,7 +179,9 @@ async fn what_is_no_mailbox(stage: Stage) {
     assert_eq!(String::try_from(command).expect("a text"), "ipcd-mailbox");
     let pipe = client.create("pipe:").await;
     let refused = client.try_relay(&mailbox, &pipe, Options::new()).await;
-    assert_error(&error(refused), "NotSupported", &["comes as signals"]);
+    assert_error(&error(refused), "InvalidArgument", &["\"framing\"", "json"]);
+    let refused = client.try_relay(&pipe, &mailbox, Options::new()).await;
+    assert_error(&error(refused), "NotSupported", &["only receives", "signal:pid="]);
     assert!(error(client.reply(&mailbox, "Endpoint", "Remove", &()).await).is("NotSupported"));
 }
 

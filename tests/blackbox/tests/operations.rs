@@ -145,9 +145,9 @@ async fn relays_that_cannot_be(stage: Stage) {
         (&pipe, &packets, framing("fixed"), "InvalidArgument", &["\"record-size\""]),
         (&pipe, &other, options([("both", true.into())]), "InvalidArgument", &["both", "sockets"]),
         (&pipe, &other, options([("speed", 9u32.into())]), "InvalidArgument", &["\"speed\"", "shutdown"]),
-        (&pipe, &watch, Options::new(), "NotSupported", &["signals", "subscribe"]),
+        (&pipe, &watch, Options::new(), "NotSupported", &["only tells", "mmap:path="]),
         (&listener, &pipe, Options::new(), "NotSupported", &["Accept"]),
-        (&pipe, &semaphore, Options::new(), "NotSupported", &["no data", "Wait and Post"]),
+        (&pipe, &semaphore, Options::new(), "InvalidArgument", &["\"framing\"", "length"]),
     ];
     for (source, sink, given, name, phrases) in rows {
         assert_error(&error(client.try_relay(source, sink, given).await), name, phrases);

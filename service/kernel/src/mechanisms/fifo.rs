@@ -286,9 +286,9 @@ fn row(holders: &[&proc::Held]) -> Option<Dict> {
     // One more reader disturbs nobody where there is one; else it would let waiting writers in.
     let reads = |held: &&&proc::Held| matches!(proc::access(held.pid, held.fd), "read" | "read-write");
     let reader = holders.iter().find(reads);
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     if let Some(reader) = reader
-        && let Ok(end) = rustix::fs::open(proc::fd_path(reader.pid, reader.fd), flags, Mode::empty())
+        && let Some(pinned) = proc::pinned_fifo(reader, |found| same_inode(found, &stat))
+        && let Ok(end) = fd::reopen(&pinned, OFlags::RDONLY | OFlags::NONBLOCK)
         && let Ok(state) = pipe_io::inspect(&end.into())
     {
         row.extend(state);
