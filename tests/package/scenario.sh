@@ -200,6 +200,21 @@ systemctl stop ipcd-relays@alice.service
 rm -r /etc/ipcd /etc/systemd/system/ipcd-relays@.service /home/alice/spool /home/alice/out
 systemctl daemon-reload
 
+step "published files, without a right to mount: in a user namespace of alice's, whom nobody else can follow"
+if [ -c /dev/fuse ] && as alice sh -c 'exec 3<>/dev/fuse; exec unshare --user --map-root-user --mount true' 2>/dev/null; then
+    live=$(call alice $manager $name Create 'sa{sv}' fuse: 0 | cut -d '"' -f 2) || fail "alice cannot create fuse:"
+    call alice "$live" $name.Filesystem PublishText ss sound/volume 55 || fail "alice cannot publish"
+    call alice "$live" $name.Endpoint Inspect | grep -q served || fail "the mount is not served"
+    call alice $manager/fuse $name.Mechanism List 'a{sv}' 0 | grep -q "u $(id -u alice)" || fail "the mount is not listed"
+    ! call bob $manager/fuse $name.Mechanism List 'a{sv}' 0 | grep -q "u $(id -u alice)" || fail "bob sees alice's mount"
+    same "the processes that have made it" "$(pgrep -x ipcd-mounter || true)" ""
+    call alice "$live" $name.Endpoint Close || fail "alice cannot close her mount"
+else
+    echo "SKIPPED: no /dev/fuse here, or users may not mount in namespaces of theirs"
+fi
+refused "a mount on a path" call alice $manager $name Create 'sa{sv}' fuse:path=/home/alice 0
+! grep -q ' fuse.ipcd ' /proc/self/mountinfo || fail "something is mounted"
+
 step "the policy is in force: no property is set"
 denied "Properties.Set" call alice $manager org.freedesktop.DBus.Properties Set ssv $name Version s no
 

@@ -13,6 +13,7 @@ mod face;
 mod herald;
 pub mod interfaces;
 pub mod introspect;
+pub mod mounts;
 mod outbox;
 mod paths;
 mod property;

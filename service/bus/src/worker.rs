@@ -10,11 +10,13 @@
 //! | --- | --- |
 //! | `ipc1` and the bus's GUID, with the stream | serve on it, and not on the one before |
 //! | `ok` | the answer: the tree is there |
+//! | `mnt1`, with a socket | the answer to `Mount`: on it a helper sends a mount |
+//! | `mnt0`, an error's name and a text | there is none, and this is why |
 //! | end | end |
 //!
-//! Two signals without addressee are for the front itself: `Clients`, the first on each stream,
+//! Three signals without addressee are for the front itself: `Clients`, the first on each stream,
 //! names the connections that are known here, so that the front can say which of them have left
-//! meanwhile; `Idle` offers to end. The news of departures come as the bus sends them.
+//! meanwhile; `Idle` offers to end; `Mount` asks for a FUSE mount ([`mounts`](crate::mounts)). The news of departures come as the bus sends them.
 //!
 //! The herald is started and served in the same way, by a front of its own time only. It is nobody's: it
 //! serves the interface `org.example.IPC.Netlink` and nothing else, to everybody, and its signals without
@@ -36,6 +38,7 @@ use crate::{
     face::Face,
     herald,
     interfaces::{manager::Manager, netlink::Netlink},
+    mounts::Wanted,
     paths,
     serve::{departures, watch_departures},
     tree::{FAREWELL, Tree},
@@ -47,6 +50,10 @@ pub const INTERFACE: &str = "org.example.IPC.Worker";
 /// In front of the bus's GUID in a datagram that brings a stream; changes when what follows does.
 pub const SERVE: &[u8; 4] = b"ipc1";
 
+/// In front of the socket of a helper that makes a mount, or of why there is none.
+pub const MOUNT: &[u8; 4] = b"mnt1";
+pub const NO_MOUNT: &[u8; 4] = b"mnt0";
+
 /// The most bytes of a message (D-Bus specification, message protocol).
 const LONGEST_MESSAGE: usize = 128 << 20;
 
@@ -55,8 +62,13 @@ pub const SERVED: &[u8; 2] = b"ok";
 
 /// Serves the tree of a caller until the control socket ends, or `stop` says so; then everything ends, and
 /// says so on the stream if that is still there.
-pub async fn serve(control: OwnedFd, engine: Arc<Engine>, stop: impl Future<Output = ()>) -> Result<()> {
-    serve_face(control, Face::behind_front(engine), stop).await
+pub async fn serve(
+    control: OwnedFd,
+    engine: Arc<Engine>,
+    mounts: Wanted,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    serve_face(control, Face::behind_front(engine), mounts, stop).await
 }
 
 /// Serves as the herald, likewise.
@@ -67,10 +79,15 @@ pub async fn serve_herald(
 ) -> Result<()> {
     // Listens from the start: what happens before the first call is told, too.
     engine.herald();
-    serve_face(control, Face::of_herald(engine), stop).await
+    serve_face(control, Face::of_herald(engine), Wanted::none(), stop).await
 }
 
-async fn serve_face(control: OwnedFd, face: Arc<Face>, stop: impl Future<Output = ()>) -> Result<()> {
+async fn serve_face(
+    control: OwnedFd,
+    face: Arc<Face>,
+    mut mounts: Wanted,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
     tokio::pin!(stop);
     let engine = face.engine.clone();
     let control = Fd::from(control);
@@ -80,14 +97,20 @@ async fn serve_face(control: OwnedFd, face: Arc<Face>, stop: impl Future<Output 
     let mut worker = Worker { face, tree, control: control.clone(), bus: None, stream: None, telling: None };
     let ended = loop {
         tokio::select! {
-            brought = next_stream(&control) => match brought {
-                Ok(Some((bus, stream))) => worker.take(bus, stream).await,
+            brought = next_word(&control) => match brought {
+                Ok(Some(Word::Serve(bus, stream))) => worker.take(bus, stream).await,
+                Ok(Some(Word::Mount(made))) => mounts.answer(made),
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             },
             () = &mut stop => break Ok(()),
+            () = mounts.next() => {
+                if !worker.offer("Mount").await {
+                    mounts.answer(Err(Error::new(Kind::Unavailable, "the front of the service is not there; try again")));
+                }
+            }
             () = worker.stream_ended() => worker.leave_stream().await,
-            () = idle(&engine, period), if !worker.face.is_herald() => worker.offer_to_end().await,
+            () = idle(&engine, period), if !worker.face.is_herald() => drop(worker.offer("Idle").await),
         }
     };
     worker.stop().await;
@@ -190,13 +213,12 @@ impl Worker {
         self.leave_stream().await;
     }
 
-    async fn offer_to_end(&self) {
-        let Ok(idle) = to_front("Idle", &()) else { return };
-        for serving in self.tree.served().await {
-            if Arc::ptr_eq(&serving.face, &self.face) {
-                serving.outbox.offer(idle.clone());
-            }
-        }
+    /// Says a word to the front, if it is there.
+    async fn offer(&self, member: &str) -> bool {
+        let Ok(word) = to_front(member, &()) else { return false };
+        let serving = self.tree.served().await;
+        let front = serving.iter().find(|serving| Arc::ptr_eq(&serving.face, &self.face));
+        front.inspect(|front| front.outbox.offer(word)).is_some()
     }
 }
 
@@ -217,8 +239,26 @@ async fn idle(engine: &Engine, period: Duration) {
     }
 }
 
-/// The next stream that the front brings, and the GUID of its bus. None: the end.
-async fn next_stream(control: &Fd) -> Result<Option<(String, OwnedFd)>> {
+/// What the front says on the control socket.
+enum Word {
+    /// Serve on this stream; with the GUID of the bus.
+    Serve(String, OwnedFd),
+    /// The socket of a helper that makes a mount, or why there is none.
+    Mount(Result<OwnedFd>),
+}
+
+/// Why there is no mount, as the front says it.
+fn no_mount(why: &str) -> Error {
+    match why.split_once(' ') {
+        Some(("LimitExceeded", text)) => Error::new(Kind::LimitExceeded, text),
+        Some(("PermissionDenied", text)) => Error::new(Kind::PermissionDenied, text),
+        Some((_, text)) => Error::new(Kind::Unavailable, text),
+        None => Error::new(Kind::Unavailable, "the front of the service says no more"),
+    }
+}
+
+/// The next word of the front. None: the end.
+async fn next_word(control: &Fd) -> Result<Option<Word>> {
     loop {
         let datagram = match socket_messages::receive(control, Taking::Take, true) {
             Ok(Attempt::Done(datagram)) => datagram,
@@ -231,9 +271,16 @@ async fn next_stream(control: &Fd) -> Result<Option<(String, OwnedFd)>> {
         };
         let bus = datagram.data.strip_prefix(SERVE).and_then(|guid| std::str::from_utf8(guid).ok());
         let mut fds = datagram.fds;
-        match (bus, fds.pop()) {
-            (Some(bus), Some(stream)) if fds.is_empty() && Guid::try_from(bus).is_ok() => {
-                return Ok(Some((bus.to_owned(), stream)));
+        let refused = datagram.data.strip_prefix(NO_MOUNT).map(String::from_utf8_lossy);
+        match (bus, fds.pop(), refused) {
+            (Some(bus), Some(stream), _) if fds.is_empty() && Guid::try_from(bus).is_ok() => {
+                return Ok(Some(Word::Serve(bus.to_owned(), stream)));
+            }
+            (_, Some(socket), _) if fds.is_empty() && datagram.data == MOUNT => {
+                return Ok(Some(Word::Mount(Ok(socket))));
+            }
+            (_, None, Some(why)) => {
+                return Ok(Some(Word::Mount(Err(no_mount(&why)))));
             }
             _ => {
                 return Err(Error::invalid(format!(

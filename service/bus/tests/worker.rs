@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use ipc_bus::worker;
+use ipc_bus::{mounts::Wanted, worker};
 use ipc_engine::{Engine, Limits};
 use ipc_kernel::{
     Address, Attempt, Dict, Fd, Opening, Parameters, mechanisms, socket_io,
@@ -49,7 +49,8 @@ impl Front {
     fn new(limits: Limits) -> Front {
         let (ours, theirs) = control_pair();
         let engine = Engine::new(limits);
-        let worker = tokio::spawn(worker::serve(theirs, engine.clone(), std::future::pending()));
+        let worker =
+            tokio::spawn(worker::serve(theirs, engine.clone(), Wanted::none(), std::future::pending()));
         Front { control: Fd::from(ours), worker, engine }
     }
 

@@ -20,16 +20,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use ipc_bus::worker;
+use ipc_bus::{mounts, worker};
 use ipc_engine::{Engine, Limits};
 use ipc_front::{FdStore, Front, NoStore, Reconnect, Start};
 use ipc_kernel::{
     Address,
+    fuse::detached,
     signal::address,
     unix::{name::Name, peers},
 };
 use ipc_spawner::{
-    Carried, FrontStart, Role, WorkerStart,
+    Carried, FrontStart, MounterStart, Role, WorkerStart,
     protocol::Confinement,
     sandbox,
     sandbox::{Inmate, Violation},
@@ -112,6 +113,10 @@ pub fn run(part: Part, arguments: Arguments) -> Result<()> {
             logs::start_with(arguments.log_level, carried.get(logs::JOURNAL_STREAM).is_some());
             serve_everybody(start, config, violation)
                 .inspect_err(|error| tracing::error!("the herald has to end: {error:#}"))
+        }
+        Role::Mounter(MounterStart { worker, device }) => {
+            sandbox::enter(Inmate::Mounter, violation)?;
+            detached::answer(worker, device).map_err(|error| anyhow!("{error}"))
         }
         Role::Front(FrontStart { spawner, workers }) => {
             carried.put_back()?;
@@ -223,7 +228,10 @@ fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation
     address::protect(rustix::process::getppid().map(|spawner| spawner.as_raw_pid()));
     let confined = |confinement: Confinement| (!confinement.is_none()).then(|| confinement.reasons());
     let engine = Engine::of(ipc_bus::MECHANISMS, config.limits, confined(identity.confinement));
-    in_sandbox(Inmate::Worker, violation, identity.uid, |told| worker::serve(control, engine, told))
+    // A worker cannot mount, and has it done.
+    let (helper, wanted) = mounts::through_the_front();
+    detached::through(helper);
+    in_sandbox(Inmate::Worker, violation, identity.uid, |told| worker::serve(control, engine, wanted, told))
 }
 
 /// The herald: tells everybody what the kernel tells everybody.

@@ -43,6 +43,8 @@ pub enum Said {
     Pong,
     /// It has had nothing to do for a while.
     Idle,
+    /// It wants a mount, which it cannot make itself.
+    Mount,
     /// Who owns or watches something in it.
     Clients(Vec<String>),
 }
@@ -146,6 +148,7 @@ fn aside(message: &Message) -> Result<Said, String> {
     let member = header.member().map(|member| member.as_str());
     match (header.interface().map(|interface| interface.as_str()), member) {
         (Some(WORKER), Some("Idle")) => Ok(Said::Idle),
+        (Some(WORKER), Some("Mount")) => Ok(Said::Mount),
         (Some(WORKER), Some("Clients")) => {
             let names: Vec<String> =
                 message.body().deserialize().map_err(|error| format!("its clients: {error}"))?;
@@ -269,6 +272,7 @@ mod tests {
             signal(PATH, herald::INTERFACE),
             signal("/org/example/IPC", "org.example.IPC"),
             signal("/org/example/IPC", WORKER),
+            Message::signal("/org/example/IPC", WORKER, "Mount"),
         ] {
             assert!(herald(&built(other)).is_err());
         }
@@ -284,6 +288,7 @@ mod tests {
             Message::signal("/org/example/IPC", WORKER, member)
         }
         assert!(matches!(verdict(&built(word("Idle"))), Ok(Said::Idle)));
+        assert!(matches!(verdict(&built(word("Mount"))), Ok(Said::Mount)));
         let clients = word("Clients").build(&vec![":1.1", ":1.7"]).expect("valid");
         assert!(matches!(verdict(&clients), Ok(Said::Clients(names)) if names == [":1.1", ":1.7"]));
         offence(&word("Clients").build(&vec!["org.example.X"]).expect("valid"));

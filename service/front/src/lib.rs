@@ -26,6 +26,7 @@ mod judge;
 mod life;
 mod limits;
 mod log;
+mod mounts;
 mod outbox;
 mod parcel;
 mod pending;

@@ -174,6 +174,7 @@ impl Worker {
         tokio::select! {
             end = self.read(router, &mut reader) => end,
             end = self.watch(router) => end,
+            never = self.mounts(router, control) => match never {},
             never = self.write(&writer) => match never {},
         }
     }
@@ -183,7 +184,7 @@ impl Worker {
         let (ours, theirs) = pair()?;
         let guid = router.bus.connection.server_guid();
         let request = format!("ipc1{}", guid.as_str());
-        let send = || serve_request(control, request.as_bytes(), &theirs);
+        let send = || tell(control, request.as_bytes(), Some(&theirs));
         control.async_io(Interest::WRITABLE, send).await?;
         drop(theirs);
         let limit = router.limits.payload as usize + HEADER;
@@ -259,6 +260,8 @@ impl Worker {
                     self.state().ping = None;
                     self.pong.notify_one();
                 }
+                // One at a time, however often it says so.
+                Ok(Said::Mount) => self.mounting.notify_one(),
                 Ok(Said::Idle) => {
                     let mut state = self.state();
                     if state.is_quiet() {
@@ -454,12 +457,15 @@ fn receive(control: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(received.1.min(8))
 }
 
-fn serve_request(control: &UnixStream, request: &[u8], stream: &OwnedFd) -> io::Result<usize> {
+/// A datagram on the control socket, with at most one descriptor.
+pub fn tell(control: &UnixStream, word: &[u8], fd: Option<&OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [stream.as_fd()];
-    // There is room for one.
-    let _fits = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+    if !fds.is_empty() {
+        // There is room for one.
+        let _fits = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    Ok(rustix::net::sendmsg(control, &[IoSlice::new(request)], &mut ancillary, flags)?)
+    Ok(rustix::net::sendmsg(control, &[IoSlice::new(word)], &mut ancillary, flags)?)
 }

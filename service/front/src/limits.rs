@@ -29,7 +29,7 @@ limits! {
     fds("fds") = 1024, "any" at most 4096;
     /// Workers in all.
     workers("workers") = 128, "positive" at most 512;
-    /// Workers that are started for one user in a second; after a rest, four times as many at once.
+    /// Workers that are started for one user in a second; after a rest, four times as many at once. As many FUSE mounts are made, too.
     worker_starts("worker-starts") = 2, "positive" at most 16;
     /// Workers of one user that may end unexpectedly in a minute, before none is started for 60 s.
     worker_crashes("worker-crashes") = 5, "any" at most 60;

@@ -42,6 +42,8 @@ pub struct Router {
     pub admission: Arc<Admission>,
     pub closer: Arc<Closer>,
     pub starts: Mutex<Starts>,
+    /// Those of mounters.
+    pub mounts: Mutex<Starts>,
     pub store: Box<dyn FdStore>,
     /// Whether the service ends; every worker's task hears of it.
     pub stopping: watch::Sender<bool>,
@@ -105,6 +107,7 @@ impl Router {
             spawner,
             closer,
             starts: Mutex::default(),
+            mounts: Mutex::default(),
             store,
             stopping: watch::Sender::new(false),
             outbox,

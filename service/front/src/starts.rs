@@ -1,5 +1,5 @@
 //! How often workers are started for a user: a storm of connections or a worker that dies over and
-//! over costs its user, and nobody else.
+//! over costs its user, and nobody else. What is started to make a mount is counted in the same way, for itself.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -63,7 +63,7 @@ impl Starts {
             _ => Err(Refusal::limit(
                 &user.map_or_else(
                     || "the herald is started too often".to_owned(),
-                    |uid| format!("too many workers are started for uid {uid}"),
+                    |uid| format!("too many processes are started for uid {uid}"),
                 ),
                 "worker-starts",
                 limits.worker_starts.into(),

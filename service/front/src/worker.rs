@@ -46,6 +46,8 @@ pub struct Worker {
     /// It has something to answer.
     pub outstanding: Notify,
     pub pong: Notify,
+    /// It wants a mount.
+    pub mounting: Notify,
 }
 
 #[derive(Default)]
@@ -78,6 +80,7 @@ impl Worker {
             news: Notify::new(),
             outstanding: Notify::new(),
             pong: Notify::new(),
+            mounting: Notify::new(),
         })
     }
 

@@ -18,7 +18,8 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, capabilities, capability_is_in_bounding_set,
     clear_ambient_capability_set, no_new_privs, remove_capability_from_bounding_set, set_capabilities,
-    set_name, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    set_keep_capabilities, set_name, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
 };
 
 use crate::error::Attempting;
@@ -38,18 +39,23 @@ pub fn is_fit(identity: &Identity) -> bool {
 /// The rest of the start of a worker, or the herald, in the child. Whatever the spawner had open is
 /// dropped before.
 pub fn become_worker(name: &CStr, control: OwnedFd, identity: Identity) -> Result<WorkerStart, Error> {
+    let control = shed(name, control)?;
+    limit_files()?;
+    become_user(&identity, Files::Own)?;
+    Ok(WorkerStart { control, identity })
+}
+
+/// Names the process and leaves it nothing open but the standard streams, redirected, and this socket.
+pub fn shed(name: &CStr, control: OwnedFd) -> Result<OwnedFd, Error> {
     set_name(name).attempting("naming the worker")?;
     signals::ignore_harmless();
     redirect_standard_streams()?;
     close_all_but(&[control.as_raw_fd()])?;
     // The lowest free descriptor from 3 on is 3, unless the control socket has it already.
-    let control = match control.as_raw_fd() {
-        3 => control,
-        _ => fcntl_dupfd_cloexec(&control, 3).attempting("duplicating the control socket")?,
-    };
-    limit_files()?;
-    become_user(&identity)?;
-    Ok(WorkerStart { control, identity })
+    match control.as_raw_fd() {
+        3 => Ok(control),
+        _ => fcntl_dupfd_cloexec(&control, 3).attempting("duplicating the control socket"),
+    }
 }
 
 /// The same for the front, which keeps the standard streams and the workers' control sockets.
@@ -58,12 +64,22 @@ pub fn become_front(start: FrontStart, identity: &Identity) -> Result<FrontStart
     let mut kept = vec![start.spawner.as_raw_fd()];
     kept.extend(start.workers.iter().map(|(_, control)| control.as_raw_fd()));
     close_all_but(&kept)?;
-    become_user(identity)?;
+    become_user(identity, Files::Own)?;
     Ok(start)
 }
 
+/// Who opens files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// The user.
+    Own,
+    /// Root, until the caller changes that (setfsuid(2)), for the files in /proc/self: they are root's, as the process is
+    /// not dumpable.
+    Roots,
+}
+
 /// No way back from here.
-fn become_user(identity: &Identity) -> Result<(), Error> {
+pub fn become_user(identity: &Identity, files: Files) -> Result<(), Error> {
     signals::unblock()?;
     setsid().attempting("making a session")?;
     chdir("/").attempting("changing to /")?;
@@ -87,13 +103,43 @@ fn become_user(identity: &Identity) -> Result<(), Error> {
     clear_ambient_capability_set().attempting("clearing the ambient set")?;
     // Before the ids change, or their new owner could look in for a moment; and after, for the
     // change itself sets it to fs.suid_dumpable.
-    let not_dumpable = || set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    not_dumpable().attempting("setting PR_SET_DUMPABLE")?;
+    not_dumpable()?;
+    let keeps = files == Files::Roots;
+    set_keep_capabilities(keeps).attempting("setting PR_SET_KEEPCAPS")?;
     set_thread_res_uid(uid, uid, uid).attempting("setting the user ids")?;
-    not_dumpable().attempting("setting PR_SET_DUMPABLE")?;
+    not_dumpable()?;
+    if keeps {
+        let sets = CapabilitySets {
+            effective: CapabilitySet::SETUID,
+            permitted: CapabilitySet::SETUID,
+            ..NO_CAPABILITY
+        };
+        set_capabilities(None, sets).attempting("keeping CAP_SETUID")?;
+        set_file_user(0)?;
+        set_keep_capabilities(false).attempting("clearing PR_SET_KEEPCAPS")?;
+    }
     set_capabilities(None, NO_CAPABILITY).attempting("dropping the capabilities")?;
     set_no_new_privs(true).attempting("setting no_new_privs")?;
     verify(identity)
+}
+
+/// Each change of a user id sets it anew.
+fn not_dumpable() -> Result<(), Error> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).attempting("setting PR_SET_DUMPABLE")
+}
+
+/// Who opens files (setfsuid(2)); the kernel says nothing when it refuses, so it is asked.
+pub fn set_file_user(uid: u32) -> Result<(), Error> {
+    // SAFETY: changes or asks for a number; -1 asks.
+    let now = unsafe {
+        libc::setfsuid(uid);
+        libc::setfsuid(u32::MAX)
+    };
+    not_dumpable()?;
+    match now.cast_unsigned() == uid {
+        true => Ok(()),
+        false => Err(Error::System("setting the user who opens files", Errno::PERM.into())),
+    }
 }
 
 const NO_CAPABILITY: CapabilitySets = CapabilitySets {

@@ -17,6 +17,7 @@ mod environment;
 mod error;
 mod front;
 mod identity;
+mod mounter;
 mod process;
 pub mod protocol;
 pub mod sandbox;
@@ -35,6 +36,8 @@ pub enum Role {
     Worker(WorkerStart),
     /// Of the front's user; otherwise as a worker.
     Herald(WorkerStart),
+    /// In a user namespace of its caller's own, where it has one mount to make.
+    Mounter(MounterStart),
     /// Still the spawner, which was told to end: nothing is left to do.
     Ended,
 }
@@ -54,6 +57,15 @@ pub struct WorkerStart {
     /// The worker's end of its control socket (SOCK_SEQPACKET, non-blocking), descriptor 3.
     pub control: OwnedFd,
     pub identity: Identity,
+}
+
+/// A process that makes one mount for a worker, and ends.
+#[derive(Debug)]
+pub struct MounterStart {
+    /// The other end is the worker's, which waits for the mount or why there is none.
+    pub worker: OwnedFd,
+    /// /dev/fuse, opened in the namespace; or what is missing, and what would help.
+    pub device: Result<OwnedFd, String>,
 }
 
 /// The exit status of a front that need not be started again: nothing would be different.

@@ -6,7 +6,7 @@
 
 /// Changes with every change of the layout: after an upgrade an old spawner and a new front do not
 /// misunderstand each other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The most supplementary groups of a worker; a caller in more is refused.
 pub const GROUPS_MAX: usize = 1024;
@@ -85,8 +85,11 @@ pub enum Request {
     Start { name: String, identity: Identity },
     /// Start the herald, as the front's own user. The reply is that to Start.
     Herald,
-    /// End the worker of this name with SIGKILL.
+    /// End the worker of this name, and its mounter, with SIGKILL.
     Kill { name: String },
+    /// Start a mounter for the worker of this name: it makes a detached FUSE mount as its user could, and
+    /// ends. The reply is that to Start; on the socket comes the mount, for the worker.
+    Mount { name: String, identity: Identity },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,11 +110,13 @@ pub enum Reply {
 pub enum Refusal {
     /// The request does not follow the protocol.
     Malformed,
-    /// No worker is started for this identity: ids 65534 and -1, the front's own user.
+    /// No worker is started for this identity: ids 65534 and -1, the front's own user. No mount is made for one
+    /// that is confined.
     Identity,
     /// There is no worker of this name.
     NoSuchWorker,
-    /// A system call failed with this errno; EAGAIN: there are too many workers, or processes.
+    /// A system call failed with this errno; EAGAIN: there are too many workers, or processes; EBUSY: a
+    /// mounter of this worker still runs.
     Errno(i32),
 }
 
@@ -124,6 +129,7 @@ impl Request {
             Self::Start { name, identity } => (2, name.as_str(), identity),
             Self::Kill { name } => (3, name.as_str(), &user),
             Self::Herald => (4, "", &user),
+            Self::Mount { name, identity } => (5, name.as_str(), identity),
         };
         let name = &name.as_bytes()[..name.len().min(NAME_MAX)];
         let groups = &identity.groups[..identity.groups.len().min(GROUPS_MAX)];
@@ -160,7 +166,7 @@ impl Request {
         let name = name.to_owned();
         match number(bytes, 1) {
             1 => Ok(Self::Examine { uid: number(bytes, 2) }),
-            2 if !name.is_empty() => {
+            kind @ (2 | 5) if !name.is_empty() => {
                 let first = 7 + NAME_MAX / 4;
                 let groups = (first..first + count).map(|index| number(bytes, index)).collect();
                 let identity = Identity {
@@ -169,7 +175,7 @@ impl Request {
                     groups,
                     confinement: Confinement(number(bytes, 4)),
                 };
-                Ok(Self::Start { name, identity })
+                Ok(if kind == 2 { Self::Start { name, identity } } else { Self::Mount { name, identity } })
             }
             3 if !name.is_empty() => Ok(Self::Kill { name }),
             4 => Ok(Self::Herald),
@@ -241,7 +247,8 @@ mod tests {
     fn requests_survive_the_way() {
         let start = Request::Start { name: "w-1000-abc".into(), identity: identity() };
         let kill = Request::Kill { name: "w-1000-abc".into() };
-        for request in [Request::Examine { uid: 1000 }, start, kill, Request::Herald] {
+        let mount = Request::Mount { name: "w-1000-abc".into(), identity: identity() };
+        for request in [Request::Examine { uid: 1000 }, start, kill, Request::Herald, mount] {
             assert_eq!(Request::decode(&request.encode()), Ok(request));
         }
     }

@@ -14,6 +14,7 @@ use crate::confinement::Surroundings;
 use crate::error::Attempting;
 use crate::front::{Front, Next};
 use crate::identity::{become_front, become_worker, is_fit};
+use crate::mounter::become_mounter;
 use crate::process::{Child, exit_at_once, fork, log, wait};
 use crate::protocol::{HERALD, Identity, REQUEST_SIZE, Refusal, Reply, Request};
 use crate::{Error, FrontStart, Role, datagram, signals};
@@ -27,6 +28,9 @@ const KILLED: Duration = Duration::from_millis(500);
 /// The most workers: enough for the front's own limit and as many killed ones that a dead file system
 /// holds on to, and so few that their descriptors fit into RLIMIT_NOFILE as it usually is.
 const WORKERS_MAX: usize = 256;
+
+/// A mounter makes one mount and ends. Its user may stop it; then it is killed.
+const MOUNTER_LIVES: Duration = Duration::from_secs(4);
 
 pub struct Spawner {
     /// Whom requests are taken from.
@@ -47,6 +51,8 @@ struct Worker {
     /// The front's end of its control socket, for the next front. None where systemd keeps it, and
     /// of a worker that was killed.
     control: Option<OwnedFd>,
+    /// When it is killed, if it is a mounter.
+    until: Option<Instant>,
 }
 
 /// What a child takes out of the spawner.
@@ -54,6 +60,7 @@ enum Birth {
     Front(OwnedFd),
     Worker(OwnedFd, Identity),
     Herald(OwnedFd, Identity),
+    Mounter(OwnedFd, Identity),
 }
 
 /// What poll(2) saw.
@@ -80,6 +87,7 @@ impl Spawner {
             if ready.worker_ended {
                 self.workers.retain(|worker| worker.child.reap().is_none());
             }
+            self.end_mounters();
             if ready.stop {
                 self.stop();
                 return Ok(Role::Ended);
@@ -125,7 +133,8 @@ impl Spawner {
         for worker in &self.workers {
             watch(fds, &worker.child.pidfd);
         }
-        wait(fds, self.front.due_in()).attempting("waiting for requests")?;
+        let due = self.front.due_in().into_iter().chain(self.mounters_due_in()).min();
+        wait(fds, due).attempting("waiting for requests")?;
         let came = |index: usize| !fds[index].revents().is_empty();
         Ok(Ready {
             stop: came(signals),
@@ -166,13 +175,14 @@ impl Spawner {
         };
         let request = bytes.get(..length).ok_or(Refusal::Malformed).and_then(Request::decode);
         let mut control = None;
-        // The herald ends with its front.
-        let outlives_front = request != Ok(Request::Herald);
+        // The herald ends with its front, and a mounter by itself.
+        let outlives_front = matches!(request, Ok(Request::Start { .. }));
         let started = match request {
             Ok(Request::Examine { uid }) => Err(self.surroundings.examine(fd.as_ref(), uid)),
             Ok(Request::Kill { name }) => Err(self.kill(&name)),
             Ok(Request::Start { name, identity }) => Ok(self.start(name, identity)),
             Ok(Request::Herald) => Ok(self.start_herald()),
+            Ok(Request::Mount { name, identity }) => Ok(self.start_mounter(name, identity)),
             Err(refusal) => Err(Reply::Refused(refusal)),
         };
         let reply = match started {
@@ -211,6 +221,39 @@ impl Spawner {
         self.fork(HERALD.to_owned(), |control| Birth::Herald(control, identity))
     }
 
+    /// One at a time of each worker. What it does, the user could do himself (unshare(1)); who is confined, and may
+    /// not be allowed to, gets none.
+    fn start_mounter(&mut self, name: String, identity: Identity) -> Result<Started, Refusal> {
+        if !is_fit(&identity) || identity.uid == self.user.uid || !identity.confinement.is_none() {
+            return Err(Refusal::Identity);
+        }
+        if self.workers.iter().any(|worker| worker.until.is_some() && worker.name == name) {
+            return Err(Refusal::Errno(libc::EBUSY));
+        }
+        let started = self.fork(name, |socket| Birth::Mounter(socket, identity))?;
+        if let (Started::Parent(..), Some(mounter)) = (&started, self.workers.last_mut()) {
+            mounter.until = Some(Instant::now() + MOUNTER_LIVES);
+        }
+        Ok(started)
+    }
+
+    /// Kills those that take too long.
+    fn end_mounters(&mut self) {
+        let now = Instant::now();
+        for mounter in &mut self.workers {
+            if mounter.until.is_some_and(|until| until <= now) {
+                // It may have ended; it is reaped when poll(2) says so.
+                let _ended = mounter.child.signal(Signal::KILL);
+                mounter.until = Some(now + MOUNTER_LIVES);
+            }
+        }
+    }
+
+    fn mounters_due_in(&self) -> Option<Duration> {
+        let due = self.workers.iter().filter_map(|worker| worker.until).min()?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
     fn fork(&mut self, name: String, birth: impl FnOnce(OwnedFd) -> Birth) -> Result<Started, Refusal> {
         if self.workers.len() >= WORKERS_MAX {
             return Err(Refusal::Errno(libc::EAGAIN));
@@ -220,7 +263,7 @@ impl Spawner {
             None => Ok(Started::Child(birth(control))),
             Some(child) => {
                 let pid = child.pid.as_raw_nonzero().get().cast_unsigned();
-                self.workers.push(Worker { name, child, control: None });
+                self.workers.push(Worker { name, child, control: None, until: None });
                 Ok(Started::Parent(pid, front_end))
             }
         }
@@ -288,6 +331,10 @@ impl Spawner {
             Birth::Herald(control, identity) => {
                 drop(workers);
                 become_worker(c"ipcd-herald", control, identity).map(Role::Herald)
+            }
+            Birth::Mounter(socket, identity) => {
+                drop(workers);
+                become_mounter(socket, &identity).map(Role::Mounter)
             }
             Birth::Front(spawner) => {
                 let control = |worker: Worker| Some((worker.name, worker.control?));

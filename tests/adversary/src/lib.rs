@@ -5,7 +5,7 @@
 //! send what an attacker would. Each row of the design's tables is a test that bears its name: `who.rs` has the
 //! rows A (who is calling), `whose.rs` B (whose object), `paths.rs` C (paths, descriptors, memory),
 //! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
-//! read the same bytes disagree on, `dead_files.rs` row C5, `pids.rs` row A4. `differential.rs` proves the promise
+//! read the same bytes disagree on, `dead_files.rs` row C5, `mounts.rs` rows C6, C14 and D13 for mounts, `pids.rs` row A4. `differential.rs` proves the promise
 //! behind all of them: what a caller achieves through the service, he could have done himself, with the same outcome
 //! and the same errno; `memory.rs` the same of shared memory with names. The front's and the spawner's system calls are
 //! looked at in `who.rs`.
@@ -18,8 +18,7 @@
 //! | A15 | documented: confinement is judged on the process that connected |
 //! | B10, B11, B12 for signals | not applicable yet: no mechanism sends signals; their rules for pids are tested with `lifetime=pid:N` and `pipe:pid=N` |
 //! | B15 | tested with root as the liar in the black-box suite: `only_the_kernel_is_believed` |
-//! | C6, C14 | not applicable yet: no mechanism serves or mounts FUSE |
-//! | D13 for SysV and mounts | not applicable yet: no mechanism makes them |
+//! | D13 for SysV | not applicable yet: no mechanism makes them |
 //! | netlink ENOBUFS | tested in the black-box suite, in a network namespace: `losses_are_told` |
 //! | signalfd, SysV removal | not applicable yet: no such mechanism |
 //! | ENFILE, ENOMEM, suspend | they would hit the whole machine |

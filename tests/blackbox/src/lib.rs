@@ -13,7 +13,7 @@ mod mount;
 pub use client::{Client, Options, assert_error, error, integer, options};
 pub use inbox::{Inbox, is_signal, path_of};
 pub use isolation::isolated;
-pub use mount::{Mount, can_mount, mounted, mountinfo};
+pub use mount::{Mount, can_mount, can_mount_on, mounted, mountinfo};
 
 use ipc_harness::system::{ALICE, SystemBus};
 use ipc_harness::{Address, Bus, Launch, Process, Service, TempDir, Unavailable, connect, peer};

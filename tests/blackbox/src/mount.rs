@@ -2,18 +2,24 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use ipc_harness::system::ALICE;
 use ipc_harness::{Process, TempDir, Unavailable, has_tool};
 use zbus::ObjectPath;
 
-use crate::{Client, Stage, Way};
+use crate::{Client, Options, Stage};
 
 /// A mount and where it is. The directory is removed last.
 pub struct Mount {
     pub client: Client,
     pub path: String,
+    /// Where it is mounted. On the system bus it is mounted nowhere, and this is a descriptor of alice's.
     pub directory: PathBuf,
-    _scratch: TempDir,
+    /// Words that run a program as whose the mount is.
+    words: Vec<String>,
+    _holder: Option<Process>,
+    scratch: TempDir,
 }
 
 /// Whether a user like this one can mount at all.
@@ -28,18 +34,34 @@ pub fn can_mount() -> Result<(), Unavailable> {
     }
 }
 
+/// The same, and on the system bus whether alice could by herself, which is what is needed there.
+pub fn can_mount_on(stage: &Stage) -> Result<(), Unavailable> {
+    can_mount()?;
+    match &stage.system {
+        Some(system) => system.may_mount(&ALICE.into()),
+        None => Ok(()),
+    }
+}
+
 /// A mount on a new directory; `settings` are more keys of its address, each with a comma before it.
 pub async fn mounted(stage: &Stage, settings: &str) -> Result<Mount, Unavailable> {
-    can_mount()?;
-    if stage.way == Way::System {
-        return Err(Unavailable("workers of the system bus do not mount; another test says how".to_owned()));
-    }
+    can_mount_on(stage)?;
     let client = stage.client().await;
     let scratch = stage.temp_dir();
+    if let Some(system) = &stage.system {
+        let path = client.create(&format!("fuse:{}", settings.trim_start_matches(','))).await;
+        let fd = client.open(&path, Options::new()).await.unwrap_or_else(|error| panic!("Open: {error}"));
+        let holder = system.holder(&ALICE.into(), fd);
+        let directory = PathBuf::from(format!("/proc/{}/fd/0", holder.pid()));
+        let command = system.command_as(&ALICE.into(), "env");
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        return Ok(Mount { client, path, directory, words, _holder: Some(holder), scratch });
+    }
     let directory = scratch.path().join("live");
     fs::create_dir(&directory).expect("a directory");
     let path = client.create(&format!("fuse:path={}{settings}", directory.display())).await;
-    Ok(Mount { client, path, directory, _scratch: scratch })
+    Ok(Mount { client, path, directory, words: vec!["env".to_owned()], _holder: None, scratch })
 }
 
 impl Mount {
@@ -64,9 +86,18 @@ impl Mount {
         done.unwrap_or_else(|error| panic!("Unpublish({name}): {error}"));
     }
 
-    /// Runs a script in the mounted directory.
+    /// Runs a script in the mounted directory; `$SCRATCH` is another one.
     pub fn script(&self, script: &str) -> Process {
-        ipc_harness::sh(&format!("export LC_ALL=C; cd {}; {script}", self.directory.display()))
+        let script = format!("cd {}; {script}", self.directory.display());
+        Process::spawn_group(self.program("/bin/sh").args(["-ec", &script]))
+    }
+
+    /// A program that belongs to whose the mount is.
+    fn program(&self, program: &str) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]).arg(program);
+        command.env("LC_ALL", "C").env("SCRATCH", self.scratch.path());
+        command
     }
 
     /// The output of a script that succeeds.
@@ -76,9 +107,10 @@ impl Mount {
     }
 
     pub fn python(&self, script: &str, arguments: &[&str]) -> Process {
-        let directory = self.directory.to_str().expect("UTF-8");
-        let arguments: Vec<&str> = std::iter::once(directory).chain(arguments.iter().copied()).collect();
-        ipc_harness::python(&format!("import os, sys\nos.chdir(sys.argv[1])\n{script}"), &arguments)
+        let script = format!("import os, sys\nos.chdir(sys.argv[1])\n{script}");
+        let mut command = self.program("/usr/bin/python3");
+        command.args(["-u", "-c", &script]).arg(&self.directory).args(arguments);
+        Process::spawn_group(&mut command)
     }
 }
 

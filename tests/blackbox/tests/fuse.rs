@@ -27,7 +27,7 @@ async fn content_is_a_file_to_every_tool(stage: Stage) {
         mount.script("dd if=big bs=1000 skip=100 count=3 status=none").finish().stdout,
         bytes[100_000..103_000]
     );
-    mount.sh("cp big ../copy; cmp big ../copy; rm ../copy; cp big sound/volume; cmp big sound/volume");
+    mount.sh("cp big $SCRATCH/copy; cmp big $SCRATCH/copy; cp big sound/volume; cmp big sound/volume");
     mount.publish_text("words", "alpha\nbeta\ngamma\n").await;
     assert_eq!(mount.sh("grep -n beta words; tail -n 1 words; wc -c < words"), "2:beta\ngamma\n17\n");
     mount.sh("touch -d '2001-02-03 04:05:06 UTC' words; chmod 640 words");
@@ -112,7 +112,8 @@ import random
 seed = random.randrange(1 << 32)
 print('seed', seed)
 random.seed(seed)
-ours, model = (os.open(name, os.O_RDWR | flags) for name, flags in (('f', 0), ('../model', os.O_CREAT)))
+beside = os.environ['SCRATCH'] + '/model'
+ours, model = (os.open(name, os.O_RDWR | flags) for name, flags in (('f', 0), (beside, os.O_CREAT)))
 for step in range(3000):
     what, at, size = random.choice('rrwwwtas'), random.randrange(200_000), random.randrange(1, 40_000)
     if what == 'r': got, want = (os.pread(fd, size, at) for fd in (ours, model))
@@ -122,7 +123,7 @@ for step in range(3000):
     elif what == 't': got, want = (os.ftruncate(fd, at) for fd in (ours, model))
     elif what == 'a':
         if os.fstat(model).st_size > 200_000: continue
-        opened = [os.open(name, os.O_WRONLY | os.O_APPEND) for name in ('f', '../model')]
+        opened = [os.open(name, os.O_WRONLY | os.O_APPEND) for name in ('f', beside)]
         got, want = (os.write(fd, b'appended') for fd in opened)
         for fd in opened: os.close(fd)
     else: got, want = (os.fstat(fd).st_size for fd in (ours, model))
@@ -196,8 +197,10 @@ async fn a_mount_is_judged_before_it_is_made(stage: Stage) {
     let at = |name: &str| format!("fuse:path={}", scratch.path().join(name).display());
     if stage.way == Way::System {
         let why = refused(at("x"), Options::new()).await;
-        return assert_error(&why, "NotSupported", &["no_new_privs", "ipcd --bus session"]);
+        return assert_error(&why, "NotSupported", &["leave path out", "no_new_privs", "ipcd --bus session"]);
     }
+    let nowhere = refused("fuse:".to_owned(), Options::new()).await;
+    assert_error(&nowhere, "InvalidArgument", &["path", "only the system bus"]);
     fs::create_dir(scratch.path().join("full")).expect("a directory");
     fs::write(scratch.path().join("full/file"), "").expect("a file");
     fs::create_dir(scratch.path().join("empty")).expect("a directory");

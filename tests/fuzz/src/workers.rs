@@ -60,6 +60,8 @@ async fn serve(socket: OwnedFd, words: Arc<[u8]>) {
                 workers.insert(HERALD.to_owned(), herald);
                 (Reply::Started { pid: 1 }, Some(front))
             }
+            // It ends with its socket, which the worker gets.
+            Request::Mount { .. } => (Reply::Started { pid: 1 }, Some(started(words.clone()).0)),
             Request::Kill { name } => match workers.remove(&name) {
                 Some(worker) => {
                     worker.abort();

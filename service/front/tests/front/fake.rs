@@ -227,6 +227,8 @@ async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
                 });
                 Reply::Killed
             }
+            // No worker here asks for one.
+            Ok(Request::Mount { .. }) => Reply::Refused(Refusal::NoSuchWorker),
             Err(refusal) => Reply::Refused(refusal),
         };
         send(&socket, &reply.encode(), control.as_ref());

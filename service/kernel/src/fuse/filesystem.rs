@@ -35,7 +35,7 @@ pub struct Mounted {
 }
 
 pub fn create(parameters: &Parameters) -> Result<Opening> {
-    let path = parameters.path("path")?.unwrap_or_default();
+    let path = parameters.path("path")?;
     let (mode, size, files) = (parameters.mode(), parameters.size("size"), parameters.u32("files"));
     if mode & !0o777 != 0 {
         return Err(Error::invalid(format!(
@@ -45,8 +45,8 @@ pub fn create(parameters: &Parameters) -> Result<Opening> {
     let deadline = Duration::from_millis(u64::from(parameters.u32("deadline").unwrap_or(DEADLINE)));
     let tree = Tree::new(mode, files.unwrap_or(FILES));
     let shared = Arc::new(Shared::new(tree, Quota::new(size.unwrap_or(SIZE)), deadline));
-    let (device, mount) = mount::mount(&path)?;
-    let attempt = || format!("serve {}", path.display());
+    let (device, mount) = mount::mount(path.as_deref())?;
+    let attempt = || format!("serve {}", path.as_deref().unwrap_or(Path::new("a mount")).display());
     let session = Session::from_fd(Server(shared.clone()), device, SessionACL::Owner, Config::default())
         .attempted(attempt)?;
     let notifier = session.notifier();
@@ -127,7 +127,7 @@ impl Endpoint for Mounted {
         if self.unmounted.set(()).is_err() {
             return Err(Error::new(
                 Kind::Gone,
-                format!("{} was unmounted already", self.mount.point().display()),
+                format!("{} was unmounted already", shape::Filesystem::mount_point(self).display()),
             ));
         }
         // Asked by the first one only: another one would see what the first one has ended, and keep it from detaching.
@@ -155,7 +155,7 @@ impl Endpoint for Mounted {
 
 impl shape::Filesystem for Mounted {
     fn mount_point(&self) -> &Path {
-        self.mount.point()
+        self.mount.point().unwrap_or(Path::new(""))
     }
 
     fn deadline(&self) -> Duration {

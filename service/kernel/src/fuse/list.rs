@@ -12,14 +12,21 @@ use std::{
 
 use crate::{
     Address, Dict, Value, dict,
-    fuse::mount::{self, SUBTYPE},
+    fuse::{
+        detached,
+        mount::{self, SUBTYPE},
+    },
     mechanism::Column,
     proc,
     signal::status,
 };
 
 pub const COLUMNS: &[Column] = &[
-    Column { key: "path", kind: "s", summary: "Where it is mounted" },
+    Column {
+        key: "path",
+        kind: "s",
+        summary: "Where it is mounted; not there for one that is mounted nowhere",
+    },
     Column { key: "type", kind: "s", summary: "fuse, or fuse. and the subtype: fuse.ipcd is this program's" },
     Column { key: "source", kind: "s", summary: "What the server calls it" },
     Column { key: "owner", kind: "u", summary: "User id of whoever mounted it, the only one who may use it" },
@@ -159,7 +166,8 @@ fn connections() -> HashMap<u32, Vec<proc::Held>> {
 }
 
 pub fn mounts() -> Vec<Dict> {
-    let lines = lines();
+    let mut lines = lines();
+    lines.extend(nowhere(&lines));
     if lines.is_empty() {
         return Vec::new();
     }
@@ -172,12 +180,13 @@ pub fn mounts() -> Vec<Dict> {
             let state = match line.server().and_then(|server| server.has_ended()) {
                 Some(true) => "stale",
                 Some(false) => "served",
+                // It is this process's own.
+                None if line.path.as_os_str().is_empty() => "served",
                 None if holders.is_empty() => "unknown",
                 None => "served",
             };
             let holders: Vec<&proc::Held> = holders.iter().collect();
             let mut row = dict! {
-                "path" => Value::text_or_bytes(line.path.as_os_str().as_encoded_bytes()),
                 "type" => line.kind.as_str(),
                 "source" => line.source.as_str(),
                 "device" => format!("{}:{}", line.device.0, line.device.1),
@@ -189,14 +198,36 @@ pub fn mounts() -> Vec<Dict> {
             if let Some(owner) = line.owner() {
                 row.insert("owner".into(), owner.into());
             }
+            if !line.path.as_os_str().is_empty() {
+                row.insert("path".into(), Value::text_or_bytes(line.path.as_os_str().as_encoded_bytes()));
+            }
             row
         })
         .collect()
 }
 
+/// What mountinfo has not: the mounts of this process that are mounted nowhere, as far as it knows.
+fn nowhere(listed: &[Line]) -> Vec<Line> {
+    let own = detached::own().into_iter();
+    own.filter(|device| listed.iter().all(|line| line.device != *device))
+        .map(|device| Line {
+            path: PathBuf::new(),
+            kind: format!("fuse.{SUBTYPE}"),
+            source: SUBTYPE.to_owned(),
+            device,
+            options: ["rw", "nosuid", "nodev"].map(str::to_owned).to_vec(),
+            super_options: vec![format!("user_id={}", rustix::process::geteuid().as_raw())],
+        })
+        .collect()
+}
+
 /// The address of a mount.
-pub fn address(path: &Path) -> Address {
-    Address::new("fuse").with("path", path.as_os_str().as_encoded_bytes())
+pub fn address(path: Option<&Path>) -> Address {
+    let address = Address::new("fuse");
+    match path {
+        Some(path) => address.with("path", path.as_os_str().as_encoded_bytes()),
+        None => address,
+    }
 }
 
 #[cfg(test)]

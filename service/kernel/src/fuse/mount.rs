@@ -13,7 +13,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -27,7 +30,7 @@ use crate::{
     Attempt, Error, Fd, Kind, Result,
     error::Attempted,
     fd,
-    fuse::list,
+    fuse::{detached, file::lock, list},
     socket_messages::{self, Taking},
 };
 
@@ -45,19 +48,32 @@ const CONTROL: &str = "/sys/fs/fuse/connections";
 /// A mount of this process.
 #[derive(Debug)]
 pub struct Mount {
-    point: PathBuf,
+    place: Place,
     /// Its device number, major and minor.
     device: (u32, u32),
     detached: AtomicBool,
 }
 
-/// Whether this process may mount at all, and what would help.
+#[derive(Debug)]
+enum Place {
+    On(PathBuf),
+    /// Mounted nowhere: it is there for as long as this, or a duplicate of it, is open. None: it was detached.
+    Nowhere(Mutex<Option<OwnedFd>>),
+}
+
+/// Whether this process may mount on a path at all, and what would help.
 fn may_mount() -> Result<()> {
+    if detached::only() {
+        return Err(Error::not_supported(
+            "cannot mount on a path: that takes a right that no worker of the system bus has, nor a program that it \
+             could ask (no_new_privs); leave path out, and Open gives a mount that you can move there in a mount \
+             namespace of yours; or run ipcd on your session bus (ipcd --bus session), where a mount is yours",
+        ));
+    }
     // Who may not even ask is in a sandbox.
     if rustix::thread::no_new_privs().unwrap_or(true) {
         return Err(Error::not_supported(
-            "cannot mount: this process can gain no rights (no_new_privs), as every worker of the system bus; \
-             run ipcd on your session bus (ipcd --bus session), where a mount is yours",
+            "cannot mount: this process can gain no rights (no_new_privs); start ipcd outside of this sandbox",
         ));
     }
     Ok(())
@@ -76,8 +92,9 @@ pub fn available() -> Result<()> {
     Ok(())
 }
 
-/// Mounts on an empty directory of the caller's. Returns the device that the requests come from.
-pub fn mount(path: &Path) -> Result<(OwnedFd, Mount)> {
+/// Mounts on an empty directory of the caller's; without a path nowhere. Returns the device that the requests come from.
+pub fn mount(path: Option<&Path>) -> Result<(OwnedFd, Mount)> {
+    let Some(path) = path else { return nowhere() };
     may_mount()?;
     list::detach_stale();
     let attempt = || format!("mount a FUSE file system on {}", path.display());
@@ -94,7 +111,18 @@ pub fn mount(path: &Path) -> Result<(OwnedFd, Mount)> {
     };
     let found = examined(&root).attempted(attempt)?;
     let number = (found.stx_dev_major, found.stx_dev_minor);
-    Ok((device, Mount { point, device: number, detached: AtomicBool::new(false) }))
+    Ok((device, Mount { place: Place::On(point), device: number, detached: AtomicBool::new(false) }))
+}
+
+fn nowhere() -> Result<(OwnedFd, Mount)> {
+    let (device, root) = detached::made().ok_or_else(|| {
+        Error::invalid("the key \"path\" is missing: an empty directory of the caller's; only the system bus makes mounts without one")
+    })??;
+    let found = examined(&root).attempted(|| "examine the mount")?;
+    let number = (found.stx_dev_major, found.stx_dev_minor);
+    detached::entered(number);
+    let place = Place::Nowhere(Mutex::new(Some(root)));
+    Ok((device, Mount { place, device: number, detached: AtomicBool::new(false) }))
 }
 
 /// The directory, held so that it stays the one that was looked at.
@@ -136,14 +164,20 @@ fn pin(path: &Path) -> Result<OwnedFd> {
 
 /// The new mount API, so that it is mounted on the directory that was pinned, wherever its path leads by now.
 fn direct(directory: &OwnedFd) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    use rustix::mount::{
-        fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-    };
     let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let root = make(&device, &list::Server::own().to_string())?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&root, "", directory, "", flags)?;
+    Ok((device, root))
+}
+
+/// A mount that is mounted nowhere yet, of what the device will serve. Nobody but this user may use it.
+pub fn make(device: &OwnedFd, source: &str) -> rustix::io::Result<OwnedFd> {
+    use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     for (key, value) in [
-        ("source", list::Server::own().to_string()),
+        ("source", source.to_owned()),
         ("subtype", SUBTYPE.to_owned()),
         ("fd", device.as_raw_fd().to_string()),
         ("rootmode", format!("{:o}", FileType::Directory.as_raw_mode())),
@@ -155,10 +189,7 @@ fn direct(directory: &OwnedFd) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     fsconfig_set_flag(&context, "default_permissions")?;
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&root, "", directory, "", flags)?;
-    Ok((device, root))
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// fusermount3(1) mounts, judges the mount point again, and sends the device over a socket, its standard input.
@@ -199,8 +230,12 @@ fn no_helper(error: std::io::Error) -> Error {
 }
 
 impl Mount {
-    pub fn point(&self) -> &Path {
-        &self.point
+    /// Where it is mounted; None: nowhere.
+    pub fn point(&self) -> Option<&Path> {
+        match &self.place {
+            Place::On(point) => Some(point),
+            Place::Nowhere(_) => None,
+        }
     }
 
     /// The device number of what is mounted.
@@ -210,13 +245,18 @@ impl Mount {
 
     /// A descriptor of the mounted directory, to open files beneath.
     pub fn open(&self) -> Result<OwnedFd> {
-        let attempt = || format!("open {}", self.point.display());
-        match root_of(&self.point, self.device) {
-            Some(root) => fd::reopen(&root, OFlags::RDONLY | OFlags::DIRECTORY).attempted(attempt),
-            None => {
-                Err(Error::new(Kind::Gone, format!("cannot {}: it is not mounted there any more", attempt())))
-            }
-        }
+        let attempt = || match self.point() {
+            Some(point) => format!("open {}", point.display()),
+            None => "open the mount".to_owned(),
+        };
+        let root = match &self.place {
+            Place::On(point) => root_of(point, self.device),
+            Place::Nowhere(root) => lock(root).as_ref().and_then(|root| root.try_clone().ok()),
+        };
+        root.map_or_else(
+            || Err(Error::new(Kind::Gone, format!("cannot {}: it is not mounted any more", attempt()))),
+            |root| fd::reopen(&root, OFlags::RDONLY | OFlags::DIRECTORY).attempted(attempt),
+        )
     }
 
     /// Takes the mount out of the file system, wherever it is and whoever uses it (MNT_DETACH), and ends what goes on
@@ -226,6 +266,10 @@ impl Mount {
             return Ok(());
         }
         let mut done = Ok(());
+        if let Place::Nowhere(root) = &self.place {
+            drop(lock(root).take());
+            detached::left(self.device);
+        }
         for point in list::points(self.device) {
             if let Some(root) = root_of(&point, self.device) {
                 done = done.and(unmount(&point, &root));

@@ -12,6 +12,7 @@ use crate::{
 
 /// A directory whose files are published.
 pub trait Filesystem: Send + Sync {
+    /// Empty: it is mounted nowhere.
     fn mount_point(&self) -> &Path;
 
     /// How long whoever reads or writes a file may wait.

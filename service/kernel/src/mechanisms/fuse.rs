@@ -24,7 +24,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         Parameter::new("deadline", Type::U32 { min: 1, max: 60_000 }, "Milliseconds that a read or write may wait, then it is EIO")
             .default("5000"),
     ],
-    attach_parameters: &[PATH],
+    attach_parameters: &[PATH.required()],
     columns: list::COLUMNS,
     open_parameters: &[],
     create: filesystem::create,
@@ -52,8 +52,11 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     reference: include_str!("fuse.md"),
 };
 
-const PATH: Parameter =
-    Parameter::new("path", Type::Path, "Absolute path of an empty directory of the caller's").required();
+const PATH: Parameter = Parameter::new(
+    "path",
+    Type::Path,
+    "Absolute path of an empty directory of the caller's; never on the system bus, and always elsewhere",
+);
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
     let path = parameters.path("path")?.unwrap_or_default();

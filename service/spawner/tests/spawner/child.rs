@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use ipc_spawner::sandbox::{self, Inmate, Violation};
-use ipc_spawner::{Carried, FrontStart, Role, WorkerStart, serve, supervise, with_empty_environment};
+use ipc_spawner::{
+    Carried, FrontStart, MounterStart, Role, WorkerStart, serve, supervise, with_empty_environment,
+};
 use rustix::process::{Resource, getrlimit};
 
 use crate::spawner::{USER, connect, receive, send};
@@ -24,6 +26,7 @@ pub fn run() -> ExitCode {
     };
     match role {
         Ok(Role::Worker(start) | Role::Herald(start)) => worker(start),
+        Ok(Role::Mounter(start)) => mounter(start),
         Ok(Role::Front(start)) => front(start, &arguments[3]),
         Ok(Role::Ended) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,6 +47,23 @@ fn worker(start: WorkerStart) -> ExitCode {
             question => crate::worker::attempt(question),
         };
         send(&start.control, &answer, None);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Answers questions before it makes any mount.
+fn mounter(start: MounterStart) -> ExitCode {
+    send(&start.worker, &format!("{:?}", start.device.as_ref().map(|_| ())), None);
+    while let Some((question, _)) = receive(&start.worker) {
+        if question.contains('\n') {
+            // Inside it cannot be asked any more: all questions at once.
+            sandbox::enter(Inmate::Mounter, Violation::Errno).unwrap();
+            let answers: String =
+                question.lines().map(|question| crate::worker::attempt(question) + "\n").collect();
+            send(&start.worker, &answers, None);
+            break;
+        }
+        send(&start.worker, &crate::worker::attempt(&question), None);
     }
     ExitCode::SUCCESS
 }

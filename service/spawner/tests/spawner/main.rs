@@ -10,6 +10,7 @@ mod child;
 mod examine;
 mod forked;
 mod front;
+mod mounter;
 mod sandbox;
 mod spawner;
 mod worker;
@@ -46,6 +47,9 @@ const TESTS: &[Test] = &[
     ("what_cannot_be_examined_is_unknown", examine::unknown),
     ("the_sandbox_refuses_and_the_worker_goes_on", sandbox::refuses),
     ("the_herald_is_the_fronts_user_and_can_less", sandbox::of_the_herald),
+    ("a_mounter_is_its_user_in_a_namespace_of_his", mounter::is_the_user_in_a_namespace_of_his),
+    ("a_mounter_is_not_for_everybody", mounter::is_not_for_everybody),
+    ("a_mounter_does_not_stay", mounter::does_not_stay),
     ("the_sandbox_of_tests_names_the_call", sandbox::names_the_call),
 ];
 

@@ -93,9 +93,9 @@ pub fn cannot_be_looked_into_by_its_user() {
     assert_eq!(info.uid(), 0);
 }
 
-type Attempt = (&'static str, fn(i32) -> io::Result<()>);
+pub type Attempt = (&'static str, fn(i32) -> io::Result<()>);
 
-const ATTEMPTS: &[Attempt] = &[
+pub const ATTEMPTS: &[Attempt] = &[
     ("pidfd_getfd", |pid| {
         // SAFETY: makes a descriptor of one that is a pidfd.
         let got = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd(pid).as_raw_fd(), 0, 0) };

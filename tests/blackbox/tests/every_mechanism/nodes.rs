@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ipc_blackbox::{Client, Options, Stage, Way, assert_error, can_mount, error, everywhere};
+use ipc_blackbox::{Client, Options, Stage, Way, assert_error, can_mount, can_mount_on, error, everywhere};
 use ipc_harness::{Address, PATH, unique};
 use zbus::Signature;
 
@@ -45,7 +45,11 @@ async fn one_of_each(stage: &Stage, client: &Client) -> Vec<String> {
         format!("inotify:path={}", dir.path().display()),
         "signal:number=10".into(),
     ];
-    if stage.way != Way::System && can_mount().is_ok() {
+    if stage.way == Way::System {
+        if can_mount_on(stage).is_ok() {
+            addresses.push("fuse:".into());
+        }
+    } else if can_mount().is_ok() {
         std::fs::create_dir(dir.path().join("live")).expect("a directory");
         addresses.push(format!("fuse:path={}", at("live")));
     }

@@ -9,9 +9,10 @@ mod namespace;
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
@@ -145,6 +146,30 @@ impl SystemBus {
     /// `sh -ec SCRIPT` as this user.
     pub fn sh_as(&self, identity: &Identity, script: &str) -> Process {
         Process::spawn_group(self.command_as(identity, "/bin/sh").args(["-ec", script]))
+    }
+
+    /// Whether this user may mount FUSE for himself, in namespaces of his own: without it, the service may not for him.
+    pub fn may_mount(&self, identity: &Identity) -> Result<(), Unavailable> {
+        let own = "exec 3<>/dev/fuse; exec unshare --user --map-root-user --mount true";
+        let finished = self.sh_as(identity, own).finish();
+        match finished.status.success() {
+            true => Ok(()),
+            false => {
+                Err(Unavailable(format!("users may not mount for themselves: {}", finished.stderr.trim())))
+            }
+        }
+    }
+
+    /// A process of this user's that holds a descriptor, as its standard input: for his other programs it is
+    /// `/proc/PID/fd/0`.
+    pub fn holder(&self, identity: &Identity, fd: OwnedFd) -> Process {
+        let mut command = self.command_as(identity, "/bin/sh");
+        command.args(["-ec", "echo holding; exec sleep infinity"]);
+        command.stdin(fd).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let process = Process::spawn_prepared(&mut command);
+        // Once it says so it is the user's.
+        process.wait_for(|line| line == "holding");
+        process
     }
 
     /// A socket that this user connected to the bus; nothing is said on it yet.

@@ -5,6 +5,7 @@
 //! built of it is handed to the unchanged tests (`IPCD=`). First all those tests have to pass with the unchanged copy:
 //! otherwise a failure says nothing.
 
+mod mounts;
 mod table;
 
 use std::{
@@ -17,12 +18,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{cargo, root};
-use table::{CHECKS, Check, Test};
+use table::{Check, Test};
 
 pub fn removable(name: Option<&str>) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "only root can start the service on a system bus");
-    let chosen: Vec<_> =
-        CHECKS.iter().filter(|check| name.is_none_or(|name| check.name.contains(name))).collect();
+    let chosen: Vec<_> = all().filter(|check| name.is_none_or(|name| check.name.contains(name))).collect();
     ensure!(
         !chosen.is_empty(),
         "no check is named like that; tests/xtask/src/removable/table.rs has the names"
@@ -48,10 +48,14 @@ pub fn removable(name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+fn all() -> impl Iterator<Item = &'static Check> {
+    table::CHECKS.iter().chain(mounts::CHECKS)
+}
+
 /// Edits whose place is not there, or there twice; tests that are not where they are said to be.
 pub fn misplaced() -> Result<Vec<String>> {
     let mut misplaced = Vec::new();
-    for check in CHECKS {
+    for check in all() {
         let (file, line) = match check.test {
             Test::Adversary(file, name) => {
                 (format!("tests/adversary/tests/{file}.rs"), format!("fn {name}("))
