@@ -52,6 +52,10 @@ impl Target {
                 ));
             }
         }
+        // By its unique name, or through a program that hands everything on to the service's bus.
+        if owner.is_some() && core.owner(crate::NAME).await? == owner {
+            return Err(loops(&self.name, "this service by another name"));
+        }
         self.set_owner(owner);
         self.check(core)
     }
@@ -62,6 +66,7 @@ impl Target {
             Some(owner) if core.own.has(&owner) => {
                 Err(loops(&self.name, &format!("the service's own connection {owner}")))
             }
+            _ if core.own.has(&self.name) => Err(loops(&self.name, "a name of the service's own connection")),
             _ => Ok(()),
         }
     }
