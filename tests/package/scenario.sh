@@ -170,6 +170,36 @@ grep -q -i mount /tmp/why || fail "a confined caller is told: $(cat /tmp/why)"
 [ ! -e /home/alice/other ] || fail "a confined caller has made /home/alice/other"
 rm /home/alice/bell /home/alice/socket /home/alice/memory
 
+step "what the kernel tells everybody is told by a process that is nobody's"
+links=$(call alice $manager/netlink $name.Netlink Links) || fail "alice cannot ask for the links"
+case $links in *'"lo"'*) ;; *) fail "the links are $links" ;; esac
+for pid in $(ours_of ipcd); do
+    [ "$pid" = "$(main_pid ipcd.service)" ] || herald=$pid
+done
+same "the capabilities of the herald" "$(grep -h ^Cap "/proc/$herald/status" | cut -f 2 | sort -u)" 0000000000000000
+echo 1 >/proc/sys/net/ipv6/conf/lo/disable_ipv6
+as alice timeout 20 sh -c "until busctl --system call $name $manager/netlink $name.Netlink Since t 0 |
+    grep -q AddressRemoved; do sleep 0.1; done" || fail "nobody tells that an address was removed"
+
+step "what is declared for a user is there without anybody calling"
+mkdir -p /etc/ipcd/users/alice/relays.d
+cp /usr/share/doc/ipcd/examples/ipcd-relays@.service /etc/systemd/system/
+cat >/etc/ipcd/users/alice/relays.d/spool.toml <<END
+[relay.spool]
+source = { create = "fifo:path=/home/alice/spool", hold = true }
+sink = { create = "fifo:path=/home/alice/out", hold = true }
+END
+as alice /usr/bin/ipcd --check-relays --relays /etc/ipcd/users/alice/relays.d || fail "the file is not valid"
+systemctl daemon-reload
+systemctl start ipcd-relays@alice.service || fail "the unit does not start"
+same "its user" "$(stat -c %U "/proc/$(main_pid ipcd-relays@alice.service)")" alice
+timeout 20 sh -c 'until [ -p /home/alice/spool ] && [ -p /home/alice/out ]; do sleep 0.1; done' || fail "no FIFO is made"
+echo declared >/home/alice/spool
+same "what comes out of the relay" "$(timeout 20 head -n 1 /home/alice/out)" declared
+systemctl stop ipcd-relays@alice.service
+rm -r /etc/ipcd /etc/systemd/system/ipcd-relays@.service /home/alice/spool /home/alice/out
+systemctl daemon-reload
+
 step "the policy is in force: no property is set"
 denied "Properties.Set" call alice $manager org.freedesktop.DBus.Properties Set ssv $name Version s no
 
@@ -239,7 +269,7 @@ unshare --mount sh -euc '
         busctl call org.example.IPC /org/example/IPC org.example.IPC Create "sa{sv}" pipe: 0
 ' || fail "the bus does not start it"
 all=$(started_with --bus $(ours))
-same "the number of its processes: spawner, front, alice's worker" "$(echo "$all" | wc -w)" 3
+same "the number of its processes: spawner, front, herald, alice's worker" "$(echo "$all" | wc -w)" 4
 spawner=$(started_with --bus $(ours_of root))
 kill "$spawner"
 for pid in $all; do

@@ -20,11 +20,13 @@ pub trait Filesystem {
     /// NotSupported (listening sockets and file systems), LimitExceeded.
     fn publish_endpoint(&self, name: &str, endpoint: &ObjectPath<'_>) -> zbus::Result<()>;
 
-    /// Publishes a property of any service: reading the file gets it, as text and a newline, and writing sets it. bus is
-    /// session, system or an address. Numbers, booleans (true, false) and strings are written as they are
-    /// read; a property of any other type is only read. What the service refuses is an error of read(2) and write(2):
-    /// EACCES, ENOENT, EINVAL, else EIO, as when it does not answer before the deadline of the mount. Errors:
-    /// InvalidArgument, Exists, LimitExceeded, Unavailable (the bus cannot be reached).
+    /// Publishes a property of any service but this one: reading the file gets it, as text and a newline, and writing
+    /// sets it. poll(2) wakes when PropertiesChanged tells of it, and when the service comes or goes. bus is session,
+    /// system or the address of a unix socket, as in the mechanism dbus. Numbers, booleans (true, false) and strings
+    /// are written as they are read; a property of any other type is only read. What the service refuses is an error
+    /// of read(2) and write(2): EACCES, ENOENT, EINVAL, EOPNOTSUPP, ENOSPC (LimitsExceeded), else EIO, as when it does
+    /// not answer before the deadline of the mount; EPIPE when the bus has gone. Errors: InvalidArgument, Exists,
+    /// LimitExceeded, NotFound and Unavailable (the bus cannot be reached).
     fn publish_property(
         &self,
         name: &str,

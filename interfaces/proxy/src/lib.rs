@@ -45,6 +45,7 @@ interfaces! {
     watch: WatchProxy,
     process: ProcessProxy,
     mailbox: MailboxProxy,
+    netlink: NetlinkProxy,
     filesystem: FilesystemProxy,
     relay: RelayProxy,
 }

@@ -56,6 +56,12 @@ pub trait Manager {
     #[zbus(signal)]
     fn lost(&self, reason: String) -> zbus::Result<()>;
 
+    /// What files in the directories relays.d declare, a dictionary each: file (s), name (s: endpoint.NAME, relay.NAME;
+    /// empty for a file that cannot be used), state (s: starting, running, waiting, retrying, stopped by a client,
+    /// finished, invalid), why (s), object (s: its path, while there is one). Empty on the system bus; see relays.d.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn declared(&self) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
+
     /// The limits of the service, under the keys of its configuration file.
     #[zbus(property(emits_changed_signal = "const"))]
     fn limits(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;

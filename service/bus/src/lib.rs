@@ -27,3 +27,4 @@ pub static MECHANISMS: Register = Register::with(&[&dbus::DESCRIPTOR]);
 
 use ipc_kernel::mechanisms::Register;
 pub use serve::{NAME, Service, StartError};
+pub use tree::Tree;

@@ -1,76 +1,55 @@
 //! A property of any service on any bus, as the text of a published file.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
+use event_listener::EventListener;
 use futures_util::{FutureExt, future::BoxFuture};
 use ipc_engine::published::Remote;
-use ipc_kernel::{Error, Kind, Result};
-use zbus::{
-    Address, Connection, ObjectPath, OwnedVariant, Variant,
-    connection::Builder,
-    names::{BusName, InterfaceName, MemberName},
-};
+use ipc_kernel::{Error, Result};
+use zbus::{OwnedVariant, Variant};
 
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-
-/// How long a bus may take to let us in.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// Buses that files may be on at once.
-const BUSES: usize = 8;
+use crate::dbus::{object::Object, property::PROPERTIES, target::Target, wish};
 
 pub struct Property {
-    connection: Connection,
-    service: BusName<'static>,
-    object: ObjectPath<'static>,
-    interface: InterfaceName<'static>,
-    property: MemberName<'static>,
+    object: Arc<Object>,
+    interface: String,
+    property: String,
 }
 
 impl Property {
     pub async fn new(
         bus: &str,
         service: &str,
-        object: &ObjectPath<'_>,
+        object: &str,
         interface: &str,
         property: &str,
     ) -> Result<Self> {
-        fn wrong(what: &str, given: &str, why: impl std::fmt::Display) -> Error {
-            Error::invalid(format!("{given:?} is no name of {what}: {why}"))
-        }
-        let service =
-            BusName::try_from(service.to_owned()).map_err(|why| wrong("a service on a bus", service, why))?;
-        let interface = InterfaceName::try_from(interface.to_owned())
-            .map_err(|why| wrong("an interface", interface, why))?;
-        let property =
-            MemberName::try_from(property.to_owned()).map_err(|why| wrong("a property", property, why))?;
-        let connection = connected(bus).await?;
-        Ok(Self { connection, service, object: object.to_owned(), interface, property })
+        let target = Target::new(wish::bus_name(service.to_owned())?, wish::path(object.to_owned())?)?;
+        let (interface, property) =
+            (wish::interface(interface.to_owned())?, wish::member(property.to_owned())?);
+        let object = Object::find(bus, target, Some((interface.clone(), property.clone()))).await?;
+        Ok(Self { object, interface, property })
     }
 
     async fn get(&self) -> Result<OwnedVariant> {
-        let body = (self.interface.as_str(), self.property.as_str());
-        let reply = self
-            .connection
-            .call_method(Some(&self.service), &self.object, Some(PROPERTIES), "Get", &body)
-            .await
-            .map_err(meaning)?;
-        reply.body().deserialize().map_err(meaning)
+        let names = (self.interface.as_str(), self.property.as_str());
+        let get = self.object.call(Some(PROPERTIES), "Get", |call| call.build(&names).map_err(wrong));
+        get.await??.body().deserialize().map_err(wrong)
     }
 
     async fn set(&self, text: &[u8]) -> Result<()> {
         // It has to be of the type that the property has.
         let now = self.get().await?;
-        let value = parsed(&now, text)?;
-        let body = (self.interface.as_str(), self.property.as_str(), value);
-        let call =
-            self.connection.call_method(Some(&self.service), &self.object, Some(PROPERTIES), "Set", &body);
-        call.await.map(drop).map_err(meaning)
+        let body = (self.interface.as_str(), self.property.as_str(), parsed(&now, text)?);
+        let set = self.object.call(Some(PROPERTIES), "Set", |call| call.build(&body).map_err(wrong));
+        set.await??;
+        Ok(())
     }
+}
+
+/// What is no message.
+fn wrong(error: zbus::Error) -> Error {
+    Error::invalid(format!("the message has a body that it must not have: {error}"))
 }
 
 impl Remote for Property {
@@ -85,73 +64,14 @@ impl Remote for Property {
     fn write(&self, text: Vec<u8>) -> BoxFuture<'_, Result<()>> {
         async move { self.set(&text).await }.boxed()
     }
-}
 
-/// The connections that there are: one for each bus, for all files.
-static CONNECTIONS: Mutex<Option<HashMap<String, Connection>>> = Mutex::new(None);
-
-fn connections() -> MutexGuard<'static, Option<HashMap<String, Connection>>> {
-    CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn connected(bus: &str) -> Result<Connection> {
-    let full = || {
-        let text = format!("published properties are on {BUSES} buses already, which are the most at once");
-        Error::new(Kind::LimitExceeded, text)
-    };
-    {
-        let mut table = connections();
-        let table = table.get_or_insert_default();
-        // One that has ended is of no use to anybody.
-        table.retain(|_, connection| !connection.is_closed());
-        if let Some(connection) = table.get(bus) {
-            return Ok(connection.clone());
-        }
-        if table.len() >= BUSES {
-            return Err(full());
-        }
+    fn version(&self) -> u64 {
+        self.object.version()
     }
-    let unreachable =
-        |why: String| Error::new(Kind::Unavailable, format!("the bus {bus:?} cannot be reached: {why}"));
-    let builder = match bus {
-        "session" => Builder::session(),
-        "system" => Builder::system(),
-        address => Builder::address(address.parse::<Address>().map_err(|why| {
-            Error::invalid(format!("the bus must be session, system or an address, not {address:?}: {why}"))
-        })?),
-    };
-    let connection = tokio::time::timeout(HANDSHAKE, builder.build())
-        .await
-        .map_err(|_| unreachable("it does not answer".to_owned()))?
-        .map_err(|why| unreachable(why.to_string()))?;
-    let mut table = connections();
-    let table = table.get_or_insert_default();
-    if table.len() >= BUSES {
-        return Err(full());
-    }
-    table.insert(bus.to_owned(), connection.clone());
-    Ok(connection)
-}
 
-/// What a service's refusal means to whoever reads or writes the file.
-fn meaning(error: zbus::Error) -> Error {
-    let name = match &error {
-        zbus::Error::MethodError(name, ..) => name.as_str().to_owned(),
-        zbus::Error::FDO(error) => zbus::DBusError::name(&**error).to_string(),
-        _ => String::new(),
-    };
-    let kind = match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
-        "AccessDenied" | "AuthFailed" | "PropertyReadOnly" | "InteractiveAuthorizationRequired" => {
-            Kind::PermissionDenied
-        }
-        "ServiceUnknown" | "NameHasNoOwner" | "UnknownObject" | "UnknownInterface" | "UnknownProperty" => {
-            Kind::NotFound
-        }
-        "InvalidArgs" => Kind::InvalidArgument,
-        "NotSupported" => Kind::NotSupported,
-        _ => Kind::Unavailable,
-    };
-    Error::new(kind, error.to_string())
+    fn changed(&self) -> EventListener {
+        self.object.changed()
+    }
 }
 
 /// A value as it is read: text as it is, anything else as GVariant writes it; and a newline.
@@ -211,6 +131,7 @@ fn parsed(like: &Variant<'_>, text: &[u8]) -> Result<Variant<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc_kernel::Kind;
 
     #[test]
     fn values_are_written_as_they_are_read() {

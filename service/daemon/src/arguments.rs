@@ -24,6 +24,16 @@ pub struct Arguments {
     #[arg(long)]
     pub check_config: bool,
 
+    /// The directory of declared endpoints and relays (*.toml). Without it: ipcd/relays.d in
+    /// $XDG_CONFIG_HOME (~/.config) and in /etc, on the session bus or where no bus was chosen. Not on the
+    /// system bus.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub relays: Option<PathBuf>,
+
+    /// Checks the declared endpoints and relays, tells every error with its file and line, and ends.
+    #[arg(long)]
+    pub check_relays: bool,
+
     /// Prints the introspection data of an interface, or the names of all interfaces, and ends.
     /// Needs no bus.
     #[arg(long, value_name = "INTERFACE", num_args = 0..=1, default_missing_value = "")]
@@ -67,8 +77,8 @@ Serves every IPC mechanism of the Linux kernel over D-Bus, as org.example.IPC: a
 speak D-Bus creates, attaches to and relays between pipes, FIFOs, sockets, shared memory, semaphores
 and watches.
 
-Ends on SIGTERM or SIGINT: waits are cancelled, relays stop, endpoints close. Tells systemd (sd_notify)
-when it is ready.";
+Ends on SIGTERM or SIGINT: waits are cancelled, relays stop, endpoints close. Reads declared endpoints and
+relays again on SIGHUP, but on the system bus. Tells systemd (sd_notify) when it is ready.";
 
 /// Where to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]

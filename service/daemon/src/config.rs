@@ -50,12 +50,16 @@ fn first_of(paths: Vec<PathBuf>) -> Result<Config> {
 }
 
 fn usual() -> Vec<PathBuf> {
-    let own = match (env::var_os("XDG_CONFIG_HOME"), env::var_os("HOME")) {
+    home().map(|dir| dir.join("ipcd.toml")).into_iter().chain([PathBuf::from(SYSTEM)]).collect()
+}
+
+/// Where a user's configuration lies (XDG Base Directory Specification).
+pub fn home() -> Option<PathBuf> {
+    match (env::var_os("XDG_CONFIG_HOME"), env::var_os("HOME")) {
         (Some(dir), _) if !dir.is_empty() => Some(PathBuf::from(dir)),
         (_, Some(home)) => Some(PathBuf::from(home).join(".config")),
         _ => None,
-    };
-    own.map(|dir| dir.join("ipcd.toml")).into_iter().chain([PathBuf::from(SYSTEM)]).collect()
+    }
 }
 
 fn parse(text: &str, path: &Path) -> Result<Config> {

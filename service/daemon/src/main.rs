@@ -4,6 +4,7 @@
 
 mod arguments;
 mod config;
+mod declared;
 mod logs;
 mod private_bus;
 mod system_bus;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use arguments::{Arguments, BusChoice};
 use clap::Parser;
+use declared::Directories;
 use ipc_bus::{Service, introspect};
 use ipc_engine::Engine;
 use private_bus::PrivateBus;
@@ -62,6 +64,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         println!("the configuration is valid");
         return Ok(());
     }
+    let directories = declarations(&arguments);
+    if arguments.check_relays {
+        return declared::check(&directories, ipc_bus::MECHANISMS);
+    }
     logs::start(arguments.log_level);
     raise_file_limit();
     let choice = arguments.bus.unwrap_or_else(arguments::default_bus);
@@ -77,6 +83,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     let service = Service::start(Engine::of(ipc_bus::MECHANISMS, config.limits, None), address).await?;
     // Before readiness: a signal that comes right after it is handled.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let declared =
+        tokio::spawn(declared::keep(service.tree.clone(), directories, signal(SignalKind::hangup())?));
     ready(&choice, private.as_ref());
     let lost = tokio::select! {
         _ = terminate.recv() => false,
@@ -84,6 +92,8 @@ async fn run(arguments: Arguments) -> Result<()> {
         () = service.connection.closed() => true,
     };
     notify(&[NotifyState::Stopping]);
+    // What ends now is not to come back.
+    declared.abort();
     tokio::select! {
         () = service.stop() => {}
         // Somebody insists.
@@ -98,6 +108,16 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where declarations are read from. There is one service on a session bus; who starts others on buses of his
+/// choice says what they are to do, or all would do the same.
+fn declarations(arguments: &Arguments) -> Directories {
+    match (&arguments.relays, &arguments.bus) {
+        (Some(directory), _) => Directories::one(directory.clone()),
+        (None, None | Some(BusChoice::Session)) => Directories::usual(),
+        _ => Directories::default(),
+    }
 }
 
 /// Says that calls are served, to whoever started us.

@@ -76,6 +76,12 @@ pub fn part(arguments: &Arguments) -> Option<Part> {
 }
 
 pub fn run(part: Part, arguments: Arguments) -> Result<()> {
+    if arguments.relays.is_some() || arguments.check_relays {
+        bail!(
+            "endpoints and relays are declared for a user, not for the system bus, where nobody has called yet: in his \
+             ~/.config/ipcd/relays.d, or in a unit like /usr/share/doc/ipcd/examples/ipcd-relays@.service"
+        );
+    }
     if arguments.check_config {
         config::load_system(arguments.config.as_deref())?;
         println!("the configuration is valid");

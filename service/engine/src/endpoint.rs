@@ -13,9 +13,12 @@ use std::{
 
 use event_listener::Event;
 use ipc_kernel::{
-    Attempt, Descriptor, Dict, Error, Kind, Result, mechanism,
+    Attempt, Descriptor, Dict, Error, Kind, Result,
+    fd::poll_now,
+    mechanism,
     shape::{Futex, Memory, Message, Messages, Semaphore, SemaphoreOperation, Shape, Stream},
 };
+use rustix::event::PollFlags;
 
 use crate::{
     Engine,
@@ -70,6 +73,10 @@ impl std::fmt::Debug for Endpoint {
             .finish_non_exhaustive()
     }
 }
+
+/// The reasons of endpoints that a client has closed, or removed with what they are endpoints of.
+pub const CLOSED: &str = "closed";
+pub const REMOVED: &str = "removed";
 
 /// What a new endpoint is made of.
 pub(crate) struct Made {
@@ -188,6 +195,19 @@ impl Endpoint {
             state.insert("kept-bytes".into(), (bytes as u64).into());
         }
         Ok(state)
+    }
+
+    /// Whether it is of no use any more, though nobody has closed it: the peer of a connection has gone or will
+    /// send nothing more, or the kernel object was removed.
+    pub fn is_over(&self) -> bool {
+        match self.kernel.stream().filter(|_| self.kernel.is_socket()).map(|stream| stream.source()) {
+            Some(Ok(Attempt::Done(end))) => {
+                let over = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+                poll_now(&end.fd, PollFlags::RDHUP).is_ok_and(|found| found.intersects(over))
+            }
+            Some(_) => false,
+            None => matches!(self.kernel.inspect(), Err(error) if error.kind == Kind::Gone),
+        }
     }
 
     /// One attempt to read, what was kept first.

@@ -24,6 +24,7 @@ use ipc_kernel::{
 
 use crate::{
     client::{Call, Client, Clients, Counter},
+    declared::Board,
     endpoint::{Endpoint, Made},
     flag::Flag,
     herald,
@@ -44,6 +45,8 @@ pub struct Engine {
     pub(crate) confinement: Option<String>,
     pub clients: Clients,
     pub counters: Counters,
+    /// What files declare.
+    pub declared: Board,
     pub(crate) stopping: Flag,
     pub(crate) range_watches: Arc<RangeWatches>,
     next_id: AtomicU64,
@@ -111,6 +114,7 @@ impl Engine {
             confinement,
             clients: Clients::default(),
             counters: Counters::default(),
+            declared: Board::default(),
             stopping: Flag::new(),
             range_watches: Arc::default(),
             next_id: AtomicU64::new(1),

@@ -90,13 +90,21 @@ impl Engine {
         let file = mount.filesystem()?.publish(name, published::remote(&value))?;
         let mount = mount.clone();
         tokio::spawn(async move {
-            if let Some(removal) = file.removal() {
+            let mut seen = value.version();
+            loop {
+                let changed = value.changed();
+                let version = value.version();
+                if version != seen {
+                    seen = version;
+                    file.change();
+                }
+                let Some(removal) = file.removal() else { return };
                 tokio::select! {
-                    () = mount.closed.wait() => {}
-                    () = removal => {}
+                    () = mount.closed.wait() => return,
+                    () = removal => return,
+                    () = changed => {}
                 }
             }
-            drop(value);
         });
         Ok(())
     }

@@ -7,6 +7,7 @@
 
 pub mod client;
 mod confinement;
+pub mod declared;
 pub mod endpoint;
 pub mod engine;
 pub mod events;

@@ -80,6 +80,8 @@ pub fn sleepers(wanted: impl Fn(&Mapped) -> bool) -> (Vec<Sleeper>, Refused) {
                         }),
                 ),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // What is said of itself, a worker cannot read: it is closed to its user, and so are these files.
+                Err(_) if pid == std::process::id() => {}
                 Err(_) => refused.0 = Some(pid),
             }
         }

@@ -12,6 +12,7 @@
 #[cfg(test)]
 extern crate self as ipc_kernel; // What tests share, is written for those outside.
 
+pub mod ability;
 pub mod address;
 pub mod blocked;
 pub mod dev_shm;
@@ -57,6 +58,7 @@ pub mod value;
 pub mod word;
 pub mod word_place;
 
+pub use ability::{Ability, Lack};
 pub use address::Address;
 pub use error::{Error, Kind, Result};
 pub use fd::Fd;

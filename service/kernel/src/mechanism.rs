@@ -12,7 +12,7 @@ use std::{
 use event_listener::EventListener;
 
 use crate::{
-    Address, Dict, Error, Fd, Parameter, Parameters, Result,
+    Address, Dict, Error, Fd, Lack, Parameter, Parameters, Result,
     blocked::Blocked,
     listing::Listing,
     shape::{
@@ -117,6 +117,8 @@ pub struct Descriptor {
     /// Runs what all endpoints of the mechanism share (one inotify instance); called whenever
     /// the readiness that it returned has come.
     pub driver: Option<fn() -> Result<Attempt<()>>>,
+    /// What its objects cannot do, of all abilities, and why.
+    pub lacks: &'static [Lack],
     /// Prose for the reference page, in Markdown: semantics, sources, errors, "Not offered".
     pub reference: &'static str,
 }

@@ -2,6 +2,7 @@
 //! still there or is announced as gone.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -211,6 +212,41 @@ fn the_front_crashes_again_and_again() {
         kill(stage.front(), Signal::KILL);
         stage.until("the front is back", || alice.call(&pipe, "Endpoint", "Inspect", &[]).is_ok());
     }
+}
+
+/// A relay is the worker's, and moves what comes while nobody is on the bus; nothing is lost or said twice.
+#[test]
+fn a_relay_outlives_the_front() {
+    let stage = or_skip!(Stage::new());
+    let mut alice = stage.alice();
+    let (source, sink) = (alice.create("pipe:"), alice.create("pipe:"));
+    let args = [wire::path(&source), wire::path(&sink), wire::dict(&[("lifetime", text("service"))])];
+    let relay = object(&alice.call(PATH, "", "Relay", &args).expect("Relay").args());
+    let mut open = |path: &str, end: &str| {
+        let options = wire::dict(&[("end", text(end))]);
+        let mut reply = alice.call(path, "Endpoint", "Open", &[options]).expect("Open");
+        fs::File::from(reply.fds.pop().expect("a descriptor"))
+    };
+    let (mut write, mut read) = (open(&source, "write"), open(&sink, "read"));
+    let data: Vec<u8> =
+        (0..3 << 20).map(|number: u32| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (front, worker) = (stage.front(), stage.worker_of(ALICE));
+    let all = data.clone();
+    let writer = std::thread::spawn(move || write.write_all(&all).map(|()| write));
+    let mut got = vec![0; data.len()];
+    let (before, after) = got.split_at_mut(1 << 20);
+    read.read_exact(before).expect("what is relayed before");
+    kill(front, Signal::KILL);
+    // More than both pipes hold: it is moved now.
+    read.read_exact(after).expect("what is relayed meanwhile");
+    // Open until the end: a writer that goes ends the stream, and the relay with it.
+    let write = writer.join().expect("the writer").expect("writing");
+    assert!(got == data, "the data is another");
+    stage.until("the front is back", || alice.call(&relay, "Relay", "Inspect", &[]).is_ok());
+    assert_eq!(stage.worker_of(ALICE), worker);
+    let state = alice.call(&relay, "Relay", "Inspect", &[]).expect("Inspect");
+    assert!(format!("{:?}", state.args()).contains("running"), "{state:?}");
+    drop(write);
 }
 
 /// The front's connection is cut, the bus is the same: it comes back and goes on.

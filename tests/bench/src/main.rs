@@ -9,9 +9,12 @@ mod data;
 mod events;
 mod idle;
 mod list;
+mod messages;
 mod peers;
+mod plot;
 mod relay;
 mod rounds;
+mod scale;
 mod system;
 mod table;
 mod waits;
@@ -36,7 +39,7 @@ struct Arguments {
     /// Of the relay's comparisons only those with this in their name, such as P3 or "unix → unix".
     #[arg(long, default_value = "", hide_default_value = true)]
     only: String,
-    /// Where the JSON goes.
+    /// Where the JSON goes, and a plot of it.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
     #[command(subcommand)]
@@ -68,6 +71,10 @@ enum Name {
     Events,
     /// Thousands of waits for futexes and semaphores.
     Waits,
+    /// Messages through relays.
+    Messages,
+    /// One relay, endpoint or client among many.
+    Scale,
 }
 
 /// What all benchmarks are told.
@@ -94,6 +101,8 @@ impl Name {
             Name::List => "list",
             Name::Events => "events",
             Name::Waits => "waits",
+            Name::Messages => "messages",
+            Name::Scale => "scale",
         }
     }
 
@@ -105,6 +114,8 @@ impl Name {
             Name::List => list::run(settings),
             Name::Events => events::run(settings),
             Name::Waits => waits::run(settings),
+            Name::Messages => messages::run(settings),
+            Name::Scale => scale::run(settings),
         }
     }
 }
@@ -137,6 +148,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         let started = Instant::now();
         let found = name.run(&settings).with_context(|| name.text())?;
         table::write_json(&arguments.out, name.text(), settings.rounds, &found)?;
+        plot::write(&arguments.out, name.text(), &found)?;
         eprintln!("{}: {:.0} s", name.text(), started.elapsed().as_secs_f64());
         rows.extend(found);
     }

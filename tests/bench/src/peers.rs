@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ipc_harness::{Address, Bus, NAME, PATH, Process, Service, need_tool};
+use ipc_harness::{Address, Bus, Launch, NAME, PATH, Process, Service, need_tool};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::Runtime;
 use zbus::{Connection, DynamicType, OwnedObjectPath, OwnedVariant, Variant, connection::Builder, interface};
@@ -87,8 +87,13 @@ pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
 
 impl Ipc {
     pub fn start() -> Result<Ipc> {
+        Ipc::with_config("")
+    }
+
+    /// With this configuration file.
+    pub fn with_config(toml: &str) -> Result<Ipc> {
         let bus = Bus::dbus_daemon()?;
-        let service = Service::on(&bus);
+        let service = Launch::on(&bus).config(toml).start();
         let client = Client::on(&bus)?;
         Ok(Ipc { client, service, bus })
     }
@@ -125,6 +130,11 @@ impl Ipc {
 
     pub fn close(&self, endpoint: &str) -> Result<()> {
         self.client.call(endpoint, "org.example.IPC.Endpoint", "Close", &())
+    }
+
+    /// Inspect; what it returned is not looked at.
+    pub fn inspect(&self, endpoint: &str) -> Result<()> {
+        self.client.repeat(Some(NAME), endpoint, "org.example.IPC.Endpoint", "Inspect", &(), 1)
     }
 
     pub fn stop(&self, relay: &str) -> Result<()> {

@@ -81,6 +81,17 @@ impl Row {
         }
     }
 
+    /// How many times as good as the bar a result is; 1 without one.
+    pub fn good(&self, result: f64) -> f64 {
+        match self.bar {
+            Bar::AtLeast(bar) => result / bar,
+            // Nothing is as good as can be.
+            Bar::AtMost(_) if result == 0.0 => f64::INFINITY,
+            Bar::AtMost(bar) => bar / result,
+            Bar::None => 1.0,
+        }
+    }
+
     /// Such as `1.23 ≥ 1.4: MISSED by 12%`.
     pub fn verdict(&self) -> String {
         let found = self.result.median;

@@ -26,6 +26,7 @@ fn assert_without_holes(numbers: &[u64]) {
     assert_eq!(numbers, expected, "events are numbered from 1 without holes");
 }
 
+/// Proves: inotify create, read, event
 async fn changes_of_files(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
@@ -74,6 +75,7 @@ async fn changes_of_files(stage: Stage) {
     assert!(!closed.is_empty());
 }
 
+/// Proves: pipe create, write, event
 async fn bytes_and_messages_that_come(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
@@ -138,6 +140,7 @@ async fn notice_of_the_rest(stage: Stage) {
     assert_eq!(inbox.signals(&packets, "Ready", 4).await.len(), 4);
 }
 
+/// Proves: unix create, event
 async fn connections_that_come(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
@@ -246,6 +249,8 @@ async fn objects_come_and_go(stage: Stage) {
 }
 
 /// An object's properties change once for each step, also when nobody asked.
+///
+/// Proves: pipe relay
 async fn states_of_a_relay(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;

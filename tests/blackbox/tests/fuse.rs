@@ -9,6 +9,7 @@ use ipc_blackbox::{
 use ipc_harness::{Launch, connect, or_skip};
 use zbus::ObjectPath;
 
+/// Proves: fuse create, read, write
 async fn content_is_a_file_to_every_tool(stage: Stage) {
     let mount = or_skip!(mounted(&stage, "").await);
     mount.publish_text("sound/volume", "30\n").await;
@@ -79,6 +80,7 @@ async fn names_are_the_publishers(stage: Stage) {
     assert_error(&error(itself), "NotSupported", &["nothing in it to read"]);
 }
 
+/// Proves: fuse read, event
 async fn readers_and_writers_are_told(stage: Stage) {
     let mount = or_skip!(mounted(&stage, "").await);
     let inbox = mount.client.inbox().await;
@@ -184,6 +186,7 @@ async fn many_read_at_once(stage: Stage) {
     assert_eq!(counted, "100000\n".repeat(200));
 }
 
+/// Proves: fuse create, list
 async fn a_mount_is_judged_before_it_is_made(stage: Stage) {
     or_skip!(can_mount());
     let client = stage.client().await;

@@ -95,23 +95,129 @@ async fn a_property_is_read_and_set_as_a_file() {
     assert!(gone.stderr.contains("No such file"), "{}", gone.stderr);
 }
 
-/// The service's own properties, by way of the bus that it is on: it does not wait for itself.
+/// Whoever polls is woken by what the service tells of, once for each reader, and by its coming and going.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_services_own_properties_are_files_too() {
+async fn a_property_that_changes_wakes_whoever_polls() {
+    for way in [Way::DbusDaemon, Way::DbusBroker, Way::Private] {
+        let stage = or_skip!(Stage::new(way));
+        let mount = or_skip!(mounted(&stage, "").await);
+        let sound = service(&stage).await;
+        let to = (stage.address(), "org.example.Sound", "/sound", "org.example.Sound", "Volume");
+        publish(&mount, "volume", to).await.expect("PublishProperty");
+        let script = r#"
+import select
+f = os.open('volume', os.O_RDONLY)
+poll = select.poll()
+poll.register(f, select.POLLIN)
+while True:
+    poll.poll()
+    part = os.pread(f, 1, 0)
+    assert poll.poll(0), 'it was not read to the end'
+    try: text = os.pread(f, 100, 0).decode().strip()
+    except FileNotFoundError: text = 'nobody'
+    print(text, len(poll.poll(0)), flush=True)
+    if text == '7': break
+"#;
+        let poller = mount.python(script, &[]);
+        poller.wait_for(|line| line == "30 0");
+        assert_eq!(mount.sh("echo 55 > volume"), "");
+        poller.wait_for(|line| line == "55 0");
+        let interface =
+            sound.object_server().interface::<_, Sound>("/sound").await.expect("the service's interface");
+        *interface.get().await.volume.lock().expect("no panic") = 7;
+        interface.get().await.volume_changed(interface.signal_emitter()).await.expect("PropertiesChanged");
+        poller.wait_for(|line| line == "7 0");
+        poller.finish().success();
+        let watcher = mount.python(
+            r#"
+import select
+f = os.open('volume', os.O_RDONLY)
+poll = select.poll()
+poll.register(f, select.POLLIN)
+while True:
+    poll.poll()
+    try: print(os.pread(f, 100, 0).decode(), flush=True)
+    except FileNotFoundError: break
+"#,
+            &[],
+        );
+        watcher.wait_for(|line| line == "7");
+        sound.close().await.expect("leaving the bus");
+        watcher.finish().success();
+    }
+}
+
+/// A file may be there before its service is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_may_come_later() {
     let stage = or_skip!(Stage::new(Way::Private));
     let mount = or_skip!(mounted(&stage, "").await);
-    let own = (stage.address(), "org.example.IPC", "/org/example/IPC", "org.example.IPC", "Version");
-    publish(&mount, "version", own).await.expect("PublishProperty");
-    let version = mount.client.property(ipc_harness::PATH, "", "Version").await.expect("Version");
-    let version = String::try_from(version).expect("a text");
-    assert_eq!(mount.sh("cat version version"), format!("{version}\n{version}\n"));
-    let read_only = mount.script("env echo x > version").finish();
-    assert!(!read_only.status.success(), "{}", read_only.text());
+    let to = (stage.address(), "org.example.Sound", "/sound", "org.example.Sound", "Volume");
+    publish(&mount, "volume", to).await.expect("PublishProperty");
+    let nobody = mount.script("cat volume").finish();
+    assert!(nobody.stderr.contains("No such file"), "{}", nobody.stderr);
+    let sound = service(&stage).await;
+    assert_eq!(mount.sh("cat volume"), "30\n");
+    drop(sound);
+}
+
+/// Files of the same property are told each for itself, also when another one has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_one_property_do_not_depend_on_each_other() {
+    for way in [Way::DbusDaemon, Way::DbusBroker, Way::Private] {
+        let stage = or_skip!(Stage::new(way));
+        let mount = or_skip!(mounted(&stage, "").await);
+        let sound = service(&stage).await;
+        let to = (stage.address(), "org.example.Sound", "/sound", "org.example.Sound", "Volume");
+        for name in ["a", "b"] {
+            publish(&mount, name, to).await.expect("PublishProperty");
+        }
+        let script = r#"
+import select
+f = os.open('a', os.O_RDONLY)
+poll = select.poll()
+poll.register(f, select.POLLIN)
+text = ''
+while text != '40':
+    poll.poll()
+    try: text = os.pread(f, 100, 0).decode().strip()
+    except FileNotFoundError: text = 'nobody'
+    print(text, flush=True)
+"#;
+        let poller = mount.python(script, &[]);
+        poller.wait_for(|line| line == "30");
+        let interface =
+            sound.object_server().interface::<_, Sound>("/sound").await.expect("the service's interface");
+        mount.unpublish("b").await;
+        // What the bus is asked for goes on after Unpublish, so that the first of these may still come by.
+        for volume in 31..=40 {
+            *interface.get().await.volume.lock().expect("no panic") = volume;
+            let told = interface.get().await.volume_changed(interface.signal_emitter()).await;
+            told.expect("PropertiesChanged");
+            poller.wait_for(|line| line == volume.to_string());
+        }
+        poller.finish().success();
+    }
+}
+
+/// Nothing leads back into the service, and buses are those that the mechanism dbus reaches.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_published_is_named() {
+    let stage = or_skip!(Stage::new(Way::DbusDaemon));
+    let mount = or_skip!(mounted(&stage, "").await);
+    let unique = ipc_harness::busctl(&stage).run(&["--no-legend", "--unique", "list"]).expect("busctl list");
+    let service = unique.lines().find(|line| line.contains(" ipcd ")).expect("the service's connection");
+    let own = service.split_whitespace().next().expect("a name");
+    let bus = stage.address();
     for (bus, service, interface, name, phrase) in [
-        ("nowhere", "a.b", "a.b", "InvalidArgument", "session, system or an address"),
-        ("unix:path=/nonexistent", "a.b", "a.b", "Unavailable", "cannot be reached"),
-        (stage.address(), "a..b", "a.b", "InvalidArgument", "a service on a bus"),
-        (stage.address(), "a.b", "ab", "InvalidArgument", "an interface"),
+        ("nowhere", "a.b", "a.b", "InvalidArgument", "session, system, or the address"),
+        ("tcp:host=127.0.0.1,port=1", "a.b", "a.b", "InvalidArgument", "unix:path="),
+        ("unixexec:path=/bin/true", "a.b", "a.b", "InvalidArgument", "unix:path="),
+        ("unix:path=/nonexistent", "a.b", "a.b", "NotFound", "that is where bus=unix:path=/nonexistent is"),
+        (bus, "a..b", "a.b", "InvalidArgument", "name on a bus"),
+        (bus, "a.b", "ab", "InvalidArgument", "interface name"),
+        (bus, "org.example.IPC", "org.example.IPC", "InvalidArgument", "own name"),
+        (bus, own, "org.example.IPC", "InvalidArgument", "own connection"),
     ] {
         let refused = publish(&mount, "x", (bus, service, "/", interface, "P")).await;
         assert_error(&error(refused), name, &[phrase]);

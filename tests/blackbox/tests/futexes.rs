@@ -29,6 +29,7 @@ async fn wake_one(client: &Client, futex: &str) {
     while client.call::<u32, _>(futex, "Futex", "Wake", &(1u32,)).await.expect("Wake") == 0 {}
 }
 
+/// Proves: futex attach, read, write, wait
 async fn futexes_are_shared(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -56,6 +57,7 @@ async fn futexes_are_shared(stage: Stage) {
     process.finish().success();
 }
 
+/// Proves: futex create, read, write
 async fn operations_and_their_errors(stage: Stage) {
     let client = stage.client().await;
     let futex = client.create("futex:value=4294967295").await;
@@ -114,6 +116,7 @@ async fn operations_and_their_errors(stage: Stage) {
     client.used("waits", 0).await;
 }
 
+/// Proves: futex event
 async fn wake_ups_as_signals(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;

@@ -51,6 +51,7 @@ async fn a_process(stage: Stage) {
     assert_eq!(client.usage("endpoints").await, 0);
 }
 
+/// Proves: fifo remove
 async fn names(stage: Stage) {
     let client = stage.client().await;
     let dir = stage.temp_dir();

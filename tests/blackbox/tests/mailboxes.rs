@@ -38,6 +38,7 @@ fn kill(stage: &Stage, signal: &str, pid: i32) {
     stage.sh(&format!("kill -s {signal} {pid}")).finish().success();
 }
 
+/// Proves: signal create, read, event
 async fn all_signals_arrive(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;

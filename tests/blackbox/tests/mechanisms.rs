@@ -46,6 +46,8 @@ async fn agree(client: &Client, mechanism: &str, theirs: impl Fn() -> BTreeSet<u
     panic!("List() of {mechanism} and the other listing differ in {differing:?}, or lack one of {wanted:?}");
 }
 
+/// Proves: unix list
+/// Proves: inet list
 async fn lists_of_sockets(stage: Stage) {
     or_skip!(need_tool("ss"));
     let client = stage.client().await;
@@ -106,6 +108,10 @@ async fn lists_of_named_semaphores(stage: Stage) {
 }
 
 /// What another process holds is listed with that process.
+///
+/// Proves: pipe attach, list
+/// Proves: fifo attach, list
+/// Proves: mmap attach, list
 async fn holders(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -132,6 +138,8 @@ async fn holders(stage: Stage) {
 }
 
 /// An open memfd in another process: both see what the other writes.
+///
+/// Proves: mmap create, read, write, fd
 async fn memory_is_shared(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -153,6 +161,8 @@ async fn memory_is_shared(stage: Stage) {
 }
 
 /// Descriptors go both ways through a socket, from and to a program that knows nothing of D-Bus.
+///
+/// Proves: unix create, read, write, wait
 async fn descriptors_are_passed(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -189,6 +199,8 @@ const SEMAPHORE: &str = "import ctypes,sys\nlibc=ctypes.CDLL(None,use_errno=True
     for line in sys.stdin:\n  print(line.strip(),getattr(libc,'sem_'+line.strip())(s))";
 
 /// A semaphore shared with a C library's sem_wait and sem_post, and a lease whose holder is killed.
+///
+/// Proves: posixsem create, write, wait
 async fn semaphores_are_shared(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -222,6 +234,9 @@ async fn semaphores_are_shared(stage: Stage) {
 }
 
 /// A TCP connection joined with a unix socket, both ways.
+///
+/// Proves: inet create, wait, relay
+/// Proves: unix attach, relay
 async fn a_bridge_from_tcp_to_unix(stage: Stage) {
     or_skip!(need_tool("socat"));
     let client = stage.client().await;
@@ -269,6 +284,8 @@ everywhere!(
 );
 
 /// A watch beside inotifywait(1), during a copy: the same events in the same order.
+///
+/// Proves: inotify create, event
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_sees_what_inotifywait_sees() {
     or_skip!(need_tool("inotifywait"));

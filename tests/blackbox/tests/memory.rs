@@ -100,6 +100,7 @@ const POSIX: &str = "import _posixshmem,mmap,os,sys\n\
     print('mapped',os.getpid(),len(m)); sys.stdin.readline()\n\
     if sys.argv[2]=='make': _posixshmem.shm_unlink(sys.argv[1])";
 
+/// Proves: posixshm create, attach, list, read, write, fd
 async fn posix_objects(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -163,6 +164,7 @@ const SYSV: &str = "import ctypes,os,sys\n\
     print('attached',os.getpid(),i); sys.stdin.readline()\n\
     if sys.argv[2]=='make': c.shmctl(i,0,None)";
 
+/// Proves: sysvshm create, attach, read, write, fd, relay, remove
 async fn segments(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -236,6 +238,7 @@ async fn segments(stage: Stage) {
     assert_error(&error(read(&client, &memory, 0, 4).await), "Gone", &["removed"]);
 }
 
+/// Proves: sysvshm list
 async fn lists_of_segments(stage: Stage) {
     or_skip!(need_tool("ipcs"));
     or_skip!(need_tool("lsipc"));
@@ -276,6 +279,7 @@ async fn watch(
     client.call(memory, "Memory", "WatchRange", &(range.0, range.1, options)).await
 }
 
+/// Proves: mmap event
 async fn watched_ranges(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;

@@ -94,6 +94,8 @@ async fn receive(client: &Client, path: &str) -> (String, u32) {
 }
 
 /// What one makes the other finds, and neither can tell the other from its own kind.
+///
+/// Proves: posixmq create, read, write, fd, remove
 async fn messages_are_shared(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -139,6 +141,8 @@ async fn messages_are_shared(stage: Stage) {
 }
 
 /// `Ready` takes nothing, not the message and not the one notification that a queue has; `deliver` takes.
+///
+/// Proves: posixmq event
 async fn news_of_messages(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -168,6 +172,7 @@ async fn news_of_messages(stage: Stage) {
     assert_eq!((seq, data.as_slice(), &*attributes["priority"]), (1, &b"by signal"[..], &Variant::U32(5)));
 }
 
+/// Proves: posixmq wait
 async fn waits_end(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -287,6 +292,8 @@ impl Drop for Mounted<'_> {
 }
 
 /// Where no mqueue file system is mounted, `List` says how to; where one is, it is found.
+///
+/// Proves: posixmq list
 async fn the_list(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -314,6 +321,17 @@ async fn the_list(stage: Stage) {
         holders.contains(&format!("U32({})", program.process.pid())) && holders.contains("python"),
         "{holders}"
     );
+    // One that a program has made.
+    let theirs = format!("/{}", unique("theirs"));
+    let mut maker = Peer::start(&stage, &[&theirs, "create"]);
+    let filter = || options([("name", theirs.as_str().into())]);
+    let rows: Rows = client.call(&node, "Mechanism", "List", &(filter(),)).await.expect("List");
+    let [row] = &rows[..] else { panic!("one row, not {rows:?}") };
+    assert_eq!((&*row["mode"], &*row["messages"]), (&Variant::U32(0o600), &Variant::U64(0)));
+    assert_eq!(*row["address"], Variant::from(format!("posixmq:name={theirs}")));
+    assert_eq!(maker.ask("remove"), "removed");
+    let rows: Rows = client.call(&node, "Mechanism", "List", &(filter(),)).await.expect("List");
+    assert!(rows.is_empty(), "{rows:?}");
     let limits = client.property(&node, "Mechanism", "Limits").await.expect("Limits");
     let limits: BTreeMap<String, OwnedVariant> = limits.try_into().expect("a dictionary");
     for key in ["fs.mqueue.queues_max", "fs.mqueue.msg_max", "RLIMIT_MSGQUEUE", "queues", "msgqueue-used"] {
@@ -325,6 +343,8 @@ everywhere!(messages_are_shared, news_of_messages, waits_end, what_is_refused, t
 
 /// A message that was taken and could not be delivered is the queue's again when its endpoint ends, by Close or with
 /// the service.
+///
+/// Proves: posixmq attach
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_kept_goes_back() {
     or_skip!(need_tool("python3"));

@@ -77,6 +77,7 @@ async fn compare_exits(stage: &Stage, total: usize, batch: usize) {
     println!("{total} exits are those of waitpid, {signalled} of them by signals");
 }
 
+/// Proves: signal attach, wait
 async fn exits_are_those_of_waitpid(stage: Stage) {
     compare_exits(&stage, 200, 50).await;
 }
@@ -87,6 +88,7 @@ async fn five_thousand_exits() {
     compare_exits(&or_skip!(Stage::new(Way::DbusDaemon)), 5000, 100).await;
 }
 
+/// Proves: signal attach, event
 async fn an_end_is_a_signal_of_the_bus(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
@@ -116,6 +118,7 @@ async fn an_end_is_a_signal_of_the_bus(stage: Stage) {
     assert_error(&error(gone), "NotFound", &["no process"]);
 }
 
+/// Proves: signal attach, write
 async fn every_signal_arrives(stage: Stage) {
     let client = stage.client().await;
     let all: Vec<i32> = (1..=64).filter(|number| ![9, 19, 32, 33].contains(number)).collect();
@@ -239,6 +242,7 @@ async fn by_name_by_thread_and_as_a_group(stage: Stage) {
     }
 }
 
+/// Proves: signal list, fd
 async fn what_is_no_target(stage: Stage) {
     let client = stage.client().await;
     for (address, phrase) in [

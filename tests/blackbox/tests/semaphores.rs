@@ -120,6 +120,7 @@ async fn waits(client: &Client, set: &str, count: u32) {
     watchdog(patience(), counted).await;
 }
 
+/// Proves: sysvsem create, attach, read, write, wait
 async fn sets_are_shared(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -281,6 +282,8 @@ async fn leases_of_sets(stage: Stage) {
 }
 
 /// The rows of other programs and of /proc are ours.
+///
+/// Proves: sysvsem list
 async fn lists_of_sets(stage: Stage) {
     or_skip!(need_tool("ipcs"));
     or_skip!(need_tool("lsipc"));
@@ -352,6 +355,7 @@ for line in sys.stdin:
     print(word, getattr(libc, 'sem_' + word)(sem, *map(int, rest)), flush=True)
 "#;
 
+/// Proves: posixsem attach, read, write, wait
 async fn unnamed_semaphores_are_shared(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;

@@ -38,6 +38,8 @@ async fn receive(
 }
 
 /// Asks and answers over one queue: each takes what has its own number as the type.
+///
+/// Proves: sysvmq create, read, write
 async fn a_program_answers(stage: Stage) {
     or_skip!(need_tool("python3"));
     let client = stage.client().await;
@@ -156,6 +158,7 @@ async fn removal_ends_every_wait(stage: Stage) {
     assert_error(&gone, "Gone", &["removed"]);
 }
 
+/// Proves: sysvmq event
 async fn messages_arrive_as_signals(stage: Stage) {
     let client = stage.client().await;
     let queue = queue(&client, "key=private").await;
@@ -176,6 +179,7 @@ async fn messages_arrive_as_signals(stage: Stage) {
     assert_eq!((integer(&attributes["type"]), data), (4, b"it".into()));
 }
 
+/// Proves: sysvmq relay
 async fn a_queue_through_a_pipe(stage: Stage) {
     let client = stage.client().await;
     let (queue, pipe) = (queue(&client, "key=private").await, client.create("pipe:").await);
@@ -189,6 +193,7 @@ async fn a_queue_through_a_pipe(stage: Stage) {
     assert_eq!(text, "one\ntwo\n");
 }
 
+/// Proves: sysvmq permissions, list
 async fn permissions_and_the_list(stage: Stage) {
     or_skip!(need_tool("ipcs"));
     let client = stage.client().await;

@@ -46,6 +46,8 @@ impl Place {
     }
 }
 
+/// Proves: fifo create, relay
+/// Proves: unix attach, relay
 fn the_tour_by_busctl(bus: Bus) {
     or_skip!(need_tool("socat"));
     let service = Service::on(&bus);
@@ -78,6 +80,7 @@ fn the_tour_by_busctl(bus: Bus) {
     assert!(fifo.exists(), "Close leaves the FIFO where it is");
 }
 
+/// Proves: fifo create, relay
 fn the_tour_by_gdbus(bus: Bus) {
     or_skip!(need_tool("socat"));
     or_skip!(need_tool("gdbus"));

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `interfaces/org.example.IPC*.xml` | what the service says of itself, without a bus |
 //! | `interfaces/proxy/src/*.rs` but lib.rs | the same |
-//! | `docs/reference/*.md` | the same, and the tables of mechanisms, options, limits and errors |
+//! | `docs/reference/*.md` | the same, the tables of mechanisms, options, limits and errors, and the markers of tests |
 //! | `dbus-policy/org.example.IPC.conf` and an example | the same, and the limit of fds |
 //! | `docs/ipcd.1` | the command line |
 //!
@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context, Result, anyhow};
 use ipc_bus::introspect;
 
-use crate::{interface::Interface, manual, policy, proxy, reference, root};
+use crate::{interface::Interface, manual, policy, proofs, proxy, reference, root};
 
 /// Directory, how a generated file's name begins and ends, and the hand-written exceptions: every
 /// other such file is generated, so one that is no longer generated is stale.
@@ -91,7 +91,7 @@ fn files() -> Result<BTreeMap<String, String>> {
         let module = proxy::module_name(interface);
         files.insert(format!("interfaces/proxy/src/{module}.rs"), proxy::module(interface)?);
     }
-    for (name, text) in reference::pages(&interfaces) {
+    for (name, text) in reference::pages(&interfaces, &proofs::collect()?) {
         files.insert(format!("docs/reference/{name}"), text);
     }
     files.extend(policy::files(&interfaces)?);

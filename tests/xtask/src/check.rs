@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use ipc_harness::report;
 
-use crate::{bless, cargo, rules::RULES};
+use crate::{bless, cargo, proofs, rules::RULES};
 
 enum Outcome {
     Passed,
@@ -106,7 +106,11 @@ fn run(command: &mut Command) -> Outcome {
 fn report_skipped_tests() {
     let skips = report::skips();
     println!("\n{} tests were skipped, because of what this machine lacks", skips.len());
+    // What they would have proved is not proved in this way here; the table of mechanisms does not know.
+    let proofs = proofs::collect().unwrap_or_default();
     for skip in skips {
-        println!("  SKIPPED  {}: {}", skip.test, skip.reason);
+        let cells = proofs.by(&skip.test).join(", ");
+        let unproved = if cells.is_empty() { String::new() } else { format!(" (no proof here of {cells})") };
+        println!("  SKIPPED  {}: {}{unproved}", skip.test, skip.reason);
     }
 }

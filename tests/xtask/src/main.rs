@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod abilities;
 mod bench;
 mod bless;
 mod bus;
@@ -14,6 +15,7 @@ mod interface;
 mod manual;
 mod package;
 mod policy;
+mod proofs;
 mod proxy;
 mod reference;
 mod removable;

@@ -17,6 +17,11 @@ const MORE: &str = r#".SH FILES
 \fI$XDG_CONFIG_HOME/ipcd.toml\fR, \fI/etc/ipcd.toml\fR
 The configuration; on the system bus the second only.
 .TP
+\fI$XDG_CONFIG_HOME/ipcd/relays.d/*.toml\fR, \fI/etc/ipcd/relays.d/*.toml\fR
+Endpoints and relays that are to be there, on the session bus or where no bus was chosen. Of two files with the same name
+the first counts; a link to /dev/null masks the other. Changes are followed; SIGHUP reads all files again, and tries at
+once what waits or was stopped. The format is described in /usr/share/doc/ipcd/reference/relays.d.md.
+.TP
 \fI/usr/share/dbus\-1/system.d/org.example.IPC.conf\fR
 What the system bus lets through. Change it by a file in /etc/dbus\-1/system.d; examples are in
 /usr/share/doc/ipcd/examples.

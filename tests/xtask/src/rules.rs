@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, removable, root};
+use crate::{cargo, proofs, removable, root};
 
 /// What it says, and how it is checked.
 pub type Rule = (&'static str, fn() -> Result<Vec<String>>);
@@ -20,6 +20,7 @@ pub const RULES: &[Rule] = &[
     ("the register names every mechanism, and nothing else does", register_is_complete),
     ("no source file has more than 500 lines", files_are_short),
     ("every check that cargo xtask removable takes out is there", removable::misplaced),
+    ("a test proves everything that a mechanism offers", proofs::missing),
     ("the top level holds only what is allowed there", top_level_is_tidy),
 ];
 
@@ -215,7 +216,7 @@ fn lines(directories: &[&str], is: impl Fn(&str, &str) -> bool) -> Result<Vec<St
 }
 
 /// The Rust files below a directory, relative to the top of the checkout.
-fn sources(directory: &str) -> Result<Vec<String>> {
+pub fn sources(directory: &str) -> Result<Vec<String>> {
     let mut files = Vec::new();
     if root().join(directory).exists() {
         collect(Path::new(directory), &mut files)?;

@@ -18,6 +18,11 @@ fn systemd_understands_the_units() {
     let files = ["ipcd.service", "ipcd-spawner.service", "ipcd-spawner.socket"];
     let files = files.map(|file| units.path().join(file));
     verify(&["--system"], &files);
+    // The example is a template: it is read as one of its instances.
+    let example = fs::read_to_string(source().join("../examples/ipcd-relays@.service")).expect("the example");
+    let instance = units.path().join("ipcd-relays@root.service");
+    fs::write(&instance, example.replace("/usr/bin/ipcd", "/bin/true")).expect("a file");
+    verify(&["--system"], &[instance]);
     verify(&["--user"], &[units.path().join("user/ipcd.service")]);
 }
 

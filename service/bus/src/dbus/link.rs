@@ -108,6 +108,12 @@ impl Core {
             .map_err(|error| failed(&format!("ask the bus for signals by the rule {rule}"), error))
     }
 
+    /// Asks for them no more.
+    pub async fn remove_match(&self, rule: &str) {
+        // Nobody is left to be told; the rules end with the connection, too.
+        let _ = self.ask::<(), _>("RemoveMatch", &(rule,)).await;
+    }
+
     /// Whether a message is the bus's own signal of this name, to everybody.
     pub fn is_of_bus(&self, message: &Message, member: &str) -> bool {
         let header = message.header();
@@ -302,6 +308,11 @@ pub fn failed(attempt: &str, error: zbus::Error) -> Error {
         other => return Error::new(Kind::Closed, format!("cannot {attempt}: {other}")),
     };
     Error::new(kind_of(&name), format!("cannot {attempt}: {name}: {text}"))
+}
+
+/// What an error that came says.
+pub fn error_text(message: &Message) -> String {
+    message.body().deserialize::<&str>().unwrap_or_default().to_owned()
 }
 
 /// What an error of D-Bus means.

@@ -13,16 +13,17 @@ pub(crate) mod link;
 pub(crate) mod list;
 mod method;
 mod names;
+pub(crate) mod object;
 pub(crate) mod own;
 mod own_name;
-mod property;
+pub(crate) mod property;
 mod signal;
-mod target;
+pub(crate) mod target;
 mod template;
 #[cfg(test)]
 mod tests;
 mod waiting;
-mod wish;
+pub(crate) mod wish;
 
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError,
@@ -31,8 +32,8 @@ use std::sync::{
 
 use event_listener::Event;
 use ipc_kernel::{
-    Attempt, Descriptor, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result, dict,
-    mechanism::Adoption, shape::Shape,
+    Ability, Attempt, Descriptor, Endpoint, Error, Kind, Lack, Opening, Parameter, Parameters, Readiness,
+    Result, dict, mechanism::Adoption, shape::Shape,
 };
 use tokio::{runtime::Handle, sync::Notify};
 use zbus::{MatchRule, message::Type};
@@ -73,6 +74,17 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     },
     available: || Ok(()),
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Fd,
+            "a connection is authenticated for its endpoint alone; connect to the bus yourself",
+        ),
+        Lack::new(Ability::Permissions, "who may call whom, the policy of the bus says"),
+        Lack::new(
+            Ability::Remove,
+            "nothing is removed from a bus; a name that is owned is given back by `Close`",
+        ),
+    ],
     reference: include_str!("dbus.md"),
 };
 

@@ -20,12 +20,12 @@ use zbus::{Message as Wire, message};
 use super::{
     body,
     endpoint::{Role, texts},
-    link::{Core, DBUS, answered, kind_of},
+    link::{Core, DBUS, answered, error_text, kind_of},
     target::Target,
     waiting::Waiting,
 };
 
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+pub const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// When it is asked for again what could not be asked for.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -135,10 +135,7 @@ impl Property {
     fn answer(&self, core: &Core, message: &Wire, what: What) {
         let header = message.header();
         match header.error_name() {
-            Some(name) => {
-                let text = message.body().deserialize::<&str>().unwrap_or_default().to_owned();
-                self.failed(core, what, name.as_str(), &text);
-            }
+            Some(name) => self.failed(core, what, name.as_str(), &error_text(message)),
             // What the service has made of it may be another value, and not every service tells.
             None if what == What::Set => self.get(core),
             None => {
@@ -159,19 +156,40 @@ impl Property {
     /// `PropertiesChanged(interface, changed, invalidated)`.
     fn changed(&self, core: &Core, message: &Wire) {
         let Ok(values) = body::values(message) else { return self.get(core) };
-        let [Json::String(interface), Json::Object(changed), Json::Array(invalidated)] = &values.values[..]
-        else {
-            return;
-        };
-        if *interface != self.interface {
-            return;
-        }
-        if let Some((signature, data)) = changed.get(&self.name).and_then(variant) {
-            self.is_now(core, data, signature);
-        } else if invalidated.iter().any(|name| name.as_str() == Some(&self.name)) {
-            self.get(core);
+        match change(&values.values, &self.interface, &self.name) {
+            Some(Change::To(data, signature)) => self.is_now(core, data, signature),
+            Some(Change::Unsaid) => self.get(core),
+            None => {}
         }
     }
+}
+
+/// What `PropertiesChanged` says of a property.
+pub enum Change<'a> {
+    /// The value and its type.
+    To(&'a Json, &'a str),
+    /// It has to be asked for.
+    Unsaid,
+}
+
+/// What the arguments of `PropertiesChanged(interface, changed, invalidated)` say of a property. None: nothing.
+pub fn change<'a>(values: &'a [Json], interface: &str, name: &str) -> Option<Change<'a>> {
+    let [Json::String(of), Json::Object(changed), Json::Array(invalidated)] = values else { return None };
+    if of != interface {
+        return None;
+    }
+    if let Some((signature, data)) = changed.get(name).and_then(variant) {
+        return Some(Change::To(data, signature));
+    }
+    invalidated.iter().any(|invalid| invalid.as_str() == Some(name)).then_some(Change::Unsaid)
+}
+
+/// The rule for the signals that tell of an object's changes.
+pub fn rule(target: &Target, interface: &str) -> String {
+    let Target { name, path, .. } = target;
+    format!(
+        "type='signal',sender='{name}',path='{path}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{interface}'"
+    )
 }
 
 const INVALID: &str = "org.freedesktop.DBus.Error.InvalidArgs";
@@ -194,11 +212,7 @@ impl Role for Property {
 
     async fn set_up(&self, core: &Core) -> Result<()> {
         let Target { name, path, .. } = &self.target;
-        core.add_match(&format!(
-            "type='signal',sender='{name}',path='{path}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{}'",
-            self.interface
-        ))
-        .await?;
+        core.add_match(&rule(&self.target, &self.interface)).await?;
         self.target.find(core).await?;
         if self.target.owner().is_none() && self.flags.contains(message::Flags::NO_AUTO_START) {
             return Ok(());
@@ -248,7 +262,7 @@ impl Role for Property {
     }
 
     fn handle(&self, core: &Core, message: &Wire) {
-        if self.target.handle(core, message) {
+        if self.target.handle(core, message) == Some(true) {
             return self.get(core);
         }
         let header = message.header();

@@ -33,11 +33,27 @@ impl Target {
         self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Finds out who it is. Err(NotFound): nobody, and the bus could start nobody either.
+    /// Asks who has the name now. That it changes must have been asked for before ([`owner_rule`]).
+    pub async fn ask(&self, core: &Core) -> Result<()> {
+        let owner = core.owner(&self.name).await?;
+        // By its unique name, or through a program that hands everything on to the service's bus.
+        if owner.is_some() && core.owner(crate::NAME).await? == owner {
+            return Err(loops(&self.name, "this service by another name"));
+        }
+        self.set_owner(owner);
+        self.check(core)
+    }
+
+    /// Follows who has the name. Err(NotFound) as [`reachable`](Self::reachable) says.
     pub async fn find(&self, core: &Core) -> Result<()> {
         core.add_match(&owner_rule(&self.name)).await?;
-        let owner = core.owner(&self.name).await?;
-        if owner.is_none() {
+        self.ask(core).await?;
+        self.reachable(core).await
+    }
+
+    /// Err(NotFound): nobody has the name, and the bus could start nobody either. Not every bus answers a call then.
+    pub async fn reachable(&self, core: &Core) -> Result<()> {
+        if self.owner().is_none() {
             let activatable: Vec<String> = core
                 .ask("ListActivatableNames", &())
                 .await
@@ -52,12 +68,7 @@ impl Target {
                 ));
             }
         }
-        // By its unique name, or through a program that hands everything on to the service's bus.
-        if owner.is_some() && core.owner(crate::NAME).await? == owner {
-            return Err(loops(&self.name, "this service by another name"));
-        }
-        self.set_owner(owner);
-        self.check(core)
+        Ok(())
     }
 
     /// Err if it is this process.
@@ -71,12 +82,12 @@ impl Target {
         }
     }
 
-    /// Notices a new owner; says whether there is one.
-    pub fn handle(&self, core: &Core, message: &Wire) -> bool {
-        let Some((_, owner)) = core.new_owner(message, &self.name) else { return false };
+    /// Notices a new owner; says whether there is one. None: the message says nothing of it.
+    pub fn handle(&self, core: &Core, message: &Wire) -> Option<bool> {
+        let (_, owner) = core.new_owner(message, &self.name)?;
         let some = owner.is_some();
         self.set_owner(owner);
-        some
+        Some(some)
     }
 
     pub fn inspect(&self, into: &mut Dict) {
@@ -86,6 +97,6 @@ impl Target {
 
 fn loops(name: &str, what: &str) -> Error {
     Error::invalid(format!(
-        "{name} is {what}: what is sent to it would come back here and go round for ever; relay between the two endpoints instead"
+        "{name} is {what}: what is sent to it would come back here and go round for ever; relay between the two endpoints, or PublishEndpoint, instead"
     ))
 }

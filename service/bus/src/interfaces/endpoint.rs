@@ -1,5 +1,6 @@
 //! `org.example.IPC.Endpoint`, what every endpoint can do.
 
+use ipc_engine::endpoint::{CLOSED, REMOVED};
 use ipc_kernel::{Address, Error, Parameter, Parameters, Type, mechanism::Permissions};
 use zbus::{OwnedFd, interface, message::Header, object_server::SignalEmitter};
 
@@ -74,7 +75,7 @@ impl Endpoint {
     /// nothing else holds it.
     fn close(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        self.face.engine.close(&self.endpoint, "closed");
+        self.face.engine.close(&self.endpoint, CLOSED);
         Ok(())
     }
 
@@ -82,7 +83,7 @@ impl Endpoint {
     async fn remove(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
         self.face.engine.on_kernel(&self.endpoint, |kernel| kernel.remove()).await?;
-        self.face.engine.close(&self.endpoint, "removed");
+        self.face.engine.close(&self.endpoint, REMOVED);
         Ok(())
     }
 

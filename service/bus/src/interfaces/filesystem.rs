@@ -47,11 +47,13 @@ impl Filesystem {
         Ok(engine.publish_endpoint(&self.endpoint, name, &target)?)
     }
 
-    /// Publishes a property of any service: reading the file gets it, as text and a newline, and writing sets it. bus is
-    /// session, system or an address. Numbers, booleans (true, false) and strings are written as they are
-    /// read; a property of any other type is only read. What the service refuses is an error of read(2) and write(2):
-    /// EACCES, ENOENT, EINVAL, else EIO, as when it does not answer before the deadline of the mount. Errors:
-    /// InvalidArgument, Exists, LimitExceeded, Unavailable (the bus cannot be reached).
+    /// Publishes a property of any service but this one: reading the file gets it, as text and a newline, and writing
+    /// sets it. poll(2) wakes when PropertiesChanged tells of it, and when the service comes or goes. bus is session,
+    /// system or the address of a unix socket, as in the mechanism dbus. Numbers, booleans (true, false) and strings
+    /// are written as they are read; a property of any other type is only read. What the service refuses is an error
+    /// of read(2) and write(2): EACCES, ENOENT, EINVAL, EOPNOTSUPP, ENOSPC (LimitsExceeded), else EIO, as when it does
+    /// not answer before the deadline of the mount; EPIPE when the bus has gone. Errors: InvalidArgument, Exists,
+    /// LimitExceeded, NotFound and Unavailable (the bus cannot be reached).
     // D-Bus has no named arguments: each is one.
     #[allow(clippy::too_many_arguments)]
     async fn publish_property(
@@ -65,7 +67,7 @@ impl Filesystem {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<()> {
         let _call = self.face.call(&header)?;
-        let value = Property::new(bus, service, &object, interface, property).await?;
+        let value = Property::new(bus, service, object.as_str(), interface, property).await?;
         Ok(self.face.engine.publish_remote(&self.endpoint, name, Arc::new(value))?)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ipc_engine::Object;
+use ipc_engine::{Object, declared::Declared};
 use zbus::{ObjectPath, OwnedFd, OwnedObjectPath, interface, message::Header, object_server::SignalEmitter};
 
 use crate::{
@@ -142,6 +142,24 @@ impl Manager {
     #[zbus(property(emits_changed_signal = "const"))]
     fn limits(&self) -> Result<Vardict> {
         vardict(self.face.engine.limits.to_dict())
+    }
+
+    /// What files in the directories relays.d declare, a dictionary each: file (s), name (s: endpoint.NAME, relay.NAME;
+    /// empty for a file that cannot be used), state (s: starting, running, waiting, retrying, stopped by a client,
+    /// finished, invalid), why (s), object (s: its path, while there is one). Empty on the system bus; see relays.d.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn declared(&self) -> Result<Vec<Vardict>> {
+        let row = |row: Declared| {
+            let object = row.object.as_ref().map(|object| paths::of(object).to_string()).unwrap_or_default();
+            vardict(ipc_kernel::dict! {
+                "file" => row.file,
+                "name" => row.name,
+                "state" => row.state,
+                "why" => row.why,
+                "object" => object,
+            })
+        };
+        self.face.engine.declared.rows().into_iter().map(row).collect()
     }
 
     /// What is in use of the limits.

@@ -40,7 +40,7 @@ impl Relay {
     /// the source.
     fn stop(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let _call = self.face.call(&header)?;
-        self.relay.stop("stopped");
+        self.relay.stop(ipc_engine::relay::STOPPED);
         Ok(())
     }
 

@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use ipc_kernel::Descriptor;
 use tokio::runtime::{Builder, Runtime};
 
+#[path = "../../../kernel/tests/conformance/abilities.rs"]
+mod abilities;
 #[path = "../../../kernel/tests/conformance/driver.rs"]
 mod driver;
 mod fixtures;

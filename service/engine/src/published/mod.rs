@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use event_listener::EventListener;
 use futures_util::future::BoxFuture;
 use ipc_kernel::{
     Attempt, Dict, Error, Kind, Result,
@@ -49,11 +50,17 @@ pub trait Remote: Send + Sync {
     fn read(&self) -> BoxFuture<'_, Result<Vec<u8>>>;
 
     fn write(&self, text: Vec<u8>) -> BoxFuture<'_, Result<()>>;
+
+    /// How often it is known to have changed.
+    fn version(&self) -> u64;
+
+    /// Notified when that is more.
+    fn changed(&self) -> EventListener;
 }
 
 /// How such a value is published.
 pub(crate) fn remote(remote: &Arc<dyn Remote>) -> Published {
-    Published::Text(Arc::new(Source::Remote(Arc::downgrade(remote))))
+    Published::Told(Arc::new(Source::Remote(Arc::downgrade(remote))))
 }
 
 /// How an endpoint is published.
@@ -135,12 +142,8 @@ async fn answer_remote(mount: &Endpoint, deadline: Duration, remote: Option<Arc<
             let write = async { remote.ok_or_else(gone)?.write(data).await };
             answer.give(in_time(mount, deadline, write).await);
         }
-        What::Poll { later, answer } => {
-            answer.give(Ok(Ready { read: true, write: true }));
-            if let Some(later) = later {
-                later.tell();
-            }
-        }
+        // The mount's thread answers these itself.
+        What::Poll { answer, .. } => answer.give(Ok(Ready { read: true, write: true })),
         What::Size(answer) => answer.give(Ok(0)),
     }
 }

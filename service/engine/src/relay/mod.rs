@@ -187,6 +187,9 @@ impl Engine {
     }
 }
 
+/// The reason of a relay that a client has stopped.
+pub const STOPPED: &str = "stopped";
+
 const CONNECTION_ENDED: &str = "the connection that it belonged to has ended";
 
 impl Relay {

@@ -25,6 +25,8 @@ pub enum Published {
     Flow(Source),
     /// A value as text: a fresh one whenever it is read from the start.
     Text(Source),
+    /// The same, of which whoever publishes it tells the changes ([`File::change`]).
+    Told(Source),
     /// Bytes that somebody else holds, at their offsets.
     Bytes(Source),
 }
@@ -36,7 +38,7 @@ impl Published {
             Self::Held(_) => "content",
             Self::Log => "log",
             Self::Flow(_) => "flow",
-            Self::Text(_) => "text",
+            Self::Text(_) | Self::Told(_) => "text",
             Self::Bytes(_) => "bytes",
         }
     }
@@ -48,6 +50,8 @@ pub enum Body {
     Log(Mutex<Log>),
     Flow(Source),
     Text(Source),
+    /// With a count of its changes.
+    Told(Source, AtomicU64),
     Bytes(Source, AtomicU64),
 }
 
@@ -186,6 +190,7 @@ impl File {
             Published::Log => (Body::Log(Mutex::default()), LOG_BYTES, mode & !0o222),
             Published::Flow(source) => (Body::Flow(source), 0, mode),
             Published::Text(source) => (Body::Text(source), 0, mode),
+            Published::Told(source) => (Body::Told(source, AtomicU64::new(0)), 0, mode),
             Published::Bytes(source) => (Body::Bytes(source, AtomicU64::new(0)), 0, mode),
         };
         quota.change(0, bytes)?;
@@ -215,14 +220,16 @@ impl File {
             Body::Held(held) => lock(held).data.len() as u64,
             Body::Log(log) => lock(log).end(),
             Body::Bytes(_, size) => size.load(Ordering::Acquire),
-            Body::Flow(_) | Body::Text(_) => 0,
+            Body::Flow(_) | Body::Text(_) | Body::Told(..) => 0,
         }
     }
 
     /// What it stands for, where the bytes are not held here.
     pub fn source(&self) -> Option<&Source> {
         match &self.body {
-            Body::Flow(source) | Body::Text(source) | Body::Bytes(source, _) => Some(source),
+            Body::Flow(source) | Body::Text(source) | Body::Told(source, _) | Body::Bytes(source, _) => {
+                Some(source)
+            }
             Body::Held(_) | Body::Log(_) => None,
         }
     }
@@ -282,6 +289,15 @@ impl File {
     pub fn append(&self, lines: &[u8]) {
         if let Body::Log(log) = &self.body {
             lock(log).append(lines);
+            self.meta().touch();
+            self.ready();
+        }
+    }
+
+    /// What it stands for has changed.
+    pub fn change(&self) {
+        if let Body::Told(_, version) = &self.body {
+            version.fetch_add(1, Ordering::AcqRel);
             self.meta().touch();
             self.ready();
         }

@@ -124,14 +124,15 @@ impl Endpoint for Mounted {
 
     /// Unmounts. Nothing of the mount point itself is removed.
     fn remove(&self) -> Result<()> {
-        if self.shared.queue.ended() {
-            self.mount.has_gone();
-        }
         if self.unmounted.set(()).is_err() {
             return Err(Error::new(
                 Kind::Gone,
                 format!("{} was unmounted already", self.mount.point().display()),
             ));
+        }
+        // Only the first one asks: that it has ended, the next one knows from the line below.
+        if self.shared.queue.ended() {
+            self.mount.has_gone();
         }
         // First: whoever unmounts may have to ask the file system, whose thread must not wait for anybody then.
         self.shared.queue.end("it was unmounted");

@@ -163,19 +163,50 @@ pub struct State {
     /// What was taken and did not fit into what was read.
     pub left: Vec<u8>,
     /// The text as it was when it was last read from the start.
-    pub text: Vec<u8>,
+    pub text: Text,
     /// How much of a log was skipped, as it is no longer kept.
     pub skipped: u64,
     /// What it has seen to the end: a version of what the file holds, or the end of a log.
     pub seen: Option<u64>,
 }
 
+#[derive(Default)]
+pub struct Text {
+    pub data: Vec<u8>,
+    /// How often it had changed when it was asked for, where that is told.
+    version: Option<u64>,
+}
+
 impl Opened {
+    /// How often what it stands for has changed, where that is told.
+    pub fn version(&self) -> Option<u64> {
+        match &self.file.body {
+            Body::Told(_, version) => Some(version.load(Ordering::Acquire)),
+            _ => None,
+        }
+    }
+
+    /// A part of the text; one that begins at 0 is of a new one, which was asked for at that version.
+    pub fn read_text(&self, offset: u64, size: usize, new: Option<(Vec<u8>, Option<u64>)>) -> Vec<u8> {
+        let mut state = lock(&self.state);
+        if let Some((data, version)) = new {
+            state.text = Text { data, version };
+        }
+        let end = state.text.data.len();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(end);
+        let to = from.saturating_add(size).min(end);
+        if to == end {
+            state.seen = state.text.version;
+        }
+        state.text.data[from..to].to_vec()
+    }
+
     /// Whether there is something to read that it has not seen.
     pub fn is_ready(&self) -> bool {
         let now = match &self.file.body {
             Body::Held(held) => lock(held).version,
             Body::Log(log) => lock(log).end(),
+            Body::Told(_, version) => version.load(Ordering::Acquire),
             _ => return true,
         };
         let seen = lock(&self.state).seen;

@@ -58,32 +58,24 @@ impl Server {
         patience: Patience,
         reply: ReplyData,
     ) {
-        if let Body::Text(_) = opened.file.body
-            && offset > 0
-        {
-            let state = lock(&opened.state);
-            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(state.text.len());
-            let to = from.saturating_add(size).min(state.text.len());
-            return reply.data(&state.text[from..to]);
+        let is_text = matches!(opened.file.body, Body::Text(_) | Body::Told(..));
+        if is_text && offset > 0 {
+            return reply.data(&opened.read_text(offset, size, None));
         }
         if let Some(left) = opened.take_left(size) {
             return reply.data(&left);
         }
-        let taker = opened.clone();
+        let (taker, version) = (opened.clone(), opened.version());
         let answer = Answer::new(move |answer: Result<Vec<u8>, io::Errno>| match answer {
             Err(error) => reply.error(errno(error)),
+            Ok(text) if is_text => reply.data(&taker.read_text(0, size, Some((text, version)))),
             Ok(mut data) => {
                 let rest = data.split_off(size.min(data.len()));
-                let mut state = lock(&taker.state);
-                match taker.file.body {
-                    Body::Flow(_) => {
-                        state.taken = true;
-                        state.left = rest;
-                    }
-                    Body::Text(_) => state.text = [data.as_slice(), &rest].concat(),
-                    _ => {}
+                if let Body::Flow(_) = taker.file.body {
+                    let mut state = lock(&taker.state);
+                    state.taken = true;
+                    state.left = rest;
                 }
-                drop(state);
                 reply.data(&data);
             }
         });
@@ -332,7 +324,7 @@ impl Filesystem for Server {
         let scheduled = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
         // The kernel may have forgotten whoever polled.
         let tell = move || drop(ph.notify());
-        if let Body::Held(_) | Body::Log(_) = &opened.file.body {
+        if let Body::Held(_) | Body::Log(_) | Body::Told(..) = &opened.file.body {
             if scheduled {
                 opened.file.tell(opened.number, Later(Box::new(tell)));
             }

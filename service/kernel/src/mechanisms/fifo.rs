@@ -60,6 +60,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: || Ok(()),
     driver: None,
+    lacks: &[],
     reference: REFERENCE,
 };
 

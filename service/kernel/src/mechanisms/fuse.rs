@@ -1,7 +1,7 @@
 //! FUSE mounts, fuse(4): published files. What serves them is in `fuse/`.
 
 use crate::{
-    Descriptor, Dict, Error, Opening, Parameter, Parameters, Result, Type,
+    Ability, Lack, Descriptor, Dict, Error, Opening, Parameter, Parameters, Result, Type,
     fuse::{filesystem, list, mount},
     mechanism::Adoption,
     proc,
@@ -35,6 +35,20 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: mount::available,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Attach,
+            "a mount belongs to the process that serves it; `Create` makes one",
+        ),
+        Lack::new(
+            Ability::Wait,
+            "the service answers readers and writers itself; the signals `Read` and `Written` tell of them",
+        ),
+        Lack::new(
+            Ability::Relay,
+            "the files are published from other endpoints (`PublishEndpoint`); those can be relayed",
+        ),
+    ],
     reference: include_str!("fuse.md"),
 };
 

@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::{
-    Address, Descriptor, Dict, Endpoint, Opening, Parameter, Parameters, Result, Type, dict,
+    Ability, Lack, Address, Descriptor, Dict, Endpoint, Opening, Parameter, Parameters, Result, Type, dict,
     futex_owner, futex_waiters,
     futex_word::FutexWord,
     guard::MAX_MAPPINGS,
@@ -43,6 +43,20 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: || Ok(()),
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Relay,
+            "a futex is a word to sleep on, and no data; its memory (`posixshm`, `mmap`, `sysvshm`) can be relayed",
+        ),
+        Lack::new(
+            Ability::Permissions,
+            "a futex has those of its memory: `SetPermissions` of the `posixshm`, `mmap` or `sysvshm` endpoint",
+        ),
+        Lack::new(
+            Ability::Remove,
+            "a futex is a word of its memory and goes with it: `Remove` of the `posixshm`, `mmap` or `sysvshm` endpoint",
+        ),
+    ],
     reference: REFERENCE,
 };
 
@@ -95,7 +109,7 @@ A peer that truncates the file makes the futex `Gone` until the file has grown a
 nobody for that: a `Wait` ends with its time.
 
 `List()` shows the words that threads sleep on, of the processes that the caller may trace; a word that
-nobody waits on is nothing to the kernel.
+nobody waits on is nothing to the kernel. On the system bus the calls that wait in this service are not among them.
 
 | error | when |
 | --- | --- |

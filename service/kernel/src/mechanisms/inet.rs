@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::{
-    Descriptor, Dict, Opening, Parameter, Parameters, Result, Type,
+    Ability, Lack, Descriptor, Dict, Opening, Parameter, Parameters, Result, Type,
     error::Attempted,
     inet::address::Family,
     inet::bind::{self, MPTCP},
@@ -55,6 +55,16 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Permissions,
+            "ports have none: whoever reaches the address may connect; a `unix` socket with a path has permissions",
+        ),
+        Lack::new(
+            Ability::Remove,
+            "a port is no name in a file system; `Close` gives it back",
+        ),
+    ],
     reference: REFERENCE,
 };
 const PORT: Type = Type::U32 { min: 0, max: 65_535 };

@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{FileType, Stat};
 
 use crate::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Opening, Parameter, Parameters, Result, Type, Value, dict,
+    Ability, Lack, Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Opening, Parameter, Parameters, Result, Type, Value, dict,
     fd, inotify,
     inotify::{
         filesystem::Filesystem,
@@ -59,6 +59,36 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: || Ok(()),
     driver: Some(|| HUB.drive()),
+    lacks: &[
+        Lack::new(
+            Ability::Attach,
+            "a watch belongs to the process that made it; `Create` adds one to a file or directory that exists",
+        ),
+        Lack::new(
+            Ability::Write,
+            "what is watched is written by others; a watch only tells",
+        ),
+        Lack::new(
+            Ability::Wait,
+            "events are pushed as signals, and `Since` has those that were missed; there is no call that waits",
+        ),
+        Lack::new(
+            Ability::Fd,
+            "all watches share one inotify instance, whose descriptor would give away the events of every endpoint",
+        ),
+        Lack::new(
+            Ability::Relay,
+            "an event is a D-Bus signal with names and paths, and no bytes",
+        ),
+        Lack::new(
+            Ability::Permissions,
+            "a watch has none; making one takes the right to read the file",
+        ),
+        Lack::new(
+            Ability::Remove,
+            "a watch has no name; `Close` ends it",
+        ),
+    ],
     reference: REFERENCE,
 };
 

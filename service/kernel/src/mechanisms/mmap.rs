@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 
 use crate::{
-    Address, Descriptor, Dict, Endpoint, Error, Opening, Parameter, Parameters, Result, Type,
+    Ability, Lack, Address, Descriptor, Dict, Endpoint, Error, Opening, Parameter, Parameters, Result, Type,
     error::Attempted,
     fd,
     mechanism::{Adoption, Permissions},
@@ -59,6 +59,12 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits: memory_list::limits,
     available: || Ok(()),
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Wait,
+            "the kernel tells nobody about stores into memory; `WatchRange` looks for changes, and a `futex` in it can be waited on",
+        ),
+    ],
     reference: REFERENCE,
 };
 

@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use crate::{
-    Address, Descriptor, Dict, Error, Kind, Opening, Parameter, Parameters, Result, Type,
+    Ability, Lack, Address, Descriptor, Dict, Error, Kind, Opening, Parameter, Parameters, Result, Type,
     error::Attempted,
     fd,
     mechanism::{Adoption, Column},
@@ -59,6 +59,16 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Permissions,
+            "netlink sockets have none: the kernel looks at the rights of who asks",
+        ),
+        Lack::new(
+            Ability::Remove,
+            "a netlink socket has a port and no name; `Close` gives it back",
+        ),
+    ],
     reference: include_str!("netlink.md"),
 };
 

@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Kind, Opening, Parameter, Parameters,
+    Ability, Lack, Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Kind, Opening, Parameter, Parameters,
     Result, Type,
     error::Attempted,
     fd,
@@ -61,6 +61,16 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits: pipe_io::limits,
     available: || Ok(()),
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Permissions,
+            "a pipe has no name, so nobody comes to it who was not given an end; a `fifo` has permissions",
+        ),
+        Lack::new(
+            Ability::Remove,
+            "a pipe has no name to remove; it goes when its last end is closed (`Close`)",
+        ),
+    ],
     reference: REFERENCE,
 };
 

@@ -83,6 +83,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits: list::limits,
     available,
     driver: None,
+    lacks: &[],
     reference: include_str!("posixmq.md"),
 };
 

@@ -16,7 +16,7 @@ use std::{
 use rustix::fs::{FileType, OFlags};
 
 use crate::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Kind, Opening, Parameter, Parameters, Result,
+    Ability, Lack, Address, Attempt, Descriptor, Dict, Endpoint, Error, Fd, Kind, Opening, Parameter, Parameters, Result,
     Type, Value,
     dev_shm::{self, Entry},
     dict,
@@ -67,6 +67,16 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Event,
+            "who is woken takes from the semaphore, so nobody can only be told; a call of `Wait` ends when it may go on",
+        ),
+        Lack::new(
+            Ability::Relay,
+            "a semaphore holds a number, and nothing that could be moved",
+        ),
+    ],
     reference: include_str!("posixsem.md"),
 };
 

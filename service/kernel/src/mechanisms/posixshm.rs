@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use crate::{
-    Address, Descriptor, Dict, Endpoint, Opening, Parameter, Parameters, Result, Type, Value,
+    Ability, Lack, Address, Descriptor, Dict, Endpoint, Opening, Parameter, Parameters, Result, Type, Value,
     dev_shm::{self, Entry},
     dict, fd,
     guard::MAX_MAPPINGS,
@@ -60,6 +60,12 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: dev_shm::available,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Wait,
+            "the kernel tells nobody about stores into memory; `WatchRange` looks for changes, and a `futex` in it can be waited on",
+        ),
+    ],
     reference: REFERENCE,
 };
 

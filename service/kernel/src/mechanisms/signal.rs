@@ -4,7 +4,7 @@
 //! process that receives (`signal/mailbox.rs`).
 
 use crate::{
-    Descriptor, Dict, Opening, Parameter, Parameters, Result, Type, dict,
+    Ability, Lack, Descriptor, Dict, Opening, Parameter, Parameters, Result, Type, dict,
     mechanism::{Adoption, Column},
     proc,
     shape::Shape,
@@ -57,6 +57,20 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: || Ok(()),
     driver: Some(mailbox::drive),
+    lacks: &[
+        Lack::new(
+            Ability::Relay,
+            "signals are numbers, and no data",
+        ),
+        Lack::new(
+            Ability::Permissions,
+            "a process has none of its own: kill(2) compares user ids",
+        ),
+        Lack::new(
+            Ability::Remove,
+            "a process has no name to remove; `Terminate` ends it, and `Close` a mailbox",
+        ),
+    ],
     reference: REFERENCE,
 };
 

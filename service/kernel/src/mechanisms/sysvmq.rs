@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use libc::c_int;
 
 use crate::{
-    Descriptor, Dict, Opening, Parameter, Parameters, Result, Type, Value,
+    Ability, Lack, Descriptor, Dict, Opening, Parameter, Parameters, Result, Type, Value,
     listing::Listing,
     mechanism::{Adoption, Column, Permissions},
     shape::Shape,
@@ -46,6 +46,12 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: sysv::available::<Queue>,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Fd,
+            "the kernel has no file descriptors of System V queues; a relay to a `pipe` and `Open` of that gives one",
+        ),
+    ],
     reference: include_str!("sysvmq.md"),
 };
 

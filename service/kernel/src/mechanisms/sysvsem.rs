@@ -12,7 +12,7 @@ use std::{
 use rustix::io::Errno;
 
 use crate::{
-    Address, Attempt, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result,
+    Ability, Lack, Address, Attempt, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result,
     Type, dict,
     leases::{self, Lent},
     mechanism::{Adoption, Column, Permissions},
@@ -43,6 +43,20 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: sysv::available::<Sets>,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Event,
+            "the kernel has no event for a semaphore that others could hear without taking from it; a call of `Wait` or `Operate` ends when it may go on",
+        ),
+        Lack::new(
+            Ability::Fd,
+            "a set is no file; the descriptor that `Acquire` returns is a lease",
+        ),
+        Lack::new(
+            Ability::Relay,
+            "a semaphore holds a number, and nothing that could be moved",
+        ),
+    ],
     reference: include_str!("sysvsem.md"),
 };
 

@@ -10,7 +10,7 @@ use libc::{c_int, shmid_ds};
 use rustix::fs::MemfdFlags;
 
 use crate::{
-    Address, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Result, Type, dict,
+    Ability, Lack, Address, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Result, Type, dict,
     error::Attempted,
     guard::{MAX_MAPPINGS, Mapping},
     mechanism::{Adoption, Column, End, EndKind, Permissions},
@@ -53,6 +53,12 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: sysv::available::<Segments>,
     driver: None,
+    lacks: &[
+        Lack::new(
+            Ability::Wait,
+            "the kernel tells nobody about stores into memory; `WatchRange` looks for changes, and a `futex` in it can be waited on",
+        ),
+    ],
     reference: REFERENCE,
 };
 

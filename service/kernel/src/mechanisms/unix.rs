@@ -99,6 +99,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     limits,
     available: || Ok(()),
     driver: None,
+    lacks: &[],
     reference: REFERENCE,
 };
 

@@ -1,7 +1,7 @@
 //! What every mechanism promises, checked for every mechanism in the register.
 //!
 //! One file a shape ([`stream`], [`listener`], [`messages`], [`memory`], [`semaphore`],
-//! [`futex`], [`watch`], [`process`], [`mailbox`]) and one for the row itself ([`register`]). A check is written once, against the
+//! [`futex`], [`watch`], [`process`], [`mailbox`]) one for the row itself ([`register`]) and one for what it says it can do ([`abilities`]). A check is written once, against the
 //! trait, and runs over all fixtures of its shape ([`fixtures`]): a mechanism says there how its
 //! objects are made and which rules of the shape it has by nature (whether messages may be
 //! empty, whether a stream ends). It cannot dodge: a mechanism that declares a shape and has no
@@ -10,6 +10,7 @@
 //! Everything is made through the public interface, a [`Descriptor`](ipc_kernel::Descriptor) and
 //! checked parameters, as the engine does it. [`driver`] does the waiting, with a watchdog.
 
+mod abilities;
 mod driver;
 mod filesystem;
 mod fixtures;

@@ -6,6 +6,8 @@ use ipc_harness::{Address, Process, need_tool, or_skip};
 use crate::peer::{Attributes, Peer, method, receive, send, text};
 
 /// Each form of a body, there and back: what is sent is what the other side is called with.
+///
+/// Proves: dbus attach, read, write
 async fn messages_become_calls(stage: Stage) {
     let mut peer = or_skip!(Peer::start(&stage));
     let client = stage.client().await;
@@ -83,6 +85,8 @@ async fn errors_keep_their_names(stage: Stage) {
 }
 
 /// As many calls as the endpoint is deep; then a Send waits until a reply was received.
+///
+/// Proves: dbus wait
 async fn calls_have_a_bound(stage: Stage) {
     let _peer = or_skip!(Peer::start(&stage));
     let client = stage.client().await;

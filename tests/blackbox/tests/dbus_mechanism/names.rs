@@ -37,6 +37,8 @@ async fn names_are_watched(stage: Stage) {
 }
 
 /// busctl calls a name that is owned here, and gets what is answered here.
+///
+/// Proves: dbus create, read, write
 async fn a_name_is_owned(stage: Stage) {
     or_skip!(need_tool("busctl"));
     let client = stage.client().await;
@@ -145,6 +147,8 @@ async fn a_name_is_owned(stage: Stage) {
 }
 
 /// Everything that is there, as the bus itself says.
+///
+/// Proves: dbus attach, list
 async fn buses_are_listed(stage: Stage) {
     let peer = or_skip!(Peer::start(&stage));
     let client = stage.client().await;

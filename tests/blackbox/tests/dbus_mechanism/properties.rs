@@ -83,6 +83,8 @@ async fn properties_are_mirrored(stage: Stage) {
 }
 
 /// Two properties that follow each other come to rest.
+///
+/// Proves: dbus relay
 async fn properties_follow_each_other(stage: Stage) {
     let other = or_skip!(Stage::new(Way::DbusDaemon));
     let (mut here, mut there) = (or_skip!(Peer::start(&stage)), or_skip!(Peer::start(&other)));

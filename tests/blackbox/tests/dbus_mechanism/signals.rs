@@ -4,7 +4,7 @@ use ipc_blackbox::{Options, Stage, Way, assert_error, error, everywhere, options
 use ipc_harness::or_skip;
 use zbus::Variant;
 
-use crate::peer::{Peer, bus, method, receive, send, text};
+use crate::peer::{Attributes, Peer, bus, method, receive, send, text};
 
 /// Signals by their parts or by a rule; of others alone, and of everybody who may be meant.
 async fn signals_become_messages(stage: Stage) {
@@ -61,7 +61,25 @@ async fn signals_become_messages(stage: Stage) {
     assert_eq!((data.as_str(), &*attributes["lost"]), ("[\"5\"]", &Variant::U64(2)));
 }
 
+/// A signal of another bus, or of this one, as a signal of the endpoint.
+///
+/// Proves: dbus attach, event
+async fn signals_are_delivered(stage: Stage) {
+    let mut peer = or_skip!(Peer::start(&stage));
+    let client = stage.client().await;
+    let inbox = client.inbox().await;
+    let address = format!("dbus:bus={},signal=true,interface=org.test.Peer,member=Said,deliver", bus(&stage));
+    let said = client.attach(&address).await;
+    assert_eq!(peer.ask("say aloud"), "done");
+    let received = inbox.signal(&said, "Received").await;
+    let (seq, data, attributes): (u64, Vec<u8>, Attributes) =
+        received.body().deserialize().expect("Received");
+    assert_eq!((seq, &data[..], text(&attributes, "path").as_str()), (1, &b"[\"aloud\"]"[..], "/peer"));
+}
+
 /// A relay carries signals into a queue, and a queue into calls.
+///
+/// Proves: dbus relay
 async fn relays_go_both_ways(stage: Stage) {
     let mut peer = or_skip!(Peer::start(&stage));
     let client = stage.client().await;
@@ -100,6 +118,6 @@ async fn signals_cross_over(stage: Stage) {
     assert_eq!(here.line(), "heard /peer Said s back");
 }
 
-everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
-everywhere!(@ dbus_broker, DbusBroker, with_config, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
-everywhere!(@ private_bus, Private, with_config, "", signals_become_messages, relays_go_both_ways, signals_cross_over);
+everywhere!(@ dbus_daemon, DbusDaemon, with_config, "", signals_become_messages, signals_are_delivered, relays_go_both_ways, signals_cross_over);
+everywhere!(@ dbus_broker, DbusBroker, with_config, "", signals_become_messages, signals_are_delivered, relays_go_both_ways, signals_cross_over);
+everywhere!(@ private_bus, Private, with_config, "", signals_become_messages, signals_are_delivered, relays_go_both_ways, signals_cross_over);

@@ -116,6 +116,7 @@ fn links() -> BTreeSet<(u32, String)> {
     said.as_array().expect("a list").iter().map(link).collect()
 }
 
+/// Proves: netlink attach, read, write, fd
 async fn dumps_are_what_ip_shows(stage: Stage) {
     let client = stage.client().await;
     // More than one datagram.
@@ -134,6 +135,7 @@ async fn dumps_are_what_ip_shows(stage: Stage) {
     assert_eq!(client.address(&again).await, "netlink:family=route");
 }
 
+/// Proves: netlink attach, event
 async fn events_come_as_messages(stage: Stage) {
     let client = stage.client().await;
     let inbox = client.inbox().await;
@@ -344,6 +346,8 @@ send(15, b'libudev: from root', 0, 2)
 }
 
 /// The lists of /proc, of ss(8), and of the service.
+///
+/// Proves: netlink list
 async fn lists_agree(stage: Stage) {
     let client = stage.client().await;
     client.attach("netlink:family=route,groups=link+stats").await;

@@ -18,6 +18,7 @@ for line in sys.stdin:
     else: peer.sendto(b'hello', (int(line), 0))
 ";
 
+/// Proves: netlink create, attach, read, write
 async fn processes_talk(stage: Stage) {
     let client = stage.client().await;
     let mut peer = stage.python(PEER, &[]);

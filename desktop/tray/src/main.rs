@@ -1,0 +1,69 @@
+//! `ipc-tray`: what the kernel tells, and what the caller's endpoints and relays do, in the panel.
+//!
+//! A StatusNotifierItem (crate ksni) for every panel that has a tray. Nothing is polled: [`watcher`] keeps
+//! [`state::State`] true by signals, [`menu`] shows it, and what the user chooses comes back as a
+//! [`commands::Command`]. What matters outside the menu is told by [`notifier`].
+
+#![forbid(unsafe_code)]
+
+mod bus;
+mod commands;
+mod menu;
+mod notifier;
+mod signals;
+mod state;
+mod watcher;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use ksni::TrayMethods;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use self::{bus::Choice, menu::Tray, notifier::Notifier};
+
+/// As many choices of the user may wait; a menu gives one at a time.
+const COMMANDS: usize = 16;
+
+/// Shows network interfaces, events of the kernel, endpoints and relays of org.example.IPC in the panel.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = LONG)]
+struct Arguments {
+    /// The bus of the service: system, session, or a D-Bus address. Without it: the system bus if the
+    /// service is there or can be started there, else the session bus.
+    #[arg(long, value_name = "system|session|ADDRESS")]
+    bus: Option<Choice>,
+
+    /// Tells nothing outside the menu.
+    #[arg(long)]
+    no_notifications: bool,
+}
+
+const LONG: &str = "\
+Shows network interfaces, events of the kernel, endpoints and relays of org.example.IPC in the panel.
+
+It needs a panel that shows StatusNotifierItems (KDE Plasma, Xfce, LXQt, Cinnamon, waybar, GNOME with the \
+extension AppIndicator), and waits for one. Notifications go to org.freedesktop.Notifications.";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let (commands, wanted) = mpsc::channel(COMMANDS);
+    let notifier = Notifier::new(!arguments.no_notifications);
+    // Panels start later than their applets, and start again.
+    let tray = Tray::new(commands, notifier.enabled())
+        .assume_sni_available(true)
+        .spawn()
+        .await
+        .context("cannot show an item in the tray; is there a session bus (DBUS_SESSION_BUS_ADDRESS)?")?;
+    let mut terminated = signal(SignalKind::terminate()).context("SIGTERM")?;
+    tokio::select! {
+        ended = watcher::run(arguments.bus, &tray, notifier, wanted) => ended,
+        _ = terminated.recv() => Ok(()),
+        done = tokio::signal::ctrl_c() => done.context("SIGINT"),
+    }?;
+    tray.shutdown().await;
+    Ok(())
+}
