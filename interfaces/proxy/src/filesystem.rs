@@ -16,7 +16,8 @@ pub trait Filesystem {
 
     /// Publishes an endpoint, until it is closed. Streams and messages are taken by reading and sent by writing,
     /// one message a read(2) and a write(2); memory has its bytes, semaphores and futexes their value as text,
-    /// watches, processes and mailboxes their events as lines. Errors: InvalidArgument, NoSuchEndpoint, Exists,
+    /// watches, processes and mailboxes their events as lines. So has the node of netlink, /org/example/IPC/netlink, which
+    /// is no endpoint, what the kernel tells everybody. Errors: InvalidArgument, NoSuchEndpoint, Exists,
     /// NotSupported (listening sockets and file systems), LimitExceeded.
     fn publish_endpoint(&self, name: &str, endpoint: &ObjectPath<'_>) -> zbus::Result<()>;
 

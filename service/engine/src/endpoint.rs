@@ -59,6 +59,8 @@ pub struct Endpoint {
     pub(crate) delivered: AtomicU64,
     /// Notified when that has changed.
     pub(crate) received: Event,
+    /// Messages or bytes that were taken are kept for whoever comes next.
+    pub(crate) given_back: Event,
     /// Messages that were taken from the kernel but not delivered.
     kept: Mutex<VecDeque<Message>>,
     /// Bytes likewise.
@@ -109,6 +111,7 @@ impl Endpoint {
             dirty: AtomicBool::new(false),
             delivered: AtomicU64::new(0),
             received: Event::new(),
+            given_back: Event::new(),
             kept: Mutex::default(),
             kept_bytes: Mutex::default(),
         }
@@ -162,6 +165,7 @@ impl Endpoint {
         self.kept().push_front(message);
         self.delivered.fetch_sub(1, Ordering::AcqRel);
         self.received.notify(usize::MAX);
+        self.given_back.notify(usize::MAX);
     }
 
     /// Bytes that were taken earlier and not delivered, at most `max`.
@@ -176,6 +180,10 @@ impl Endpoint {
         let mut kept = self.kept_bytes();
         for &byte in data.iter().rev() {
             kept.push_front(byte);
+        }
+        drop(kept);
+        if !data.is_empty() {
+            self.given_back.notify(usize::MAX);
         }
     }
 
@@ -304,7 +312,7 @@ impl Engine {
         }
         let max = max.min(self.limits.payload) as usize;
         let mut data = Vec::new();
-        let attempt = || loop {
+        let mut attempt = || loop {
             match endpoint.attempt_read(max.saturating_sub(data.len()).max(1))? {
                 Attempt::Wait(readiness) => return Ok(Attempt::Wait(readiness)),
                 Attempt::Done(more) => {
@@ -316,6 +324,7 @@ impl Engine {
                 }
             }
         };
+        let attempt = || endpoint.or_given_back(&mut attempt);
         let done = self.wait_on(call, endpoint, "read from", timeout_ms, attempt).await;
         if let Err(error) = done.and_then(|()| call.still_there()) {
             endpoint.keep_bytes(&data);

@@ -138,8 +138,12 @@ impl<T: Kept> Ring<T> {
 
     /// What came after `seq`, and how much of that is no longer kept.
     pub fn since(&self, seq: u64) -> (Vec<Numbered<T>>, u64) {
-        let inner = self.inner();
-        inner.since(seq, usize::MAX)
+        self.since_at_most(seq, usize::MAX)
+    }
+
+    /// The same, of those that are kept at most `max`.
+    pub fn since_at_most(&self, seq: u64, max: usize) -> (Vec<Numbered<T>>, u64) {
+        self.inner().since(seq, max)
     }
 
     /// The next events that nobody has announced yet, at most `max`; they count as announced.

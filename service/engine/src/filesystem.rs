@@ -23,6 +23,7 @@ use crate::{
     endpoint::Endpoint,
     engine::{Object, blocking},
     events::Happening,
+    herald::Herald,
     published::{self, Remote, lines},
     pump::{happened, until_closed},
     wait::until,
@@ -85,6 +86,27 @@ impl Engine {
         Ok(())
     }
 
+    /// Publishes what a herald tells, with what it has kept.
+    pub fn publish_herald(&self, mount: &Arc<Endpoint>, name: &str, herald: Arc<Herald>) -> Result<()> {
+        let file = mount.filesystem()?.publish(name, Published::Log)?;
+        let mount = mount.clone();
+        tokio::spawn(async move {
+            let words = |event: &_| Some(lines::network_words(event));
+            let mut seen = 0;
+            loop {
+                let told = herald.told();
+                seen = lines::append(&file, seen, herald.since(seen), words);
+                let Some(removal) = file.removal() else { return };
+                tokio::select! {
+                    () = mount.closed.wait() => return,
+                    () = removal => return,
+                    () = told => {}
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Publishes a value that another program has.
     pub fn publish_remote(&self, mount: &Arc<Endpoint>, name: &str, value: Arc<dyn Remote>) -> Result<()> {
         let file = mount.filesystem()?.publish(name, published::remote(&value))?;
@@ -122,7 +144,7 @@ async fn attend(mount: &Endpoint, target: &Endpoint, file: &File, follow: bool) 
     loop {
         let pushed = target.events.pushed();
         if follow {
-            seen = lines::append(target, file, seen);
+            seen = lines::append(file, seen, target.events.since(seen), lines::words);
         }
         let Some(removal) = file.removal() else { return };
         tokio::select! {

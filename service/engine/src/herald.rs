@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use event_listener::Event as Bell;
+use event_listener::{Event as Bell, EventListener};
 use ipc_kernel::{
     Attempt, Dict, Readiness, Result, Value,
     netlink::{Address, Event, Link, Neighbour, Route, Rule, monitor::Monitor, sockets},
@@ -232,6 +232,11 @@ impl Herald {
         let ours = (self.begin..=self.ring.last()).contains(&seq);
         let (events, lost) = self.ring.since(if ours { seq } else { self.begin });
         (events, lost + u64::from(!ours && seq != 0))
+    }
+
+    /// What to wait for until something new is told.
+    pub fn told(&self) -> EventListener {
+        self.ring.pushed()
     }
 
     /// Tells of processes from now on, until everybody who wanted that has taken it back or left.

@@ -1,8 +1,31 @@
-//! What becomes of messages that an endpoint has taken and nobody got, when it ends.
+//! What becomes of messages and bytes that an endpoint has taken and nobody got: whoever waits for some is told, and
+//! when the endpoint ends they go back.
+
+use ipc_kernel::{Attempt, Readiness, Result};
 
 use crate::endpoint::Endpoint;
 
 impl Endpoint {
+    /// An attempt to take something; who has to wait is woken by what others give back, too, of which the kernel knows
+    /// nothing.
+    pub(crate) fn or_given_back<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<Attempt<T>>,
+    ) -> Result<Attempt<T>> {
+        if let Attempt::Done(taken) = attempt()? {
+            return Ok(Attempt::Done(taken));
+        }
+        // Listening first: nothing is given back unnoticed between the attempt and the wait.
+        let given_back = Readiness::Notified(self.given_back.listen());
+        Ok(match attempt()? {
+            // A call that blocks may have taken something when it is given up: it comes to its own end.
+            Attempt::Wait(readiness) if !matches!(readiness, Readiness::Blocked(_)) => {
+                Attempt::Wait(Readiness::Any(vec![readiness, given_back]))
+            }
+            attempt => attempt,
+        })
+    }
+
     /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
     /// and others receive from it.
     pub(crate) fn give_back_kept(&self) {

@@ -36,9 +36,8 @@ impl Engine {
         selector: &Dict,
         timeout_ms: u32,
     ) -> Result<Message> {
-        let message = self
-            .wait_on(call, endpoint, "receive from", timeout_ms, || endpoint.attempt_receive(selector))
-            .await?;
+        let attempt = || endpoint.or_given_back(|| endpoint.attempt_receive(selector));
+        let message = self.wait_on(call, endpoint, "receive from", timeout_ms, attempt).await?;
         let refused = if let Err(left) = call.still_there() {
             left
         } else if message.fds.len() > self.limits.fds_per_reply as usize {

@@ -341,9 +341,10 @@ pub struct Hold {
 const HELD: usize = 4;
 
 impl Hold {
-    /// Waits for the end of the blocking calls of waits that were given up.
-    pub async fn settle(&self) {
-        self.calls.settle().await;
+    /// Waits for the end of the blocking calls of waits that were given up; says whether one of them has done
+    /// something.
+    pub async fn settle(&self) -> bool {
+        self.calls.settle().await
     }
 
     /// As [`until`], for what one and the same caller waits for, after an attempt that failed.

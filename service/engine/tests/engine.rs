@@ -321,6 +321,36 @@ async fn what_comes_back_is_delivered() {
     assert_eq!(all, [b"back".to_vec(), b"next".to_vec()]);
 }
 
+/// The kernel says nothing of what came back, so whoever waits for it is told here.
+#[tokio::test]
+async fn what_comes_back_wakes_whoever_waits() {
+    let engine = Engine::new(Limits::default());
+    let caller = call(&engine, ":1.1");
+    let (pipe, packets) = (
+        engine.create(&caller, "pipe:", Dict::new()).await.unwrap(),
+        engine.create(&caller, "pipe:packet=true", Dict::new()).await.unwrap(),
+    );
+    let nothing = Dict::new();
+    let waiting = async {
+        tokio::join!(
+            engine.read(&caller, &pipe, 9, 20_000),
+            engine.receive(&caller, &packets, &nothing, 20_000),
+            async {
+                // Both have found nothing by then.
+                tokio::task::yield_now().await;
+                pipe.keep_bytes(b"bytes");
+                packets.keep(ipc_kernel::shape::Message {
+                    data: b"message".into(),
+                    attributes: Dict::new(),
+                    fds: Vec::new(),
+                });
+            }
+        )
+    };
+    let (bytes, message, ()) = timeout(WATCHDOG, waiting).await.expect("they were not woken");
+    assert_eq!((bytes.unwrap(), message.unwrap().data), (b"bytes".to_vec(), b"message".to_vec()));
+}
+
 #[tokio::test]
 async fn a_source_that_delivers_is_not_relayed() {
     let engine = Engine::new(Limits::default());

@@ -47,6 +47,8 @@ pub enum Type {
     Key { words: &'static [&'static str] },
     /// A file name or other bytes; D-Bus `s`, or `ay` where it is not UTF-8.
     Path,
+    /// Keys with values of any type; only in the options. D-Bus `a{sv}`.
+    Dict,
 }
 
 impl Type {
@@ -60,6 +62,7 @@ impl Type {
             Self::Text | Self::Word(_) | Self::Path => "s",
             Self::Words(_) | Self::Names | Self::Signals => "as",
             Self::Numbers { .. } => "ai",
+            Self::Dict => "a{sv}",
         }
     }
 
@@ -90,6 +93,7 @@ impl Type {
                 words.join(", ")
             ),
             Self::Path => "a path or name without NUL bytes (D-Bus type s, or ay)".into(),
+            Self::Dict => "a dictionary (D-Bus type a{sv})".into(),
         }
     }
 
@@ -114,7 +118,7 @@ impl Type {
                 self.check(Value::I32s(numbers.collect::<Option<_>>()?))
             }
             Self::Signals => self.check(Value::Texts(text.split('/').map(str::to_owned).collect())),
-            Self::Path => None,
+            Self::Path | Self::Dict => None,
         }
     }
 
@@ -183,6 +187,7 @@ impl Type {
                 Value::Bytes(bytes) => self.parse(&bytes),
                 _ => None,
             },
+            Self::Dict => matches!(value, Value::Dict(_)).then_some(value),
         }
     }
 }
@@ -396,6 +401,13 @@ impl Parameters {
     pub fn numbers(&self, key: &str) -> Option<&[i32]> {
         match self.values.get(key) {
             Some(Value::I32s(numbers)) => Some(numbers),
+            _ => None,
+        }
+    }
+
+    pub fn dict(&self, key: &str) -> Option<&Dict> {
+        match self.values.get(key) {
+            Some(Value::Dict(dict)) => Some(dict),
             _ => None,
         }
     }

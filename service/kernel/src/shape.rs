@@ -151,6 +151,14 @@ pub trait Messages: Send + Sync {
         false
     }
 
+    /// The length of the next message, where the kernel tells it without giving the message out.
+    fn next_length(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether a message with these attributes could be sent, as far as that can be said before it is.
+    fn check_attributes(&self, attributes: &Dict) -> Result<()>;
+
     /// What to wait for before a message can be received, without receiving it.
     fn arrival(&self) -> Result<Attempt<()>>;
 

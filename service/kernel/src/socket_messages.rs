@@ -167,6 +167,12 @@ pub fn arrival(fd: &Fd) -> Result<Attempt<()>> {
     }
 }
 
+/// The length of the next message; None: there is none.
+pub fn next_length(fd: &Fd) -> Option<u64> {
+    let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+    retry(|| rustix::net::recv(fd, &mut [0_u8; 0][..], peek)).ok().map(|(_, length)| length as u64)
+}
+
 /// Whether nothing at the head of the queue is the end of the connection, not an empty message:
 /// both read as 0 bytes. A message has a time, the end has none.
 fn ended(fd: &Fd) -> Result<bool> {

@@ -38,8 +38,10 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     program: Option<PathBuf>,
-    /// Words before the program, and the address of the bus that it is to take for the system's.
-    system: Option<(Vec<String>, String)>,
+    /// Words before the program.
+    words: Vec<String>,
+    /// The address of the bus that it is to take for the system's.
+    system: Option<String>,
     own_network: bool,
 }
 
@@ -81,6 +83,7 @@ impl Launch {
             arguments: Vec::new(),
             environment: Vec::new(),
             program: None,
+            words: Vec::new(),
             system: None,
             own_network: false,
         }
@@ -88,7 +91,12 @@ impl Launch {
 
     /// `ipcd --bus system`, run by other words (those that enter a namespace), where the system bus is at `address`.
     pub(crate) fn system(address: &str, words: Vec<String>) -> Launch {
-        Launch { system: Some((words, address.to_owned())), ..Launch::on("system") }
+        Launch { words, system: Some(address.to_owned()), ..Launch::on("system") }
+    }
+
+    /// `ipcd --bus private`, run by other words.
+    pub(crate) fn private_by(words: Vec<String>) -> Launch {
+        Launch { words, ..Launch::private() }
     }
 
     /// `ipcd --bus private`: the service is its own message bus.
@@ -158,14 +166,14 @@ impl Launch {
         }
         let address = match self.bus.as_str() {
             "private" => printed_address(&process, &notifications),
-            address => self.system.as_ref().map_or(address, |(_, address)| address).to_owned(),
+            address => self.system.as_deref().unwrap_or(address).to_owned(),
         };
         Ok(Service { process, address, notifications, log, _dir: dir })
     }
 
     fn command(&self, dir: &TempDir, log: &Path) -> Command {
         let program = self.program.as_deref().unwrap_or_else(|| built_program());
-        let mut words = self.system.as_ref().map(|(words, _)| words.clone()).unwrap_or_default();
+        let mut words = self.words.clone();
         if self.own_network {
             words.extend(["unshare", "--net", "--"].map(String::from));
         }
@@ -177,7 +185,7 @@ impl Launch {
                 command
             }
         };
-        if let Some((_, address)) = &self.system {
+        if let Some(address) = &self.system {
             command.env("DBUS_SYSTEM_BUS_ADDRESS", address);
         }
         command.args(["--bus", &self.bus]);

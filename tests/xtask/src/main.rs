@@ -10,6 +10,7 @@ mod bench;
 mod bless;
 mod bus;
 mod check;
+mod desktop;
 mod fuzz;
 mod interface;
 mod manual;
@@ -18,6 +19,7 @@ mod policy;
 mod proofs;
 mod proxy;
 mod reference;
+mod relays;
 mod removable;
 mod rules;
 mod setup;
@@ -59,6 +61,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Packs the GNOME Shell extension, checks everything for desktops, and tries it in GNOME Shells without a
+    /// screen. Archives and pictures are in target/desktop.
+    Desktop {
+        /// Only packs the extension.
+        #[arg(long)]
+        pack: bool,
+    },
     /// Lets libFuzzer look for bytes that break what reads them, with cargo-fuzz, which is installed if it
     /// is missing.
     Fuzz {
@@ -92,6 +101,7 @@ fn main() -> ExitCode {
         Task::Check => return check::check(),
         Task::Bus { command } => return bus::shell(command),
         Task::Bench { arguments } => bench::run(arguments),
+        Task::Desktop { pack } => desktop::desktop(pack),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds),
         Task::Removable { name } => removable::removable(name.as_deref()),
         Task::Package { test } => package::package(test),

@@ -31,6 +31,7 @@ pub fn pages(interfaces: &[Interface], proofs: &Proofs) -> Vec<(String, String)>
         "relays.d.md".into(),
         include_str!("../../../service/daemon/src/declared/relays.d.md").to_owned(),
     ));
+    pages.push(("relays.md".into(), crate::relays::page()));
     pages.push(("README.md".into(), index(interfaces)));
     for (_, text) in &mut pages {
         text.insert_str(0, MARK);
@@ -59,6 +60,7 @@ fn index(interfaces: &[Interface]) -> String {
     text.push_str(
         "- [Addresses](addresses.md): how the object of Create and Attach is written\n\
          - [Options](options.md): what every Create, Attach and Adopt takes, and what Relay takes\n\
+         - [Relays](relays.md): what becomes of each pair of mechanisms\n\
          - [Errors](errors.md): their names on the wire\n\
          - [Limits](limits.md): what the service refuses, and the keys to change it\n\
          - [relays.d](relays.d.md): files that say which endpoints and relays are to be there\n",

@@ -9,22 +9,28 @@ use ipc_harness::has_tool;
 
 /// Program and Debian package: the one list of what the tests use.
 const TOOLS: &[(&str, &str)] = &[
+    ("appstreamcli", "appstream"),
     ("busctl", "systemd"),
     ("dbus-broker-launch", "dbus-broker"),
     ("dbus-daemon", "dbus-daemon"),
+    ("desktop-file-validate", "desktop-file-utils"),
     ("ethtool", "ethtool"),
     ("fusermount3", "fuse3"),
     ("gdbus", "libglib2.0-bin"),
+    ("gjs", "gjs"),
     ("inotifywait", "inotify-tools"),
     ("ip", "iproute2"),
     ("ipcs", "util-linux"),
+    ("msgfmt", "gettext"),
     ("ps", "procps"),
     ("python3", "python3"),
+    ("rsync", "rsync"),
     ("socat", "socat"),
     ("ss", "iproute2"),
     ("strace", "strace"),
     ("udevadm", "udev"),
     ("unshare", "util-linux"),
+    ("vim.tiny", "vim-tiny"),
     ("xmllint", "libxml2-utils"),
 ];
 

@@ -23,6 +23,9 @@ pub trait Role: Send + Sync + 'static {
     /// The attributes by which a message can be chosen.
     const SELECTORS: &'static [&'static str];
 
+    /// The attributes that a message which is sent may have.
+    const SENT: &'static [&'static str] = &[];
+
     /// The attributes that a relay from another endpoint of a bus hands on.
     const RELAYED: &'static [&'static str] = &[];
 
@@ -153,6 +156,17 @@ impl<R: Role> Messages for DbusEndpoint<R> {
         match self.role.last() {
             Some(last) => Ok(Attempt::Done(last)),
             None => self.core.inbox.peek(|message| fits(selector, message)),
+        }
+    }
+
+    /// What is right, the role and the body it sends say together.
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        match attributes.keys().find(|key| !R::SENT.contains(&key.as_str())) {
+            Some(key) => Err(Error::invalid(format!(
+                "a message that is sent here has no attribute {key:?}; it may have {}",
+                R::SENT.join(", ")
+            ))),
+            None => Ok(()),
         }
     }
 

@@ -66,6 +66,7 @@ fn identify(attributes: &mut Dict, id: Option<String>) {
 
 impl Role for Method {
     const SELECTORS: &'static [&'static str] = &["id", "error"];
+    const SENT: &'static [&'static str] = &["id"];
     /// A reply is an answer to what was sent.
     const COMES_BACK: bool = true;
 

@@ -82,6 +82,7 @@ impl OwnedName {
 
 impl Role for OwnedName {
     const SELECTORS: &'static [&'static str] = &["sender", "path", "interface", "member"];
+    const SENT: &'static [&'static str] = &["call", "error", "signature"];
     const COMES_BACK: bool = false;
 
     async fn set_up(&self, core: &Core) -> Result<()> {

@@ -29,6 +29,7 @@ pub struct Signals {
 
 impl Role for Signals {
     const SELECTORS: &'static [&'static str] = &["sender", "path", "interface", "member"];
+    const SENT: &'static [&'static str] = &["path", "interface", "member", "signature"];
     const COMES_BACK: bool = false;
     const RELAYED: &'static [&'static str] = &["path", "interface", "member", "signature"];
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ipc_engine::events::Happening;
+use ipc_kernel::Error;
 use serde_bytes::ByteBuf;
 use zbus::{ObjectPath, interface, message::Header, object_server::SignalEmitter};
 
@@ -33,7 +34,8 @@ impl Filesystem {
 
     /// Publishes an endpoint, until it is closed. Streams and messages are taken by reading and sent by writing,
     /// one message a read(2) and a write(2); memory has its bytes, semaphores and futexes their value as text,
-    /// watches, processes and mailboxes their events as lines. Errors: InvalidArgument, NoSuchEndpoint, Exists,
+    /// watches, processes and mailboxes their events as lines. So has the node of netlink, /org/example/IPC/netlink, which
+    /// is no endpoint, what the kernel tells everybody. Errors: InvalidArgument, NoSuchEndpoint, Exists,
     /// NotSupported (listening sockets and file systems), LimitExceeded.
     async fn publish_endpoint(
         &self,
@@ -43,6 +45,13 @@ impl Filesystem {
     ) -> Result<()> {
         let _call = self.face.call(&header)?;
         let engine = &self.face.engine;
+        if endpoint.as_str() == paths::NETLINK {
+            if !self.face.hears_the_herald() {
+                let text = "a user's worker does not hear what the kernel tells everybody; use a session bus";
+                return Err(Error::not_supported(text).into());
+            }
+            return Ok(engine.publish_herald(&self.endpoint, name, self.face.herald()?)?);
+        }
         let target = paths::find_endpoint(engine, &endpoint)?;
         Ok(engine.publish_endpoint(&self.endpoint, name, &target)?)
     }

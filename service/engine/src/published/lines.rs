@@ -2,23 +2,24 @@
 //! cut(1) take apart. What a name has of blanks, backslashes and control characters is written as `\040`, as in
 //! mountinfo.
 
-use ipc_kernel::{fuse::file::File, shape::Event, signal::names};
+use ipc_kernel::{fuse::file::File, netlink, shape::Event, signal::names};
 
-use crate::{
-    endpoint::Endpoint,
-    events::{Happening, Numbered},
-};
+use crate::events::{Happening, Numbered};
 
-/// Appends what came after `seen`; the number of the last event that is there now.
-pub(crate) fn append(endpoint: &Endpoint, file: &File, seen: u64) -> u64 {
-    let (events, lost) = endpoint.events.since(seen);
+/// Appends events that came after `seen`, and how many were lost; the number of the last event that is there now.
+pub(crate) fn append<E>(
+    file: &File,
+    seen: u64,
+    (events, lost): (Vec<Numbered<E>>, u64),
+    words: impl Fn(&E) -> Option<String>,
+) -> u64 {
     let mut text = String::new();
     if lost > 0 {
         text.push_str(&format!("# {lost} events were lost\n"));
     }
     for event in &events {
         if let Some(words) = words(&event.happening) {
-            text.push_str(&format!("{} {words}\n", time(event)));
+            text.push_str(&format!("{}.{:06} {words}\n", event.at / 1_000_000, event.at % 1_000_000));
         }
     }
     if !text.is_empty() {
@@ -27,12 +28,8 @@ pub(crate) fn append(endpoint: &Endpoint, file: &File, seen: u64) -> u64 {
     events.last().map_or(seen + lost, |event| event.seq)
 }
 
-fn time(event: &Numbered) -> String {
-    format!("{}.{:06}", event.at / 1_000_000, event.at % 1_000_000)
-}
-
 /// None: nothing that a published endpoint's events are.
-fn words(happening: &Happening) -> Option<String> {
+pub(crate) fn words(happening: &Happening) -> Option<String> {
     Some(match happening {
         Happening::Changed(Event { names, path, from, note }) => {
             let mut words = format!("{} {}", names.join("|"), escaped(path));
@@ -63,6 +60,44 @@ fn words(happening: &Happening) -> Option<String> {
         | Happening::Read { .. }
         | Happening::Written { .. } => return None,
     })
+}
+
+/// What the kernel tells everybody: the name of the signal that tells it, and its arguments but the details. `-` is one
+/// that is empty.
+pub(crate) fn network_words(event: &netlink::Event) -> String {
+    use netlink::Event as Told;
+    let number = |number: &dyn ToString| number.to_string();
+    let route = |it: &netlink::Route| vec![it.destination.clone(), it.gateway.clone(), it.interface.clone()];
+    let address = |it: &netlink::Address| {
+        vec![number(&it.index), it.interface.clone(), it.address.clone(), number(&it.prefix)]
+    };
+    let neighbour = |it: &netlink::Neighbour| {
+        vec![number(&it.index), it.interface.clone(), it.address.clone(), it.state.clone()]
+    };
+    let (name, arguments) = match event {
+        Told::LinkChanged(it) => ("LinkChanged", vec![number(&it.index), it.name.clone(), it.state.clone()]),
+        Told::LinkRemoved(it) => ("LinkRemoved", vec![number(&it.index), it.name.clone()]),
+        Told::AddressAdded(it) => ("AddressAdded", address(it)),
+        Told::AddressRemoved(it) => ("AddressRemoved", address(it)),
+        Told::RouteAdded(it) => ("RouteAdded", route(it)),
+        Told::RouteRemoved(it) => ("RouteRemoved", route(it)),
+        Told::NeighbourChanged(it) => ("NeighbourChanged", neighbour(it)),
+        Told::NeighbourRemoved(it) => ("NeighbourRemoved", neighbour(it)),
+        Told::RuleAdded(it) => ("RuleAdded", vec![number(&it.priority), number(&it.table)]),
+        Told::RuleRemoved(it) => ("RuleRemoved", vec![number(&it.priority), number(&it.table)]),
+        Told::Device(it) => (
+            "DeviceEvent",
+            vec![it.action.clone(), it.devpath.clone(), it.subsystem.clone(), it.source.to_owned()],
+        ),
+        Told::Process(it) => ("ProcessEvent", vec![it.event.to_owned(), number(&it.pid), number(&it.tid)]),
+        Told::Generic(it) => ("GenericEvent", vec![it.family.clone(), it.group.clone(), it.command.clone()]),
+        Told::Overflow(source) => ("Overflow", vec![source.clone()]),
+    };
+    let word = |argument: &String| match argument.is_empty() {
+        true => "-".to_owned(),
+        false => escaped(argument.as_bytes()),
+    };
+    std::iter::once(name.to_owned()).chain(arguments.iter().map(word)).collect::<Vec<_>>().join(" ")
 }
 
 fn escaped(bytes: &[u8]) -> String {
@@ -100,5 +135,25 @@ mod tests {
         let exit = Exit { code: 3, signal: 0, core: false };
         assert_eq!(words_of(Happening::Exited(exit)), "EXITED code=3 signal=0 core=false");
         assert_eq!(words(&Happening::Ready), None);
+    }
+
+    #[test]
+    fn what_the_kernel_tells_is_a_line() {
+        let link = netlink::Link {
+            index: 7,
+            name: "a b".to_owned(),
+            state: "up".to_owned(),
+            details: Default::default(),
+        };
+        let line = network_words(&netlink::Event::LinkChanged(link));
+        assert_eq!(line, "LinkChanged 7 a\\040b up");
+        let route = netlink::Route {
+            destination: "default".to_owned(),
+            gateway: String::new(),
+            interface: "eth0".to_owned(),
+            details: Default::default(),
+        };
+        let line = network_words(&netlink::Event::RouteRemoved(route));
+        assert_eq!(line, "RouteRemoved default - eth0");
     }
 }

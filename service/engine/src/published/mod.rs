@@ -25,6 +25,7 @@ use ipc_kernel::{
     fuse::{
         file::Published,
         requests::{Asked, Later, Patience as Asker, Ready, What},
+        serve::whole_write,
     },
     proc,
     shape::{Outgoing, Shape},
@@ -214,31 +215,38 @@ impl Request<'_> {
     }
 
     async fn take_bytes(&self, size: usize, asker: Asker) -> Result<Vec<u8>> {
-        let data = self.waiting(asker, "read from", || self.target.attempt_read(size)).await?;
-        if self.is_dying() {
-            self.target.keep_bytes(&data);
-            return Err(killed());
+        let attempt = || self.target.or_given_back(|| self.target.attempt_read(size));
+        let data = self.waiting(asker, "read from", attempt).await?;
+        match self.still_there() {
+            Ok(()) => Ok(data),
+            Err(killed) => {
+                self.target.keep_bytes(&data);
+                Err(killed)
+            }
         }
-        Ok(data)
     }
 
     async fn take_message(&self, asker: Asker) -> Result<Vec<u8>> {
         let none = Dict::new();
-        let message = self.waiting(asker, "receive from", || self.target.attempt_receive(&none)).await?;
-        let refused = if self.is_dying() {
-            killed()
-        } else if message.fds.is_empty() {
-            return Ok(message.data);
-        } else {
-            Error::not_supported("the next message carries file descriptors, which no file can; it was kept")
+        let attempt = || self.target.or_given_back(|| self.target.attempt_receive(&none));
+        let message = self.waiting(asker, "receive from", attempt).await?;
+        let refused = match self.still_there() {
+            Err(killed) => killed,
+            Ok(()) if message.fds.is_empty() => return Ok(message.data),
+            Ok(()) => Error::not_supported(
+                "the next message carries file descriptors, which no file can; it was kept",
+            ),
         };
         self.target.keep(message);
         Err(refused)
     }
 
-    /// Whether the process that waits was killed: what is given to it is lost.
-    fn is_dying(&self) -> bool {
-        self.pid != 0 && proc::is_killed(self.pid)
+    /// An error once the process that waits was killed: what is given to it is lost.
+    fn still_there(&self) -> Result<()> {
+        match self.pid != 0 && proc::is_killed(self.pid) {
+            true => Err(Error::new(Kind::Cancelled, "the process that waited was killed")),
+            false => Ok(()),
+        }
     }
 
     async fn write(&self, offset: u64, data: Vec<u8>, asker: Asker) -> Result<()> {
@@ -259,6 +267,11 @@ impl Request<'_> {
             return self.waiting(asker, "write to", attempt).await;
         }
         if has(Shape::Messages) {
+            if data.len() > whole_write() {
+                let text =
+                    format!("a message of more than {} bytes cannot be written to a file", whole_write());
+                return Err(Error::new(Kind::TooLarge, text));
+            }
             let messages = target.messages()?;
             let (attributes, sent) = (Dict::new(), Default::default());
             let message = Outgoing { data: &data, attributes: &attributes, fds: &[], sent: &sent };
@@ -274,8 +287,8 @@ impl Request<'_> {
             });
             return self.in_time(write).await;
         }
-        let write =
-            values::write(self.engine, target, &data, |attempt| self.waiting(asker, "wait for", attempt));
+        let wait = |attempt| self.waiting(asker, "wait for", attempt);
+        let write = values::write(self.engine, target, &data, wait, || self.still_there());
         if has(Shape::Futex) {
             return self.in_time(write).await;
         }
@@ -335,8 +348,4 @@ impl Request<'_> {
         }
         later.tell();
     }
-}
-
-fn killed() -> Error {
-    Error::new(Kind::Cancelled, "the process that waited was killed")
 }

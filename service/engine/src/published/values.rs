@@ -54,12 +54,14 @@ fn parse(text: &[u8]) -> Result<Change> {
 /// An attempt to take one.
 type Take<'a> = Box<dyn FnMut() -> Result<Attempt<()>> + Send + 'a>;
 
-/// Does what the text says. `wait` repeats an attempt until it completes.
+/// Does what the text says. `wait` repeats an attempt until it completes; `still_there` is an error once nobody is left
+/// who could use what was taken.
 pub(super) async fn write<'a, W: Future<Output = Result<()>>>(
     engine: &Engine,
     endpoint: &'a Arc<Endpoint>,
     text: &[u8],
     wait: impl Fn(Take<'a>) -> W,
+    still_there: impl Fn() -> Result<()>,
 ) -> Result<()> {
     let change = parse(text)?;
     if endpoint.kernel.futex().is_some() {
@@ -89,16 +91,17 @@ pub(super) async fn write<'a, W: Future<Output = Result<()>>>(
         }
         Change::Add(count) => semaphore.post(count),
         Change::Take(count) => {
-            for taken in 0..count {
-                if let Err(error) = wait(Box::new(|| semaphore.wait())).await {
-                    // All or nothing.
-                    if taken > 0 {
-                        semaphore.post(taken)?;
-                    }
-                    return Err(error);
-                }
+            let (mut taken, mut outcome) = (0, Ok(()));
+            while taken < count && outcome.is_ok() {
+                outcome = wait(Box::new(|| semaphore.wait())).await;
+                taken += u32::from(outcome.is_ok());
             }
-            Ok(())
+            let outcome = outcome.and_then(|()| still_there());
+            // All or nothing.
+            if outcome.is_err() && taken > 0 {
+                semaphore.post(taken)?;
+            }
+            outcome
         }
     }
 }

@@ -4,43 +4,47 @@
 use ipc_kernel::{
     Attempt, Error, Kind, Result,
     mechanism::{End, EndKind},
-    shape::Shape,
 };
 
 use super::{
     Relay,
     ends::{sink_end, source_end},
+    kinds::{self, Conversion, Origin, Target},
     options::{Framing, Options},
+    sinks,
+    sources::{check_snapshot, snapshot_limit},
 };
-use crate::endpoint::Endpoint;
+use crate::{Engine, endpoint::Endpoint};
 
-/// How the data of one direction has to be treated.
+/// What is to be done in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Conversion {
-    Streams,
-    Messages,
-    Framed(Framing),
-    Unframed(Framing),
-}
-
-/// What an endpoint is to a relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Data {
-    Bytes,
-    Messages,
+pub(super) struct Plan {
+    pub from: Origin,
+    pub into: Target,
+    pub conversion: Conversion,
+    /// A futex's value before the relay: what changes from then on goes along.
+    pub value: Option<u32>,
 }
 
 /// Checks everything that does not depend on other relays.
 pub(super) fn check(
+    engine: &Engine,
     source: &Endpoint,
     sink: &Endpoint,
     options: &Options,
-    buffer: u32,
-) -> Result<(Conversion, Option<Conversion>)> {
+) -> Result<(Plan, Option<Plan>)> {
     if source.id == sink.id || (source.address == sink.address && goes_round(source) && goes_round(sink)) {
         return Err(Error::invalid(format!(
             "the source and the sink are the same, {}: what the relay writes would come back to it",
             source.address
+        )));
+    }
+    if let (Some(mailbox), Some(process)) = (source.kernel.mailbox(), sink.kernel.process())
+        && mailbox.pid() == process.pid()
+    {
+        return Err(Error::invalid(format!(
+            "{} is the process of the mailbox {}: the signals that the relay sends would come back to it",
+            sink.address, source.address
         )));
     }
     for (endpoint, what) in [(source, "source"), (sink, "sink")] {
@@ -51,7 +55,8 @@ pub(super) fn check(
             ));
         }
     }
-    let forth = direction(source, sink, options, buffer)?;
+    let forth = direction(engine, source, sink, options)?;
+    fitting(engine, source, sink, options, forth)?;
     if !options.both {
         return Ok((forth, None));
     }
@@ -62,39 +67,51 @@ pub(super) fn check(
             one_way.address
         )));
     }
-    Ok((forth, Some(direction(sink, source, options, buffer)?)))
+    Ok((forth, Some(direction(engine, sink, source, options)?)))
 }
 
-fn direction(source: &Endpoint, sink: &Endpoint, options: &Options, buffer: u32) -> Result<Conversion> {
-    let conversion = match (data(source, "source")?, data(sink, "sink")?, options.framing) {
-        (Data::Bytes, Data::Bytes, None) => Conversion::Streams,
-        (Data::Messages, Data::Messages, None) => Conversion::Messages,
-        (Data::Bytes, Data::Messages, Some(framing)) => Conversion::Framed(framing),
-        (Data::Messages, Data::Bytes, Some(framing)) => Conversion::Unframed(framing),
-        (Data::Bytes, Data::Bytes, Some(framing)) => {
-            return Err(Error::invalid(format!(
-                "framing={} makes no sense between two streams of bytes: leave the option \"framing\" out",
-                framing.name()
-            )));
-        }
-        (Data::Messages, Data::Messages, Some(framing)) => {
-            return Err(Error::invalid(format!(
-                "framing={} makes no sense between two endpoints with messages, which keep their borders: leave the \
-                 option \"framing\" out",
-                framing.name()
-            )));
-        }
-        (from, ..) => {
-            let (from, to) = match from {
-                Data::Bytes => ("a stream of bytes", "messages"),
-                Data::Messages => ("messages", "a stream of bytes"),
-            };
-            return Err(Error::invalid(format!(
-                "from {from} to {to} a relay must know where messages end: give the option \"framing\", one of line, \
-                 length, fixed (with \"record-size\")"
-            )));
-        }
+/// Whether the options fit what the ends are.
+fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Options, plan: Plan) -> Result<()> {
+    let Plan { from, into, conversion, .. } = plan;
+    let events = matches!(from, Origin::Events | Origin::Signals);
+    let attributes = from != Origin::Bytes || conversion == Conversion::Framed(Framing::Json);
+    let misfit = [
+        ("memory", from == Origin::Bytes && into == Target::Bytes && options.snapshot, "memory at one end"),
+        ("interval-ms", from != Origin::Snapshots, "memory as the source, with memory=snapshot"),
+        ("since", !events, "a source of events: a watch, a process, a mailbox or a file system"),
+        ("filter", !attributes, "a source whose messages have attributes: no bytes, but with framing=json"),
+        ("attributes", into == Target::Bytes, "a sink of messages"),
+        ("attributes", options.both, "one direction: start two relays instead of both=true"),
+        ("filter", options.both, "one direction: start two relays instead of both=true"),
+    ];
+    if let Some((key, _, needs)) = misfit.into_iter().find(|(key, wrong, _)| *wrong && options.has(key)) {
+        return Err(Error::invalid(format!("the option {key:?} needs {needs}")));
+    }
+    if !options.attributes.is_empty() {
+        engine.may_address(&options.attributes)?;
+        sinks::check(sink, into, &options.attributes)?;
+    }
+    let says = |key| options.attributes.contains_key(key);
+    if kinds::needs_signal(from, into) && !says("signal") && !says("number") {
+        return Err(Error::invalid(format!(
+            "what comes from {} does not say which signal to send: give the option \"attributes\", such as \
+             {{\"signal\": \"SIGUSR1\"}}",
+            source.address
+        )));
+    }
+    Ok(())
+}
+
+fn direction(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<Plan> {
+    let buffer = engine.limits.relay_buffer;
+    let refused = |endpoint: &Endpoint, what, instead| {
+        Error::not_supported(format!("{} cannot be the {what} of a relay; {instead}", endpoint.address))
     };
+    let from = kinds::source(&source.shapes, options.snapshot)
+        .map_err(|instead| refused(source, "source", instead))?;
+    let into =
+        kinds::sink(&sink.shapes, options.snapshot).map_err(|instead| refused(sink, "sink", instead))?;
+    let conversion = kinds::conversion(from, into, options.framing)?;
     if source.deliver {
         return Err(Error::new(
             Kind::Busy,
@@ -113,7 +130,7 @@ fn direction(source: &Endpoint, sink: &Endpoint, options: &Options, buffer: u32)
              the service's configuration file"
         )));
     }
-    if let Conversion::Framed(Framing::Fixed(size)) = conversion {
+    if let (Conversion::Framed(Framing::Fixed(size)), Target::Messages) = (conversion, into) {
         let max = sink.messages()?.max_message_size();
         if size as u64 > max {
             return Err(Error::invalid(format!(
@@ -122,6 +139,10 @@ fn direction(source: &Endpoint, sink: &Endpoint, options: &Options, buffer: u32)
             )));
         }
     }
+    let snapshots = [(source, from == Origin::Snapshots), (sink, into == Target::Snapshots)];
+    for (endpoint, _) in snapshots.into_iter().filter(|(_, is)| *is) {
+        check_snapshot(&endpoint.address, endpoint.memory()?.size()?, snapshot_limit(buffer))?;
+    }
     if sink.kernel.stream().is_none() && sink.kernel.memory().is_some_and(|memory| memory.read_only()) {
         return Err(Error::new(
             Kind::PermissionDenied,
@@ -129,57 +150,27 @@ fn direction(source: &Endpoint, sink: &Endpoint, options: &Options, buffer: u32)
         ));
     }
     // An end that can never be had is an error of the call, not of the relay.
-    let from = matches!(conversion, Conversion::Streams | Conversion::Framed(_))
-        .then(|| source_end(source))
-        .transpose()?;
-    let to = matches!(conversion, Conversion::Streams | Conversion::Unframed(_))
-        .then(|| sink_end(sink))
-        .transpose()?;
+    let end = (from == Origin::Bytes).then(|| source_end(source)).transpose()?;
+    let other = (into == Target::Bytes).then(|| sink_end(sink)).transpose()?;
     if options.fds {
         let unix = |end: &Option<Attempt<End>>| {
             matches!(end, Some(Attempt::Done(End { kind: EndKind::UnixStream, .. })))
         };
-        if !(unix(&from) && unix(&to)) && conversion != Conversion::Messages {
+        if !(unix(&end) && unix(&other)) && (from, into) != (Origin::Messages, Target::Messages) {
             return Err(Error::invalid(
                 "fds=true needs a unix stream socket at both ends: nothing else carries file descriptors with bytes",
             ));
         }
     }
-    Ok(conversion)
-}
-
-fn data(endpoint: &Endpoint, what: &str) -> Result<Data> {
-    let has = |shape| endpoint.shapes.contains(&shape);
-    if has(Shape::Stream) || has(Shape::Memory) {
-        return Ok(Data::Bytes);
-    }
-    if has(Shape::Messages) {
-        return Ok(Data::Messages);
-    }
-    let instead = if has(Shape::Listener) {
-        "it only listens: relay the endpoints that its Accept returns"
-    } else if has(Shape::Semaphore) {
-        "a semaphore carries no data: use Wait and Post"
-    } else if has(Shape::Futex) {
-        "a futex carries no data: use Wait and Wake"
-    } else if has(Shape::Watch) {
-        "its events come as signals: subscribe to it"
-    } else if has(Shape::Mailbox) {
-        "what it receives comes as signals: subscribe to it"
-    } else if has(Shape::Filesystem) {
-        "its files are read and written in its directory"
-    } else if has(Shape::Process) {
-        "a process carries no data: use Send and WaitExit"
-    } else {
-        "a relay needs a stream, messages or memory"
-    };
-    Err(Error::not_supported(format!("{} cannot be the {what} of a relay; {instead}", endpoint.address)))
+    Ok(Plan { from, into, conversion, value: None })
 }
 
 /// Whether what is written into the endpoint can be read from it again, without end.
 fn goes_round(endpoint: &Endpoint) -> bool {
     let comes_back = endpoint.kernel.messages().is_none_or(|messages| messages.comes_back());
-    !endpoint.kernel.is_socket() && endpoint.kernel.memory().is_none() && comes_back
+    // What a process tells is its end, whatever signals it was sent.
+    let tells = endpoint.kernel.process().is_some();
+    !endpoint.kernel.is_socket() && endpoint.kernel.memory().is_none() && !tells && comes_back
 }
 
 /// Checks a relay against those that run: two readers of one stream would steal from each other,

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use ipc_kernel::{Error, Kind, Result};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ipc_kernel::{Dict, Error, Kind, Result};
 
-use super::options::Framing;
+use super::{json, options::Framing};
 
 /// The bytes of the length in front of a message.
 const PREFIX: usize = 4;
@@ -19,10 +20,34 @@ pub(super) struct Frame {
 }
 
 impl Framing {
-    /// The most bytes of the stream that a message of `max` bytes takes.
+    /// The most bytes in a frame that holds a message of at most `max`, of which no more than `buffer` are held.
+    /// What JSON takes besides and for escapes is anybody's guess.
+    pub(super) fn frame(self, max: usize, buffer: usize) -> usize {
+        match self {
+            Self::Line | Self::Length | Self::Fixed(_) => max.min(buffer),
+            Self::Base64 => max.div_ceil(3).saturating_mul(4).min(buffer),
+            Self::Json => buffer,
+        }
+    }
+
+    /// The message in a frame, with its attributes; None: the frame is the message.
+    pub(super) fn decode(self, frame: &[u8]) -> Result<Option<(Vec<u8>, Dict)>> {
+        match self {
+            Self::Line | Self::Length | Self::Fixed(_) => Ok(None),
+            Self::Json => json::parse(frame).map(Some),
+            Self::Base64 => STANDARD
+                .decode(frame.trim_ascii_end())
+                .map(|data| Some((data, Dict::new())))
+                .map_err(|error| {
+                    Error::invalid(format!("a line is no base64: {error}; it was kept at the source"))
+                }),
+        }
+    }
+
+    /// The most bytes of the stream that a frame of `max` bytes takes.
     pub(super) fn longest(self, max: usize) -> usize {
         match self {
-            Self::Line => max.saturating_add(1),
+            Self::Line | Self::Json | Self::Base64 => max.saturating_add(1),
             Self::Length => max.saturating_add(PREFIX),
             Self::Fixed(size) => size,
         }
@@ -32,13 +57,17 @@ impl Framing {
     /// more will come. None: it is not complete yet (or, at the end, there is none).
     pub(super) fn next(self, bytes: &[u8], ended: bool, max: usize) -> Result<Option<Frame>> {
         let frame = match self {
-            Self::Line => match bytes.iter().take(max.saturating_add(1)).position(|&byte| byte == b'\n') {
-                Some(length) => Frame { payload: 0..length, total: length + 1 },
-                None if bytes.len() > max => return Err(too_long("line", None, max)),
-                // A last line without a newline is a line.
-                None if ended && !bytes.is_empty() => Frame { payload: 0..bytes.len(), total: bytes.len() },
-                None => return Ok(None),
-            },
+            Self::Line | Self::Json | Self::Base64 => {
+                match bytes.iter().take(max.saturating_add(1)).position(|&byte| byte == b'\n') {
+                    Some(length) => Frame { payload: 0..length, total: length + 1 },
+                    None if bytes.len() > max => return Err(too_long("line", None, max)),
+                    // A last line without a newline is a line.
+                    None if ended && !bytes.is_empty() => {
+                        Frame { payload: 0..bytes.len(), total: bytes.len() }
+                    }
+                    None => return Ok(None),
+                }
+            }
             Self::Length => {
                 let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
                     return incomplete(bytes.len(), PREFIX, ended);
@@ -64,7 +93,7 @@ impl Framing {
     }
 
     /// The message as it stands in the stream.
-    pub(super) fn wrap(self, message: &[u8]) -> Result<Vec<u8>> {
+    pub(super) fn wrap(self, message: &[u8], attributes: &Dict) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(message.len() + PREFIX);
         match self {
             Self::Line => {
@@ -76,6 +105,14 @@ impl Framing {
                     )));
                 }
                 bytes.extend_from_slice(message);
+                bytes.push(b'\n');
+            }
+            Self::Json => {
+                bytes = json::message(message, attributes);
+                bytes.push(b'\n');
+            }
+            Self::Base64 => {
+                bytes = STANDARD.encode(message).into_bytes();
                 bytes.push(b'\n');
             }
             Self::Length => {
@@ -99,7 +136,7 @@ impl Framing {
     }
 }
 
-fn too_long(what: &str, length: Option<usize>, max: usize) -> Error {
+pub(super) fn too_long(what: &str, length: Option<usize>, max: usize) -> Error {
     let length = length.map_or_else(|| "more bytes".to_owned(), |length| format!("{length} bytes, more"));
     Error::new(
         Kind::TooLarge,
@@ -142,12 +179,16 @@ mod tests {
         assert_eq!(Framing::Line.next(b"abc", false, 4).unwrap(), None);
         assert_eq!(Framing::Line.next(b"abcde", false, 4).unwrap_err().kind, Kind::TooLarge);
         assert!(Framing::Line.next(b"abcd\n", false, 4).unwrap().is_some());
-        assert_eq!(Framing::Line.wrap(b"a\nb").unwrap_err().kind, Kind::InvalidArgument);
+        assert_eq!(Framing::Line.wrap(b"a\nb", &Dict::new()).unwrap_err().kind, Kind::InvalidArgument);
     }
 
     #[test]
     fn lengths() {
-        let bytes = [Framing::Length.wrap(b"").unwrap(), Framing::Length.wrap(b"four").unwrap()].concat();
+        let bytes = [
+            Framing::Length.wrap(b"", &Dict::new()).unwrap(),
+            Framing::Length.wrap(b"four", &Dict::new()).unwrap(),
+        ]
+        .concat();
         assert_eq!(all(Framing::Length, &bytes, 4).unwrap(), [b"".to_vec(), b"four".to_vec()]);
         assert_eq!(Framing::Length.next(&bytes[4..7], false, 4).unwrap(), None);
         assert_eq!(Framing::Length.next(&bytes[4..7], true, 4).unwrap_err().kind, Kind::Closed);
@@ -158,6 +199,20 @@ mod tests {
     fn records() {
         let records = all(Framing::Fixed(3), b"abcdefgh", 3).unwrap();
         assert_eq!(records, [b"abc".to_vec(), b"def".to_vec(), b"gh".to_vec()]);
-        assert_eq!(Framing::Fixed(3).wrap(b"ab").unwrap_err().kind, Kind::InvalidArgument);
+        assert_eq!(Framing::Fixed(3).wrap(b"ab", &Dict::new()).unwrap_err().kind, Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn lines_that_are_decoded() {
+        for framing in [Framing::Json, Framing::Base64] {
+            let message = b"a\n\xff\"".as_slice();
+            let line = framing.wrap(message, &Dict::new()).unwrap();
+            let frame = framing.next(&line, false, 100).unwrap().unwrap();
+            assert_eq!(frame.total, line.len());
+            assert_eq!(framing.decode(&line[frame.payload]).unwrap().unwrap().0, message);
+        }
+        assert_eq!(Framing::Base64.decode(b"YQ==\r").unwrap().unwrap().0, b"a");
+        assert_eq!(Framing::Base64.decode(b"*").unwrap_err().kind, Kind::InvalidArgument);
+        assert_eq!((Framing::Base64.frame(4, 100), Framing::Json.frame(4, 100)), (8, 100));
     }
 }

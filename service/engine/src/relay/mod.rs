@@ -1,7 +1,8 @@
 //! Relays: everything that comes out of a source goes into a sink, with no client in between.
 //!
 //! A relay is a task ([`task`]) that pumps bytes ([`streams`]) or messages ([`messages`]) and
-//! waits for nothing but its ends; here is what others see and want of it. It never holds more
+//! waits for nothing but its ends. Events, units of a semaphore, wake-ups, signals and snapshots of memory are
+//! messages to it ([`kinds`], [`sources`], [`sinks`]). Here is what others see and want of it. It never holds more
 //! than a bounded amount: when the sink is full, the source is not read. What it has taken when it
 //! ends goes back to the source, so nothing is lost.
 //!
@@ -13,16 +14,21 @@ mod buffers;
 mod checks;
 mod control;
 mod ends;
+mod filter;
 mod frames;
+mod json;
+pub mod kinds;
 mod messages;
 mod meter;
 pub mod options;
+mod sinks;
+mod sources;
 mod streams;
 mod task;
 
 use std::sync::{
-    Arc, OnceLock, Weak,
-    atomic::{AtomicBool, AtomicU8, Ordering},
+    Arc, Mutex, OnceLock, PoisonError, Weak,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use ipc_kernel::{Dict, Error, Kind, Result, dict};
@@ -31,6 +37,7 @@ use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
 use self::{
     control::{Control, Order},
+    kinds::Origin,
     meter::Meter,
     options::Options,
 };
@@ -86,36 +93,36 @@ impl State {
 #[derive(Debug)]
 struct Lane {
     meter: Meter,
-    /// An index into METHODS; 0 until it is known.
-    method: AtomicU8,
+    /// How the data is moved, as `Inspect` says it.
+    method: Mutex<&'static str>,
+    /// How many messages the option `filter` has dropped.
+    filtered: AtomicU64,
     waiting: AtomicBool,
     news: Weak<Relay>,
 }
 
-/// The ways in which data is moved, as `Inspect` names them.
-const METHODS: &[&str] = &[
-    "none yet",
-    "splice",
-    "splice through a pipe",
-    "read and write",
-    "recvmsg and sendmsg",
-    "messages",
-    "stream to messages",
-    "messages to stream",
-];
-
 impl Lane {
     fn new(news: Weak<Relay>) -> Self {
-        Self { meter: Meter::new(), method: AtomicU8::new(0), waiting: AtomicBool::new(false), news }
+        Self {
+            meter: Meter::new(),
+            method: Mutex::new("none yet"),
+            filtered: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            news,
+        }
     }
 
-    fn set_method(&self, name: &str) {
-        let index = METHODS.iter().position(|method| *method == name).unwrap_or(0);
-        self.method.store(index as u8, Ordering::Relaxed);
+    fn set_method(&self, name: &'static str) {
+        *self.method.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 
     fn method(&self) -> &'static str {
-        METHODS.get(usize::from(self.method.load(Ordering::Relaxed))).copied().unwrap_or_default()
+        *self.method.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message was dropped.
+    fn filtered(&self) {
+        self.filtered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The direction waits for an end as long as the result lives.
@@ -153,7 +160,10 @@ impl Engine {
         options: Dict,
     ) -> Result<Arc<Relay>> {
         let options = Options::parse(&options)?;
-        let conversions = checks::check(&source, &sink, &options, self.limits.relay_buffer)?;
+        let mut plans = checks::check(self, &source, &sink, &options)?;
+        if plans.0.from == Origin::Wakes {
+            plans.0.value = Some(self.on_futex(&source, |word| word.load()).await?);
+        }
         let relay = Arc::new_cyclic(|news| Relay {
             id: self.next_id(),
             source,
@@ -182,7 +192,7 @@ impl Engine {
         if self.stopping.is_set() {
             relay.stop("the service is stopping");
         }
-        tokio::spawn(task::run(self.clone(), relay.clone(), conversions));
+        tokio::spawn(task::run(self.clone(), relay.clone(), plans));
         Ok(relay)
     }
 }
@@ -295,6 +305,9 @@ impl Relay {
             "framing" => self.options.framing.map_or("none", |framing| framing.name()),
             "lifetime" => if self.options.client_lifetime { "client" } else { "service" },
         };
+        if !self.options.filter.is_empty() {
+            state.insert("filtered".into(), self.forth.filtered.load(Ordering::Relaxed).into());
+        }
         if let Some(back) = &self.back {
             state.insert("method-back".into(), back.method().into());
             state.insert("bytes-back".into(), back.meter.bytes().into());

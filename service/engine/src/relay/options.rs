@@ -1,9 +1,13 @@
 //! The options of a relay, checked by the same table that documents them.
 
+use std::time::Duration;
+
 use ipc_kernel::{Address, Dict, Error, Parameter, Parameters, Result, Type};
 
+use super::filter::Filter;
+
 /// The words of `framing`.
-const FRAMINGS: &[&str] = &["none", "line", "length", "fixed"];
+const FRAMINGS: &[&str] = &["none", "line", "length", "fixed", "json", "base64"];
 
 /// The largest record: what one relay may hold at most (the hard maximum of `relay-buffer`).
 const MAX_RECORD: u32 = 1 << 20;
@@ -15,13 +19,46 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
         "framing",
         Type::Word(FRAMINGS),
         "How messages stand in a stream. line: each ends with a newline; length: each follows its length \
-         (4 bytes, big-endian); fixed: each has record-size bytes; none: no conversion",
+         (4 bytes, big-endian); fixed: each has record-size bytes; json: each is a line with a JSON object, its \
+         bytes as data (or data-base64) and its attributes under their names; base64: each is a line of base64; \
+         none: no conversion",
     )
     .default("none"),
     Parameter::new(
         "record-size",
         Type::U32 { min: 1, max: MAX_RECORD },
         "Bytes of each message, for framing=fixed",
+    ),
+    Parameter::new(
+        "memory",
+        Type::Word(&["stream", "snapshot"]),
+        "What memory is. stream: bytes from its start; snapshot: its whole content is one message, from a source \
+         at the start and whenever it has changed, and a sink has it replaced by each message, with zeros behind it",
+    )
+    .default("stream"),
+    Parameter::new(
+        "interval-ms",
+        Type::U32 { min: 10, max: 86_400_000 },
+        "For a source with memory=snapshot: milliseconds between two looks",
+    )
+    .default("100"),
+    Parameter::new(
+        "since",
+        Type::U64 { min: 0, max: u64::MAX },
+        "For a source of events: begin after the one with this number; 0: with the oldest that is kept",
+    )
+    .default("0"),
+    Parameter::new(
+        "attributes",
+        Type::Dict,
+        "Attributes for every message into the sink (type, priority, address, signal, value, count, …), whatever it \
+         had before",
+    ),
+    Parameter::new(
+        "filter",
+        Type::Dict,
+        "Only messages whose attributes are these: equal, one of a list, or a range of numbers as text, 1..5, 1.., \
+         ..5. Others are taken from the source, dropped and counted",
     ),
     Parameter::new(
         "lifetime",
@@ -49,6 +86,8 @@ pub enum Framing {
     Line,
     Length,
     Fixed(usize),
+    Json,
+    Base64,
 }
 
 impl Framing {
@@ -57,6 +96,8 @@ impl Framing {
             Self::Line => "line",
             Self::Length => "length",
             Self::Fixed(_) => "fixed",
+            Self::Json => "json",
+            Self::Base64 => "base64",
         }
     }
 }
@@ -66,6 +107,17 @@ impl Framing {
 pub(crate) struct Options {
     pub both: bool,
     pub framing: Option<Framing>,
+    /// Memory is one message, and not a stream.
+    pub snapshot: bool,
+    /// Between two looks at it.
+    pub interval: Duration,
+    /// The number of the event after which to begin.
+    pub since: u64,
+    /// What every message into the sink has.
+    pub attributes: Dict,
+    pub filter: Filter,
+    /// The keys that were given, for what fits only some ends.
+    given: Vec<&'static str>,
     pub client_lifetime: bool,
     pub fds: bool,
     pub shutdown: bool,
@@ -78,6 +130,8 @@ impl Options {
         let framing = match checked.text("framing") {
             Some("line") => Some(Framing::Line),
             Some("length") => Some(Framing::Length),
+            Some("json") => Some(Framing::Json),
+            Some("base64") => Some(Framing::Base64),
             Some("fixed") => Some(Framing::Fixed(size.ok_or_else(|| {
                 Error::invalid(format!(
                     "framing=fixed needs the option \"record-size\": the bytes of each message, from 1 to {MAX_RECORD}"
@@ -88,12 +142,24 @@ impl Options {
         if size.is_some() && !matches!(framing, Some(Framing::Fixed(_))) {
             return Err(Error::invalid("the option \"record-size\" belongs to framing=fixed"));
         }
+        let given = RELAY_OPTIONS.iter().map(|it| it.key).filter(|key| options.contains_key(*key));
         Ok(Self {
             both: checked.bool("both"),
             framing,
+            snapshot: checked.text("memory") == Some("snapshot"),
+            // The table has a default.
+            interval: Duration::from_millis(checked.u32("interval-ms").unwrap_or(100).into()),
+            since: checked.size("since").unwrap_or(0),
+            attributes: checked.dict("attributes").cloned().unwrap_or_default(),
+            filter: Filter::parse(checked.dict("filter"))?,
+            given: given.collect(),
             client_lifetime: checked.text("lifetime") == Some("client"),
             fds: checked.bool("fds"),
             shutdown: checked.bool("shutdown"),
         })
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.given.contains(&key)
     }
 }

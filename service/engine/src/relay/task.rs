@@ -3,14 +3,18 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join;
+use futures_util::{FutureExt, future::join};
 use ipc_kernel::{Error, Kind, Result, shape::Direction};
 
 use super::{
     Lane, Relay,
-    checks::Conversion,
+    checks::Plan,
     control::Order,
+    kinds::{Conversion, Origin},
     messages::{Framed, Messages, Unframed},
+    options::Framing,
+    sinks::Sink,
+    sources::{Largest, Source},
     streams::Streams,
 };
 use crate::{Engine, endpoint::Endpoint, flag::Flag};
@@ -41,19 +45,19 @@ pub struct Finished {
 #[derive(Debug)]
 enum Work {
     Streams(Box<Streams>),
-    Messages(Messages),
+    Messages(Box<Messages>),
     Framed(Box<Framed>),
     Unframed(Box<Unframed>),
 }
 
 /// One direction.
 struct Way<'a> {
-    source: &'a Endpoint,
-    sink: &'a Endpoint,
+    engine: &'a Arc<Engine>,
+    source: &'a Arc<Endpoint>,
+    sink: &'a Arc<Endpoint>,
     relay: &'a Relay,
     lane: &'a Lane,
-    conversion: Conversion,
-    buffer: usize,
+    plan: Plan,
     work: Option<Work>,
     ended: Option<Result<Ended>>,
 }
@@ -88,33 +92,72 @@ impl Way<'_> {
     }
 
     async fn pump(&mut self) -> Result<Ended> {
-        let Self { source, sink, lane, .. } = *self;
-        let forward_fds = self.relay.options.fds;
-        let work = match &mut self.work {
-            Some(work) => work,
-            none => none.insert(match self.conversion {
-                Conversion::Streams => {
-                    Work::Streams(Streams::open(source, sink, forward_fds, self.buffer, lane).await?.into())
-                }
-                Conversion::Messages => Work::Messages(Messages::default()),
-                Conversion::Framed(framing) => {
-                    Work::Framed(Framed::open(source, sink, framing, self.buffer, lane).await?.into())
-                }
-                Conversion::Unframed(framing) => {
-                    Work::Unframed(Unframed::open(sink, framing, self.buffer, lane).await?.into())
-                }
-            }),
-        };
-        match work {
-            Work::Streams(streams) => streams.pump(source, lane).await,
-            Work::Messages(messages) => messages.pump(source, sink, lane).await,
-            Work::Framed(framed) => framed.pump(source, sink, lane).await,
-            Work::Unframed(unframed) => unframed.pump(source, lane).await,
+        if self.work.is_none() {
+            self.work = Some(self.open().await?);
+        }
+        let Self { source, lane, .. } = *self;
+        match &mut self.work {
+            Some(Work::Streams(streams)) => streams.pump(source, lane).await,
+            Some(Work::Messages(messages)) => messages.pump(lane).await,
+            Some(Work::Framed(framed)) => framed.pump(source, lane).await,
+            Some(Work::Unframed(unframed)) => unframed.pump(lane).await,
+            None => Ok(Ended::EndOfStream),
+        }
+    }
+
+    /// Opens the ends, and waits for them where they are not there yet.
+    async fn open(&self) -> Result<Work> {
+        let Self { engine, source, sink, lane, plan, .. } = *self;
+        let options = &self.relay.options;
+        let buffer = engine.limits.relay_buffer as usize;
+        if plan.conversion != Conversion::Streams {
+            lane.set_method(plan.from.method(plan.into));
+        }
+        let messages_from = |largest| Source::new(engine, source, plan, options, largest);
+        let messages_into = |all| Sink::new(engine, (source, plan.from), (sink, plan.into), options, all);
+        Ok(match plan.conversion {
+            Conversion::Streams => {
+                Work::Streams(Streams::open(source, sink, options.fds, buffer, lane).await?.into())
+            }
+            Conversion::Messages => {
+                let to = messages_into(false);
+                Work::Messages(Messages::new(messages_from(to.largest()?), to).into())
+            }
+            Conversion::Framed(framing) => {
+                let (to, filter) = (messages_into(framing == Framing::Json), options.filter.clone());
+                Work::Framed(Framed::open(source, to, framing, filter, buffer, lane).await?.into())
+            }
+            Conversion::Unframed(framing) => {
+                let largest =
+                    Largest { bytes: buffer as u64, because: "that a relay may hold (relay-buffer)" };
+                Work::Unframed(Unframed::open(messages_from(largest), sink, framing, lane).await?.into())
+            }
+        })
+    }
+
+    /// What an endpoint has told before it was closed goes on, as far as the sink takes it at once.
+    fn flush(&mut self) {
+        if self.ended.is_some()
+            || !matches!(self.plan.from, Origin::Events | Origin::Signals)
+            || !self.source.closed.is_set()
+        {
+            return;
+        }
+        loop {
+            let before = self.lane.meter.messages();
+            if let Some(ended) = self.pump().now_or_never() {
+                self.ended = Some(ended);
+                return;
+            }
+            if self.lane.meter.messages() == before {
+                return;
+            }
         }
     }
 
     /// Returns what was taken and not delivered. Says what cannot be undone.
     async fn give_back(&mut self) -> Option<String> {
+        self.flush();
         let sink_works = !matches!(self.ended, Some(Err(_) | Ok(Ended::SinkGone(_))));
         match self.work.take()? {
             Work::Streams(streams) => {
@@ -122,39 +165,34 @@ impl Way<'_> {
                 None
             }
             Work::Messages(messages) => {
-                messages.give_back(self.source, self.lane).await;
+                messages.give_back(self.lane).await;
                 None
             }
             Work::Framed(framed) => {
                 framed.give_back(self.source, self.lane).await;
                 None
             }
-            Work::Unframed(unframed) => unframed.give_back(self.source),
+            Work::Unframed(unframed) => unframed.give_back().await,
         }
     }
 }
 
 /// Runs the relay to its end.
-pub(super) async fn run(
-    engine: Arc<Engine>,
-    relay: Arc<Relay>,
-    conversions: (Conversion, Option<Conversion>),
-) {
-    let buffer = engine.limits.relay_buffer as usize;
-    let way = |source, sink, lane, conversion| Way {
+pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Option<Plan>)) {
+    let way = |source, sink, lane, plan| Way {
+        engine: &engine,
         source,
         sink,
         relay: &relay,
         lane,
-        conversion,
-        buffer,
+        plan,
         work: None,
         ended: None,
     };
-    let (source, sink) = (&*relay.source, &*relay.sink);
-    let mut forth = way(source, sink, &relay.forth, conversions.0);
-    let mut back = match (&relay.back, conversions.1) {
-        (Some(lane), Some(conversion)) => Some(way(sink, source, lane, conversion)),
+    let (source, sink) = (&relay.source, &relay.sink);
+    let mut forth = way(source, sink, &relay.forth, plans.0);
+    let mut back = match (&relay.back, plans.1) {
+        (Some(lane), Some(plan)) => Some(way(sink, source, lane, plan)),
         _ => None,
     };
     let failed = Flag::new();

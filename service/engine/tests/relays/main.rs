@@ -4,6 +4,7 @@
 
 mod framed;
 mod rights;
+mod shapes;
 mod streams;
 mod verbs;
 

@@ -130,7 +130,7 @@ impl Endpoint for Mounted {
                 format!("{} was unmounted already", self.mount.point().display()),
             ));
         }
-        // Only the first one asks: that it has ended, the next one knows from the line below.
+        // Asked by the first one only: another one would see what the first one has ended, and keep it from detaching.
         if self.shared.queue.ended() {
             self.mount.has_gone();
         }

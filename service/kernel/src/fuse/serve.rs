@@ -31,6 +31,12 @@ use crate::{
 /// Bytes that one request carries.
 pub const MAX_WRITE: u32 = 1024 * 1024;
 
+/// Bytes of the longest write(2) that certainly comes as one request: the kernel cuts a longer one into as many pages as
+/// a request has, the first of which may be filled in part.
+pub fn whole_write() -> usize {
+    MAX_WRITE as usize - rustix::param::page_size()
+}
+
 /// How long the kernel may believe what it was told.
 const TTL: Duration = Duration::ZERO;
 

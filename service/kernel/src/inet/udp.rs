@@ -395,6 +395,14 @@ impl Messages for Udp {
         self.look()
     }
 
+    fn next_length(&self) -> Option<u64> {
+        crate::socket_messages::next_length(&self.fd)
+    }
+
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        self.destination(attributes).map(drop)
+    }
+
     fn arrival(&self) -> Result<Attempt<()>> {
         Ok(self.look()?.map(drop))
     }

@@ -195,17 +195,24 @@ fn list() -> Result<Vec<Dict>> {
             "holders" => proc::holders(&holders),
         };
         // Any end tells the rest; opening one to read disturbs nobody.
-        let path = proc::fd_path(holders[0].pid, holders[0].fd);
-        if let Ok(stat) = rustix::fs::stat(&path) {
-            row.insert("owner".into(), stat.st_uid.into());
-        }
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        if let Ok(end) = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()) {
-            row.extend(pipe_io::inspect(&end.into())?);
+        if let Some(end) = holders.iter().find_map(|holder| pinned(holder.pid, holder.fd, inode)) {
+            row.insert("owner".into(), fd::stat(&end)?.st_uid.into());
+            if let Ok(end) = fd::reopen(&end, OFlags::RDONLY | OFlags::NONBLOCK) {
+                row.extend(pipe_io::inspect(&end.into())?);
+            }
         }
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// What a descriptor of a process stands for, if that is this pipe still: since the links were read, the number may have
+/// come to stand for another file, which is not opened.
+fn pinned(pid: u32, number: u32, inode: u64) -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let pinned = rustix::fs::open(proc::fd_path(pid, number), flags, rustix::fs::Mode::empty()).ok()?;
+    let stat = fd::stat(&pinned).ok()?;
+    (stat.st_ino == inode && FileType::from_raw_mode(stat.st_mode) == FileType::Fifo).then_some(pinned)
 }
 
 /// What the service has of one end.
@@ -380,9 +387,7 @@ impl Messages for Pipe {
         if !message.fds.is_empty() {
             return Err(Error::not_supported("pipes carry no file descriptors; use a unix socket"));
         }
-        if let Some(key) = message.attributes.keys().next() {
-            return Err(Error::invalid(format!("packets of a pipe have no attributes, and so no {key:?}")));
-        }
+        self.check_attributes(message.attributes)?;
         if message.data.is_empty() {
             return Err(Error::not_supported("the kernel drops empty packets; send at least one byte"));
         }
@@ -405,6 +410,13 @@ impl Messages for Pipe {
                 Err(Error::new(Kind::Closed, "the last writer of the pipe has gone"))
             }
             attempt => Ok(attempt.map(|data| Message { data, ..Message::default() })),
+        }
+    }
+
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        match attributes.keys().next() {
+            Some(key) => Err(Error::invalid(format!("packets of a pipe have no attributes, and so no {key:?}"))),
+            None => Ok(()),
         }
     }
 

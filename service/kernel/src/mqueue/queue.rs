@@ -277,6 +277,10 @@ impl Messages for Queue {
         }
     }
 
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        priority(attributes).map(drop)
+    }
+
     fn arrival(&self) -> Result<Attempt<()>> {
         if !self.access.reads() {
             return Err(self.lacks("wait for a message in", Access::Read));

@@ -376,6 +376,14 @@ impl Messages for NetlinkEndpoint {
         self.message(selector, Taking::Peek)
     }
 
+    fn next_length(&self) -> Option<u64> {
+        socket_messages::next_length(&self.fd)
+    }
+
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        self.addressee(attributes).map(drop)
+    }
+
     fn arrival(&self) -> Result<Attempt<()>> {
         socket_messages::arrival(&self.fd)
     }

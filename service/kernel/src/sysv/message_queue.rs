@@ -361,6 +361,10 @@ impl Messages for MessageQueue {
         }))
     }
 
+    fn check_attributes(&self, attributes: &Dict) -> Result<()> {
+        sent_type(attributes).map(drop)
+    }
+
     fn arrival(&self) -> Result<Attempt<()>> {
         if self.0.taken.free() > 0 {
             return Ok(Attempt::Done(()));

@@ -294,6 +294,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Key { .. } => 1u32.into(),
         Type::Numbers { min, .. } => vec![min, min].into(),
         Type::Path => "/x".into(),
+        Type::Dict => Dict::new().into(),
     }
 }
 

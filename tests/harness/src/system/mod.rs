@@ -183,6 +183,11 @@ impl SystemBus {
         Launch::system(address, self.namespace.prefix())
     }
 
+    /// How this user runs a service of his own, on a private bus, in the same namespace.
+    pub fn launch_private_as(&self, identity: &Identity) -> Launch {
+        Launch::private_by(self.namespace.words_as(identity))
+    }
+
     /// A directory of this user's own (mode 0755), removed on drop.
     pub fn dir_of(&self, user: User) -> TempDir {
         let dir = temp_dir();

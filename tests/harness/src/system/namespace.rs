@@ -134,8 +134,8 @@ impl Namespace {
         ["nsenter", "--target", &self.process.pid().to_string(), "--mount", "--"].map(String::from).to_vec()
     }
 
-    /// A program as this user, with his groups, no capability, and an environment of the system's own.
-    pub(crate) fn command_as(&self, identity: &Identity, program: impl AsRef<Path>) -> Command {
+    /// The words that run a program there as this user, with his groups and no capability.
+    pub(crate) fn words_as(&self, identity: &Identity) -> Vec<String> {
         let mut words = self.prefix();
         words.extend(identity.before.iter().cloned());
         if identity.uid != 0 {
@@ -149,6 +149,12 @@ impl Namespace {
             words.push("--".into());
         }
         words.extend(identity.after.iter().cloned());
+        words
+    }
+
+    /// A program as this user, in an environment of the system's own.
+    pub(crate) fn command_as(&self, identity: &Identity, program: impl AsRef<Path>) -> Command {
+        let words = self.words_as(identity);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg(program.as_ref());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");

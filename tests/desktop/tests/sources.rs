@@ -1,0 +1,109 @@
+//! What can be said of the desktop files without a desktop: they are valid, complete and translated.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use ipc_desktop::extension::{Variant, pack};
+use ipc_desktop::{output, root};
+use ipc_harness::{Process, need_tool, or_skip};
+
+/// The version of eslint whose rules the sources follow.
+const ESLINT: &str = "eslint@9.39.1";
+
+/// Runs a program of the machine to its end; panics with what it says when it fails.
+#[track_caller]
+fn run(program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root().join("desktop"));
+    let done = Process::spawn(&mut command).finish();
+    assert!(done.status.success(), "{program} {arguments:?}: {}\n{}", done.text(), done.stderr);
+    done.text()
+}
+
+#[test]
+fn both_archives_are_packed() {
+    or_skip!(need_tool("gnome-extensions").and(need_tool("msgfmt")).and(need_tool("python3")));
+    for (variant, versions) in [(Variant::Legacy, "\"43\""), (Variant::Modules, "\"48\"")] {
+        let archive = pack(variant).unwrap_or_else(|error| panic!("{error:#}"));
+        let archive = archive.to_str().expect("UTF-8");
+        let names = run("python3", &["-m", "zipfile", "--list", archive]);
+        for wanted in [
+            "extension.js",
+            "prefs.js",
+            "metadata.json",
+            "schemas/gschemas.compiled",
+            "locale/de/LC_MESSAGES/ipc@example.org.mo",
+            "icons/org.example.IPC-symbolic.svg",
+        ] {
+            assert!(names.contains(wanted), "{wanted} is not in {archive}: {names}");
+        }
+        assert_eq!(names.contains("base.js"), variant == Variant::Legacy, "{names}");
+        let script =
+            "import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).read('metadata.json').decode())";
+        assert!(run("python3", &["-c", script, archive]).contains(versions));
+    }
+}
+
+#[test]
+fn every_text_is_translated() {
+    or_skip!(need_tool("xgettext").and(need_tool("msgcmp")));
+    let directory = root().join("desktop/gnome/extension");
+    let files = fs::read_dir(&directory).expect("the sources").map(|entry| entry.expect("an entry").path());
+    let mut sources: Vec<_> = files.filter(|path| path.extension().is_some_and(|it| it == "js")).collect();
+    sources.sort();
+    fs::create_dir_all(output()).expect("a directory below target");
+    let template = output().join("texts.pot");
+    let mut arguments =
+        vec!["--from-code=UTF-8", "--language=JavaScript", "--keyword=_", "--keyword=ngettext:1,2"];
+    let paths = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let (template, sources) = (paths(&template), sources.iter().map(paths).collect::<Vec<_>>());
+    arguments.extend(["--output", &template]);
+    arguments.extend(sources.iter().map(String::as_str));
+    run("xgettext", &arguments);
+    run("msgfmt", &["--check-format", "--output-file=/dev/null", "gnome/extension/po/de.po"]);
+    run("msgcmp", &["gnome/extension/po/de.po", &template]);
+}
+
+#[test]
+fn the_sources_follow_the_rules_of_eslint() {
+    or_skip!(need_tool("npx"));
+    let npx = |arguments: &[&str]| {
+        let mut command = Command::new("npx");
+        command.args(["--yes", ESLINT]).args(arguments).current_dir(root().join("desktop/gnome"));
+        Process::spawn(&mut command).finish()
+    };
+    let here = npx(&["--version"]);
+    if !here.status.success() {
+        ipc_harness::skip!("{ESLINT} is not to be had: {}", here.stderr.lines().last().unwrap_or_default());
+    }
+    let linted = npx(&["--max-warnings=0", "extension"]);
+    assert!(linted.status.success(), "{}{}", linted.text(), linted.stderr);
+}
+
+#[test]
+fn the_desktop_file_is_valid() {
+    or_skip!(need_tool("desktop-file-validate"));
+    for file in ["org.example.IPC.desktop", "org.example.IPC.Tray.desktop"] {
+        run("desktop-file-validate", &["--warn-kde", &format!("session/{file}")]);
+    }
+}
+
+#[test]
+fn the_metainfo_is_valid() {
+    or_skip!(need_tool("appstreamcli"));
+    run("appstreamcli", &["validate", "--no-net", "--pedantic", "session/org.example.IPC.metainfo.xml"]);
+}
+
+#[test]
+fn the_icons_are_drawings() {
+    or_skip!(need_tool("xmllint"));
+    for (icon, size) in
+        [("scalable/apps/org.example.IPC.svg", 128), ("symbolic/apps/org.example.IPC-symbolic.svg", 16)]
+    {
+        let path = format!("session/icons/hicolor/{icon}");
+        run("xmllint", &["--noout", "--nonet", &path]);
+        let box_ = run("xmllint", &["--nonet", "--xpath", "string(/*/@viewBox)", &path]);
+        assert_eq!(box_.trim(), format!("0 0 {size} {size}"));
+    }
+}

@@ -1,0 +1,149 @@
+//! The page of relays: what becomes of each pair of mechanisms, asked of the function by which the service decides.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use ipc_bus::MECHANISMS;
+use ipc_engine::relay::kinds::{Pair, Target, pair};
+use ipc_kernel::shape::Shape;
+
+/// A mechanism with a shape, as it stands in the table.
+struct Kind {
+    name: String,
+    shape: Shape,
+}
+
+fn kinds() -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    for mechanism in MECHANISMS.iter() {
+        for shape in mechanism.shapes {
+            let name = match mechanism.shapes {
+                [_] => mechanism.name.to_owned(),
+                _ => format!("{} {}", mechanism.name, shape.name()),
+            };
+            kinds.push(Kind { name, shape: *shape });
+        }
+    }
+    kinds
+}
+
+/// What stands in a cell.
+fn symbol(pair: Pair) -> &'static str {
+    match pair {
+        Pair::Refused(_) => "–",
+        Pair::Works { framing: true, signal: true, .. } => "fs",
+        Pair::Works { framing: true, .. } => "f",
+        Pair::Works { signal: true, .. } => "s",
+        Pair::Works { into: Target::Bytes, .. } => "=",
+        Pair::Works { .. } => "m",
+    }
+}
+
+pub fn page() -> String {
+    let mut text = String::from(ABOVE);
+    let kinds = kinds();
+    // Writing to a String cannot fail, here and below.
+    let _infallible = writeln!(
+        text,
+        "| source \\ sink | {} |\n| --- |{}",
+        kinds.iter().map(|kind| kind.name.as_str()).collect::<Vec<_>>().join(" | "),
+        " :-: |".repeat(kinds.len())
+    );
+    let mut refused: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for from in &kinds {
+        let mut cells = Vec::new();
+        for into in &kinds {
+            let pair = pair(from.shape, into.shape, false);
+            if let Pair::Refused(instead) = pair {
+                *refused.entry(instead).or_default() += 1;
+            }
+            *counts.entry(symbol(pair)).or_default() += 1;
+            cells.push(symbol(pair));
+        }
+        let _infallible = writeln!(text, "| {} | {} |", from.name, cells.join(" | "));
+    }
+    let refusals: usize = refused.values().sum();
+    let all = kinds.len() * kinds.len();
+    let _infallible = write!(
+        text,
+        "\n{} of {all} pairs work, {refusals} are refused.\n\n| cell | pairs | what it means |\n| --- | --- | --- |\n",
+        all - refusals
+    );
+    for (cell, meaning) in LEGEND {
+        // What no pair needs is not explained.
+        if let Some(count) = counts.get(cell) {
+            let _infallible = writeln!(text, "| {cell} | {count} | {meaning} |");
+        }
+    }
+    text.push_str("\n| refused because | pairs |\n| --- | --- |\n");
+    for (instead, count) in refused {
+        let _infallible = writeln!(text, "| {instead} | {count} |");
+    }
+    text.push_str(BELOW);
+    text
+}
+
+const LEGEND: &[(&str, &str)] = &[
+    ("=", "bytes as they come"),
+    ("m", "message by message"),
+    ("f", "needs the option `framing`: where messages end in the bytes"),
+    ("s", "needs the option `attributes` with the signal to send, such as `{\"signal\": \"SIGUSR1\"}`"),
+    ("fs", "needs both"),
+    ("–", "refused"),
+];
+
+const ABOVE: &str = "\
+# Relays
+
+`Relay(source, sink, options)` moves everything that comes out of one endpoint into another, until the source ends,
+something fails, or `Stop`. The options are in [options.md](options.md). What becomes of a pair follows from the
+shapes of its ends:
+
+";
+
+const BELOW: &str = r#"
+## What a source gives
+
+| source | each message |
+| --- | --- |
+| messages | as it was received, with its attributes |
+| semaphore | a unit that was taken: the text `1`, and `count`; a unit that the sink did not take is posted again |
+| futex | a wake-up, or a change of the word since the relay was started: the value as text, and as `value`. Wake-ups that leave the value as it is are only seen while the relay waits, as for any waiter (futex(2)) |
+| watch, process, mailbox, file system | an event: a JSON object with the names of the signal's arguments and `event` (the signal's name), `seq`, `at` (microseconds since the epoch); the same as attributes. Bytes that are no UTF-8 are base64 under the name with `-base64` |
+| memory with memory=snapshot | the whole content, at the start and when a look every interval-ms finds it changed; what changes and changes back in between is not seen |
+
+Events are those that the endpoint keeps, from the oldest on, or after the number `since`; several relays can have them
+all. What is not kept any more is one message, `{"event":"Overflow","lost":N,"seq":…}`: no gap is silent. A process
+ends the stream with `Exited`.
+
+## What a sink does with a message
+
+| sink | each message |
+| --- | --- |
+| messages | is sent |
+| semaphore | posts one unit, whatever is in it, or as many as the attribute `count` says |
+| futex | sets the word to the number in its text or its attribute `value`, if it has one, and wakes all waiters |
+| process | is a signal: `SIGUSR1`, or `SIGUSR1 5` with a value; or the attributes `signal` (or `number`) and `value`. With the signal in the option `attributes`, the text is the value |
+| memory with memory=snapshot | replaces the whole content, with zeros behind it; a reader may see a part of each |
+
+Units and events are no text to these sinks: only their attributes count. A semaphore at its highest value, a queue, a
+socket and a process with as many signals as may wait are waited for; meanwhile nothing more is taken. Memory with
+memory=snapshot has at most half of the limit relay-buffer.
+
+## Attributes
+
+Between two queues of one kind the priority or type stays with a message, between two buses where a signal came from,
+between two semaphores `count`, from a mailbox to a process `number` and `value`, and `value` from a futex or a mailbox to
+a futex. All others are dropped. From framing=json all attributes are meant: one that the sink does not know ends the
+relay, and the error names it. The option `attributes` is put above both, and checked when the relay is made.
+
+`filter` chooses by the attributes as they come from the source. What it does not let through is taken, dropped, and
+counted as `filtered` in `Inspect`.
+
+## What does not fit
+
+A message that is too large for the sink stays at the source and ends the relay. Sockets tell the length, and it is not
+even taken; queues give it out, and it is kept for the next `Receive`. What was taken and is not in the sink when a
+relay ends goes back: messages to the front, a unit to the semaphore, a wake-up to the next waiter. Events were never
+taken.
+"#;
