@@ -80,17 +80,17 @@ mod tests {
         signature.parse().expect("a signature")
     }
 
-    fn json(types: &Types, message: &[u8]) -> Result<String> {
-        let wire = body::build(Message::method_call("/", "M"), Form::Plain, types, message, &[])?;
-        Ok(String::from_utf8(body::take(&wire, Form::Json).expect("a body").data).expect("text"))
+    fn built(types: &Types, message: &[u8]) -> Result<Message> {
+        body::build(Message::method_call("/", "M"), Form::Plain, types, message, &[])
     }
 
     #[test]
     fn the_text_takes_its_place_as_it_is() {
         let types = with(types("susssasa{sv}i"), NOTIFY).expect("a template");
         let text = r#"a "b", {message}\ and grüße"#;
-        let filled: Json =
-            serde_json::from_str(&json(&types, text.as_bytes()).expect("a message")).expect("JSON");
+        let wire = built(&types, text.as_bytes()).expect("a message");
+        let data = body::take(&wire, Form::Json).expect("a body").data;
+        let filled: Json = serde_json::from_slice(&data).expect("JSON");
         assert_eq!(filled[3], text);
         assert_eq!(filled[4], format!("<b>{text}</b>"));
         assert_eq!(filled[6]["urgency"]["data"], 1);
@@ -120,9 +120,9 @@ mod tests {
     fn many_places_are_not_more_than_one_message() {
         let template = format!("[\"{}\"]", PLACE.repeat(5));
         let types = with(types("s"), &template).expect("a template");
-        json(&types, &vec![b'x'; body::MOST_BYTES / 8]).expect("it fits");
-        let error = json(&types, &vec![b'x'; body::MOST_BYTES / 4]).expect_err("too long");
+        built(&types, &vec![b'x'; body::MOST_BYTES / 8]).expect("it fits");
+        let error = built(&types, &vec![b'x'; body::MOST_BYTES / 4]).expect_err("too long");
         assert_eq!(error.kind, Kind::TooLarge);
-        assert_eq!(json(&types, b"\xff").expect_err("no text").kind, Kind::InvalidArgument);
+        assert_eq!(built(&types, b"\xff").expect_err("no text").kind, Kind::InvalidArgument);
     }
 }
