@@ -10,12 +10,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
 
-use ipc_harness::patience;
+use ipc_harness::{CallError, patience};
 
 use crate::fake_bus::{authenticate, honest};
 use crate::incoming::Incoming;
 use crate::raw::{self, DRIVER, Raw};
-use crate::wire::{self, Outgoing, text};
+use crate::stage::entry;
+use crate::wire::{self, Arg, Outgoing, bytes, no_options, text};
 
 /// What the service is called on this bus.
 pub const SERVICE: &str = ":1.1";
@@ -66,6 +67,13 @@ impl Liar {
         })
     }
 
+    /// One that lies when it is called, by anything that is meant for no bus.
+    pub fn answering(socket: &str, lie: impl Fn(&Incoming) -> Vec<Lie> + Send + Sync + 'static) -> Liar {
+        Liar::start(socket, move |message| {
+            (message.kind == wire::CALL && message.field(wire::DESTINATION) != DRIVER).then(|| lie(message))
+        })
+    }
+
     fn accept(socket: &str, serve: impl Fn(UnixStream) + Send + Sync + 'static) -> Liar {
         let listener = UnixListener::bind(socket).expect("a socket in an own directory");
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666)).expect("an own socket");
@@ -82,6 +90,11 @@ impl Liar {
     /// For the key `bus`.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// A method of the only other client that it knows of, with more keys behind a comma.
+    pub fn method(&self, more: &str) -> String {
+        format!("dbus:bus={},name=org.test.X,path=/x,interface=org.test.X,member=M{more}", self.address)
     }
 }
 
@@ -114,5 +127,25 @@ fn converse(mut stream: UnixStream, lies: &Lies) {
                 return;
             }
         }
+    }
+}
+
+/// Sends a message to an endpoint.
+pub fn send(raw: &mut Raw, endpoint: &str, data: &[u8]) -> Result<Incoming, CallError> {
+    raw.call(endpoint, "Messages", "Send", &[bytes(data), no_options(), Arg::U32(5000)])
+}
+
+/// What is received from one: its text, and the error that it is.
+#[track_caller]
+pub fn receive(raw: &mut Raw, endpoint: &str) -> (String, String) {
+    let received = raw.call(endpoint, "Messages", "ReceiveText", &[no_options(), Arg::U32(20_000)]);
+    let args = received.expect("ReceiveText").args();
+    let error = match entry(&args[1], "error") {
+        Some(Arg::Variant(error)) => *error,
+        _ => text(""),
+    };
+    match (&args[0], error) {
+        (Arg::Str(data), Arg::Str(error)) => (data.clone(), error),
+        other => panic!("{other:?} is no message"),
     }
 }

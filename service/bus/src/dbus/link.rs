@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroUsize},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,6 +33,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the bus may leave a message of ours unread.
 const WRITING: Duration = Duration::from_secs(30);
+
+/// Messages that are read before they are looked at. Each may have as many descriptors as the bus lets it have, and
+/// memory; whoever sends them must not use up those of this process.
+const AHEAD: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// Messages that wait to be written.
 const OUTGOING: usize = 16;
@@ -177,7 +181,7 @@ pub async fn connect(bus: &Bus, socket: std::os::fd::OwnedFd) -> Result<MessageS
     let attempt = format!("connect to the bus {}", bus.label);
     let socket = BusSocket::over(socket, Arc::new(drop))
         .map_err(|error| Error::new(Kind::Unavailable, format!("cannot {attempt}: {error}")))?;
-    let building = Builder::socket(socket).method_timeout(PATIENCE).build_message_stream();
+    let building = Builder::socket(socket).method_timeout(PATIENCE).max_queued(AHEAD).build_message_stream();
     match timeout(PATIENCE, building).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => {
