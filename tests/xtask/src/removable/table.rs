@@ -27,11 +27,11 @@ pub enum Test {
 
 use Test::{Adversary, Spawner};
 
-const fn edit(file: &'static str, from: &'static str, to: &'static str) -> Edit {
+pub const fn edit(file: &'static str, from: &'static str, to: &'static str) -> Edit {
     Edit { file, from, to }
 }
 
-const fn check(name: &'static str, test: Test, edits: &'static [Edit]) -> Check {
+pub const fn check(name: &'static str, test: Test, edits: &'static [Edit]) -> Check {
     Check { name, edits, test }
 }
 
