@@ -5,5 +5,6 @@ mod calls;
 mod names;
 mod peer;
 mod properties;
+mod real;
 mod refusals;
 mod signals;
