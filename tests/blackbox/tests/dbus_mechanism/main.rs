@@ -2,6 +2,7 @@
 //! which is libdbus, or are busctl and gdbus.
 
 mod calls;
+mod gdbus;
 mod names;
 mod peer;
 mod properties;
