@@ -89,7 +89,8 @@ fn invalid(text: &str, why: &str) -> Error {
     Error::new(Kind::InvalidAddress, format!("the address {text:?} is not valid: {why}"))
 }
 
-fn unescape(text: &str, value: &str) -> Result<Vec<u8>> {
+/// The bytes that a value stands for, with `%62` for a `b`; `text` is the address that an error shows.
+pub fn unescape(text: &str, value: &str) -> Result<Vec<u8>> {
     let mut bytes = value.bytes();
     let mut out = Vec::with_capacity(value.len());
     while let Some(byte) = bytes.next() {

@@ -4,8 +4,8 @@
 //! zbus reads a message of up to 128 MiB from whoever sends it, and closes the file descriptors of one
 //! that it cannot read. From a worker, which its user may have taken over, neither will do. And to zbus
 //! a message that it cannot read is the end of the connection, while a bus passes on what it need not
-//! understand. So `reader.rs` takes whole messages and looks at them first; `wire.rs` has the system
-//! calls, of which there are as few as can be.
+//! understand. So `reader.rs` takes whole messages and looks at them first, and `handshake.rs` at the lines
+//! before them; `wire.rs` has the system calls, of which there are as few as can be.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ use tokio::{net::UnixStream, sync::oneshot};
 use zbus::connection::socket::{Socket, Split};
 
 mod bus;
+mod handshake;
 mod message;
 mod reader;
 mod wire;

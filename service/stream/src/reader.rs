@@ -20,6 +20,7 @@ use zbus::{
 
 use crate::{
     Discard, bad,
+    handshake::Handshake,
     message::{HEADER, Input, length, rehearse},
     wire::{FDS, Wire},
 };
@@ -40,6 +41,7 @@ pub struct Reader {
     unreadable: Unreadable,
     discard: Discard,
     gate: Option<oneshot::Receiver<()>>,
+    handshake: Handshake,
     taker: Taker,
     input: Input,
     /// What came with descriptors and no message has taken yet, in order.
@@ -87,6 +89,7 @@ impl Reader {
             unreadable,
             discard,
             gate,
+            handshake: Handshake::default(),
             taker: Taker::Reader,
             input: Input::default(),
             came: VecDeque::new(),
@@ -229,7 +232,14 @@ impl ReadHalf for Reader {
 
     /// For the handshake, which reads no messages.
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        self.wire.receive(buffer).await
+        let (read, fds) = self.wire.receive(buffer).await?;
+        match self.handshake.check(&buffer[..read], fds.len()) {
+            Ok(()) => Ok((read, fds)),
+            Err(error) => {
+                (self.discard)(fds);
+                Err(error)
+            }
+        }
     }
 
     fn can_pass_unix_fd(&self) -> bool {

@@ -58,7 +58,7 @@ struct State {
 const SERVICE: &str = ":1.1";
 /// A client who answers for the bus. A real one lets nobody do that.
 const FORGER: &str = ":1.66";
-const GUID: &str = "0123456789abcdef0123456789abcdef";
+pub const GUID: &str = "0123456789abcdef0123456789abcdef";
 
 impl FakeBus {
     pub fn start() -> FakeBus {
@@ -160,7 +160,6 @@ impl State {
             _ => String::new(),
         };
         let mut reply = match (member.as_str(), &self.credentials) {
-            ("Hello", _) => Outgoing::reply(SERVICE, call.serial, &[text(SERVICE)]),
             ("GetConnectionCredentials", credentials) => match credentials {
                 Credentials::Are(dict) | Credentials::Forged(dict) => {
                     Outgoing::reply(SERVICE, call.serial, std::slice::from_ref(dict))
@@ -173,16 +172,8 @@ impl State {
             ("GetConnectionUnixUser" | "GetConnectionUnixProcessID", _) => {
                 Outgoing::reply(SERVICE, call.serial, &[Arg::U32(0)])
             }
-            ("RequestName" | "ReleaseName", _) => Outgoing::reply(SERVICE, call.serial, &[Arg::U32(1)]),
-            ("AddMatch" | "RemoveMatch", _) => Outgoing::reply(SERVICE, call.serial, &[]),
-            ("GetId", _) => Outgoing::reply(SERVICE, call.serial, &[text(GUID)]),
-            ("NameHasOwner", _) => Outgoing::reply(SERVICE, call.serial, &[Arg::Bool(true)]),
             ("GetNameOwner", _) if about == NAME => Outgoing::reply(SERVICE, call.serial, &[text(SERVICE)]),
-            ("GetNameOwner", _) => Outgoing::reply(SERVICE, call.serial, &[text(about.clone())]),
-            _ => {
-                let name = "org.freedesktop.DBus.Error.UnknownMethod";
-                Outgoing::error(SERVICE, call.serial, name, "this bus does not know it")
-            }
+            _ => honest(SERVICE, call),
         };
         let forged =
             member == "GetConnectionCredentials" && matches!(self.credentials, Credentials::Forged(_));
@@ -215,8 +206,31 @@ fn serve(shared: &Shared, mut stream: UnixStream) {
     }
 }
 
+/// What a bus answers to whom it calls by this name. Whatever name is asked for has an owner, `:1.9`.
+pub fn honest(name: &str, call: &Incoming) -> Outgoing {
+    let reply = |args: &[Arg]| Outgoing::reply(name, call.serial, args);
+    match call.field(wire::MEMBER) {
+        "Hello" => reply(&[text(name)]),
+        "RequestName" | "ReleaseName" => reply(&[Arg::U32(1)]),
+        "AddMatch" | "RemoveMatch" => reply(&[]),
+        "GetId" => reply(&[text(GUID)]),
+        "NameHasOwner" => reply(&[Arg::Bool(true)]),
+        "GetNameOwner" => match call.args().first() {
+            Some(Arg::Str(asked)) if asked.starts_with(':') => reply(&[text(asked.clone())]),
+            Some(Arg::Str(asked)) if asked == NAME => {
+                Outgoing::error(name, call.serial, "org.freedesktop.DBus.Error.NameHasNoOwner", "nobody")
+            }
+            _ => reply(&[text(":1.9")]),
+        },
+        _ => {
+            let error = "org.freedesktop.DBus.Error.UnknownMethod";
+            Outgoing::error(name, call.serial, error, "this bus does not know it")
+        }
+    }
+}
+
 /// The server's side of the authentication: everybody is who he says.
-fn authenticate(stream: &mut UnixStream) -> std::io::Result<()> {
+pub fn authenticate(stream: &mut UnixStream) -> std::io::Result<()> {
     let mut line = Vec::new();
     loop {
         let mut byte = [0];

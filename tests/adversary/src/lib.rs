@@ -7,7 +7,8 @@
 //! `exhaustion.rs` and `quotas.rs` D, `faults.rs` and `resources.rs` the fault matrix. `bytes.rs` has what programs that
 //! read the same bytes disagree on, `dead_files.rs` row C5, `mounts.rs` rows C6, C14 and D13 for mounts, `pids.rs` row A4. `differential.rs` proves the promise
 //! behind all of them: what a caller achieves through the service, he could have done himself, with the same outcome
-//! and the same errno; `memory.rs` the same of shared memory with names. The front's and the spawner's system calls are
+//! and the same errno; `memory.rs` the same of shared memory with names. `dbus.rs` is about buses
+//! that callers have the service connect to. The front's and the spawner's system calls are
 //! looked at in `who.rs`.
 //!
 //! # Rows without a test
@@ -33,6 +34,7 @@ mod calm;
 mod dead_file;
 mod fake_bus;
 mod incoming;
+pub mod liar;
 mod raw;
 mod stage;
 mod streams;
@@ -43,6 +45,7 @@ pub use calm::{Latencies, pings_during};
 pub use dead_file::{DeadFile, alone};
 pub use fake_bus::{Credentials, FakeBus};
 pub use incoming::Incoming;
+pub use liar::{Liar, Lie};
 pub use raw::{DRIVER, DRIVER_PATH, Raw, outcome};
 pub use stage::{Stage, Worker, descriptors, entry, number, object, status};
 pub use streams::Streams;

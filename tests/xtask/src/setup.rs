@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::Path, process::Command};
 
 use ipc_harness::has_tool;
 
-/// Program and Debian package: the one list of what the tests use.
+/// Program and Debian package: with the modules below, the one list of what the tests use.
 const TOOLS: &[(&str, &str)] = &[
     ("appstreamcli", "appstream"),
     ("busctl", "systemd"),
@@ -34,6 +34,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("xmllint", "libxml2-utils"),
 ];
 
+/// The same of modules of the system's Python, which the other sides of the message bus tests are written with.
+const MODULES: &[(&str, &str)] = &[("dbus", "python3-dbus"), ("gi", "python3-gi")];
+
 /// Installs what is missing, as far as this machine lets.
 pub fn setup() {
     let packages: BTreeSet<_> = missing().map(|(_, package)| package).collect();
@@ -51,7 +54,13 @@ pub fn setup() {
 }
 
 fn missing() -> impl Iterator<Item = (&'static str, &'static str)> {
-    TOOLS.iter().copied().filter(|(program, _)| !has_tool(program))
+    let tools = TOOLS.iter().filter(|(program, _)| !has_tool(program));
+    tools.chain(MODULES.iter().filter(|(module, _)| !has_module(module))).copied()
+}
+
+fn has_module(name: &str) -> bool {
+    let import = Command::new("/usr/bin/python3").args(["-c", &format!("import {name}")]).output();
+    import.is_ok_and(|done| done.status.success())
 }
 
 fn install(packages: &BTreeSet<&str>) -> Result<(), String> {

@@ -20,7 +20,10 @@ use serde_bytes::ByteBuf;
 use serde_json::Value as Json;
 use zbus::{DynamicType, Message, Signature, message::Builder, wire::DynamicDeserialize};
 
-use super::json::{Descriptors, Inward, Outward};
+use super::{
+    json::{Descriptors, Inward, Outward},
+    template::Template,
+};
 
 /// The most bytes of a body as it is here, in either direction.
 pub const MOST_BYTES: usize = 4 << 20;
@@ -45,6 +48,8 @@ pub enum Form {
 pub struct Types {
     pub text: String,
     all: Vec<Signature>,
+    /// The arguments, where the message is but a text in them.
+    pub template: Option<Template>,
 }
 
 impl FromStr for Types {
@@ -62,18 +67,13 @@ impl FromStr for Types {
                 _ => return Err(wrong()),
             },
         };
-        Ok(Self { text: text.to_owned(), all })
+        Ok(Self { text: text.to_owned(), all, template: None })
     }
 }
 
 /// Puts bytes into a message under construction.
 pub fn build(builder: Builder<'_>, form: Form, types: &Types, data: &[u8], fds: &[Fd]) -> Result<Message> {
-    if data.len() > MOST_BYTES {
-        return Err(Error::new(
-            Kind::TooLarge,
-            format!("the message has {} bytes; a body may have {MOST_BYTES}", data.len()),
-        ));
-    }
+    check_length(data.len())?;
     if fds.len() > MOST_FDS {
         let text =
             format!("{} file descriptors are more than a message on a bus may have, {MOST_FDS}", fds.len());
@@ -85,6 +85,9 @@ pub fn build(builder: Builder<'_>, form: Form, types: &Types, data: &[u8], fds: 
             types.text
         )));
     }
+    if let Some(template) = &types.template {
+        return arguments(builder, types, &template.filled(data)?, fds);
+    }
     let built = match (form, types.text.as_str()) {
         (Form::Plain, "ay") => builder.build(&ByteBuf::from(data)),
         (Form::Plain, "s") => builder.build(&text(data)?),
@@ -94,7 +97,18 @@ pub fn build(builder: Builder<'_>, form: Form, types: &Types, data: &[u8], fds: 
     built.map_err(|error| Error::invalid(format!("the message cannot be written: {error}")))
 }
 
-fn text(data: &[u8]) -> Result<&str> {
+/// Err(TooLarge): a body of so many bytes is too long.
+pub fn check_length(bytes: usize) -> Result<()> {
+    match bytes <= MOST_BYTES {
+        true => Ok(()),
+        false => Err(Error::new(
+            Kind::TooLarge,
+            format!("the message has {bytes} bytes; a body may have {MOST_BYTES} (MaxMessageSize)"),
+        )),
+    }
+}
+
+pub fn text(data: &[u8]) -> Result<&str> {
     match str::from_utf8(data) {
         Ok(text) if !text.contains('\0') => Ok(text),
         Ok(_) => Err(Error::invalid(
@@ -107,7 +121,7 @@ fn text(data: &[u8]) -> Result<&str> {
     }
 }
 
-fn read(types: &Types, data: &[u8]) -> Result<Vec<Json>> {
+pub fn read(types: &Types, data: &[u8]) -> Result<Vec<Json>> {
     let wanted = || {
         format!(
             "the body must be a JSON array of the {} arguments for the signature {:?}",
@@ -272,7 +286,11 @@ impl<'de> Visitor<'de> for ValuesSeed {
         for signature in types.iter() {
             values.extend(seq.next_element_seed(Inward { signature, fds: &fds })?);
         }
-        Ok(Values { values, fds: fds.into_inner() })
+        let fds: Vec<OwnedFd> = fds.into_inner();
+        if fds.len() > MOST_FDS {
+            return Err(de::Error::custom(format!("{} file descriptors, more than {MOST_FDS}", fds.len())));
+        }
+        Ok(Values { values, fds })
     }
 }
 

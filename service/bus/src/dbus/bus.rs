@@ -4,13 +4,17 @@
 //! bus it would be taken for it. There is no session in it either. What it may reach, it reaches by
 //! address, and the kernel layer refuses the sockets that are closed to it (`unix/peers.rs`).
 
-use std::{os::fd::OwnedFd, path::PathBuf, str::FromStr};
+use std::{
+    ffi::{OsStr, OsString},
+    os::{fd::OwnedFd, unix::ffi::OsStringExt},
+    str::FromStr,
+};
 
 use ipc_kernel::{
     Error, Kind, Result,
+    address::unescape,
     unix::{client, name::Name, peers},
 };
-use std::os::unix::ffi::OsStrExt;
 use zbus::{
     Address,
     address::{Transport, transport::UnixSocket},
@@ -67,12 +71,38 @@ impl Bus {
     }
 }
 
-/// Other transports run programs, or cannot say who is there.
+/// Other transports run programs, or cannot say who is there. zbus leaves values as they are written, with `%62` for a
+/// `b` (D-Bus specification, "Server Addresses").
 fn socket(address: &Address) -> Option<Name> {
     let Transport::Unix(unix) = address.transport() else { return None };
+    let plain = |value: &OsStr| unescape("", value.to_str()?).ok();
     match unix.path() {
-        UnixSocket::File(path) => Some(Name::Path(PathBuf::from(path))),
-        UnixSocket::Abstract(name) => Some(Name::Abstract(name.as_bytes().to_vec())),
+        UnixSocket::File(path) => {
+            plain(path.as_os_str()).map(|path| Name::Path(OsString::from_vec(path).into()))
+        }
+        UnixSocket::Abstract(name) => plain(name).map(Name::Abstract),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_as_they_are_written() {
+        for (label, name) in [
+            ("unix:path=/tmp/a%2cb", Name::Path("/tmp/a,b".into())),
+            (
+                "unix:abstract=/tmp/%62us,guid=0123456789abcdef0123456789abcdef",
+                Name::Abstract(b"/tmp/bus".to_vec()),
+            ),
+            ("tcp:host=x,port=1;unix:path=/%25", Name::Path("/%".into())),
+        ] {
+            assert_eq!(Bus::find(label).expect("an address").socket, name, "{label}");
+        }
+        for label in ["unix:path=/tmp/%6", "unix:path=/tmp/%zz", "unix:path=", "unix:tmpdir=/tmp"] {
+            Bus::find(label).expect_err(label);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use ipc_kernel::{
-    Address, Attempt, Dict, Endpoint, Error, Kind, Parameters, Result, Value,
+    Address, Attempt, Dict, Endpoint, Error, Parameters, Result, Value,
     mechanism::Permissions,
     shape::{Message, Messages, Outgoing, Shape},
 };
@@ -137,15 +137,7 @@ fn fits(selector: &Dict, message: &Message) -> bool {
 
 impl<R: Role> Messages for DbusEndpoint<R> {
     fn send(&self, message: Outgoing<'_>) -> Result<Attempt<()>> {
-        if message.data.len() > MOST_BYTES {
-            return Err(Error::new(
-                Kind::TooLarge,
-                format!(
-                    "the message has {} bytes; at most {MOST_BYTES} fit (MaxMessageSize)",
-                    message.data.len()
-                ),
-            ));
-        }
+        body::check_length(message.data.len())?;
         self.role.send(&self.core, message)
     }
 

@@ -9,9 +9,12 @@ use std::{
 };
 
 use event_listener::Event;
-use ipc_kernel::{Attempt, Dict, Error, Kind, Readiness, Result, shape::Message};
+use ipc_kernel::{Attempt, Dict, Error, Kind, Readiness, Result, Value, shape::Message};
 
 use super::body::MOST_BYTES;
+
+/// The most file descriptors of messages that wait: whoever sends them must not use up those of this process.
+pub const MOST_WAITING_FDS: usize = 64;
 
 pub struct Inbox {
     /// The most messages that wait.
@@ -24,7 +27,9 @@ pub struct Inbox {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Message>,
+    /// Of data, and of attributes: the path of an object may be as long as a message.
     bytes: usize,
+    fds: usize,
     /// Since the last message that fitted.
     lost: u64,
     lost_in_all: u64,
@@ -44,7 +49,7 @@ impl Inbox {
     /// Puts a message behind the others if there is room, else counts it as lost.
     pub fn push(&self, message: Message) {
         let state = self.state();
-        match state.queue.len() >= self.depth || state.is_heavy(message.data.len()) {
+        match state.queue.len() >= self.depth || state.is_heavy(&message) {
             true => self.lose(state),
             false => self.append(state, message),
         }
@@ -60,7 +65,8 @@ impl Inbox {
         if lost > 0 {
             message.attributes.insert("lost".into(), lost.into());
         }
-        state.bytes += message.data.len();
+        state.bytes += bytes(&message);
+        state.fds += message.fds.len();
         state.queue.push_back(message);
         drop(state);
         self.arrived.notify(usize::MAX);
@@ -76,9 +82,9 @@ impl Inbox {
         state.lost_in_all += 1;
     }
 
-    /// Whether so many bytes are too many beside those that wait.
-    pub fn is_heavy(&self, bytes: usize) -> bool {
-        self.state().is_heavy(bytes)
+    /// Whether this message has too much for one beside those that wait.
+    pub fn is_heavy(&self, message: &Message) -> bool {
+        self.state().is_heavy(message)
     }
 
     /// No more will come; the first reason stays.
@@ -95,7 +101,8 @@ impl Inbox {
         let Some(index) = state.queue.iter().position(wanted) else { return state.wait(arrived) };
         // The index is that of the position.
         let message = state.queue.remove(index).unwrap_or_default();
-        state.bytes -= message.data.len();
+        state.bytes -= bytes(&message);
+        state.fds -= message.fds.len();
         drop(state);
         self.taken.notify(usize::MAX);
         Ok(Attempt::Done(message))
@@ -152,8 +159,9 @@ impl Inbox {
 }
 
 impl State {
-    fn is_heavy(&self, bytes: usize) -> bool {
-        self.bytes > 0 && self.bytes + bytes > MOST_BYTES
+    fn is_heavy(&self, message: &Message) -> bool {
+        !self.queue.is_empty()
+            && (self.bytes + bytes(message) > MOST_BYTES || self.fds + message.fds.len() > MOST_WAITING_FDS)
     }
 
     fn wait<T>(&self, arrived: event_listener::EventListener) -> Result<Attempt<T>> {
@@ -162,6 +170,14 @@ impl State {
             None => Ok(Attempt::Wait(Readiness::Notified(arrived))),
         }
     }
+}
+
+fn bytes(message: &Message) -> usize {
+    let texts = message.attributes.values().map(|value| match value {
+        Value::Text(text) => text.len(),
+        _ => 0,
+    });
+    message.data.len() + texts.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -193,6 +209,28 @@ mod tests {
         assert!(after.attributes["lost"].same(&2u64.into()), "{after:?}");
         inbox.push(message("6"));
         assert!(taken(&inbox).attributes.is_empty());
+    }
+
+    #[test]
+    fn what_waits_has_a_weight() {
+        let inbox = Inbox::new(9);
+        let path = |bytes: usize| Message {
+            attributes: ipc_kernel::dict! { "path" => "/".repeat(bytes).as_str() },
+            ..message("x")
+        };
+        inbox.push(path(MOST_BYTES / 2));
+        assert!(inbox.is_heavy(&path(MOST_BYTES / 2)), "what is in an attribute counts");
+        inbox.push(path(MOST_BYTES / 2 - 2));
+        assert_eq!(inbox.len(), 2);
+        taken(&inbox);
+        taken(&inbox);
+        let (one, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let fd = || std::os::fd::OwnedFd::from(one.try_clone().expect("a duplicate"));
+        let with = |count: usize| Message { fds: (0..count).map(|_| fd()).collect(), ..message("x") };
+        inbox.push(with(MOST_WAITING_FDS));
+        assert!(inbox.is_heavy(&with(1)) && !inbox.is_heavy(&message("x")));
+        taken(&inbox);
+        assert!(!inbox.is_heavy(&with(1)));
     }
 
     #[test]

@@ -4,7 +4,12 @@
 //! bounded queue; what is to be sent waits in another one. So a bus is always read, and no endpoint
 //! can hold up another.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use event_listener::Event;
 use futures_util::StreamExt;
@@ -29,8 +34,16 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the bus may leave a message of ours unread.
 const WRITING: Duration = Duration::from_secs(30);
 
+/// Messages that are read before they are looked at. Each may have as many descriptors as the bus lets it have, and
+/// memory; whoever sends them must not use up those of this process.
+const AHEAD: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+
 /// Messages that wait to be written.
 const OUTGOING: usize = 16;
+
+/// Answers that the reader itself gives and that wait to be handed to the writer: all calls of the deepest endpoint
+/// may be over at once.
+const ANSWERS: usize = 8192;
 
 pub const DBUS: &str = "org.freedesktop.DBus";
 
@@ -42,6 +55,7 @@ pub struct Core {
     connection: Connection,
     outgoing: mpsc::Sender<Message>,
     written: Arc<Event>,
+    answers: Mutex<VecDeque<Message>>,
     /// Notified when a deadline is there that may be the next one.
     pub due: Notify,
 }
@@ -57,6 +71,19 @@ impl Core {
             Err(mpsc::error::TrySendError::Closed(_)) => {
                 Err(Error::new(Kind::Closed, "the connection to the bus has ended"))
             }
+        }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has an answer sent when the writer has room for it: for the reader, which does not wait for that.
+    pub fn answer(&self, answer: Message) {
+        let mut answers = self.answers();
+        // A bus that has not read so many has no caller that waits.
+        if answers.len() < ANSWERS {
+            answers.push_back(answer);
         }
     }
 
@@ -111,6 +138,14 @@ impl Core {
     }
 }
 
+/// The serial of the call that a message answers. A signal may have one, too: it answers nothing.
+pub fn answered(message: &Message) -> Option<NonZeroU32> {
+    match message.message_type() {
+        message::Type::MethodReturn | message::Type::Error => message.header().reply_serial(),
+        _ => None,
+    }
+}
+
 /// Calls a method of the bus on a connection.
 pub async fn ask<R, B>(connection: &Connection, member: &str, body: &B) -> zbus::Result<R>
 where
@@ -146,7 +181,7 @@ pub async fn connect(bus: &Bus, socket: std::os::fd::OwnedFd) -> Result<MessageS
     let attempt = format!("connect to the bus {}", bus.label);
     let socket = BusSocket::over(socket, Arc::new(drop))
         .map_err(|error| Error::new(Kind::Unavailable, format!("cannot {attempt}: {error}")))?;
-    let building = Builder::socket(socket).method_timeout(PATIENCE).build_message_stream();
+    let building = Builder::socket(socket).method_timeout(PATIENCE).max_queued(AHEAD).build_message_stream();
     match timeout(PATIENCE, building).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => {
@@ -179,6 +214,7 @@ pub async fn start<R: Role>(
         connection: connection.clone(),
         outgoing,
         written: written.clone(),
+        answers: Mutex::default(),
         due: Notify::new(),
     });
     let role = Arc::new(role);
@@ -216,7 +252,12 @@ async fn read<R: Role>(core: Arc<Core>, role: Arc<R>, mut stream: MessageStream)
                 None => std::future::pending().await,
             }
         };
+        let answers = !core.answers().is_empty();
         tokio::select! {
+            permit = core.outgoing.reserve(), if answers => match permit {
+                Ok(permit) => if let Some(answer) = core.answers().pop_front() { permit.send(answer) },
+                Err(_) => core.answers().clear(),
+            },
             message = stream.next() => match message {
                 Some(Ok(message)) if message.message_type() == message::Type::MethodCall => called(&core, &*role, &message),
                 Some(Ok(message)) => role.handle(&core, &message),
@@ -249,8 +290,10 @@ fn called<R: Role>(core: &Core, role: &R, call: &Message) {
     if call.primary_header().flags().contains(message::Flags::NO_REPLY_EXPECTED) {
         return;
     }
-    // Where the bus does not read, it does not wait for this answer either.
-    let _ = answer.map(|answer| core.offer(answer));
+    match answer {
+        Ok(answer) => core.answer(answer),
+        Err(error) => tracing::debug!("an answer to a call cannot be written: {error}"),
+    }
 }
 
 /// An error of zbus, or of whoever was called, as one of ours; `attempt` reads "ask the bus for its id".

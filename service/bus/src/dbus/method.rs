@@ -19,7 +19,7 @@ use zbus::{Message as Wire, message};
 use super::{
     body::{self, Form, Types},
     endpoint::{Role, attributes, texts},
-    link::Core,
+    link::{Core, answered},
     target::Target,
     waiting::Waiting,
 };
@@ -108,23 +108,24 @@ impl Role for Method {
 
     fn handle(&self, core: &Core, message: &Wire) {
         self.target.handle(core, message);
-        let header = message.header();
-        let Some(serial) = header.reply_serial() else { return };
+        let Some(serial) = answered(message) else { return };
         let call = self.calls().take(serial);
         let Some(id) = call else { return };
-        let error = header.error_name().map(|name| name.to_string());
+        let error = message.header().error_name().map(|name| name.to_string());
         match body::take(message, self.form) {
-            Ok(body) if core.inbox.is_heavy(body.data.len()) => {
-                let text = "the replies that wait to be received have too many bytes for one more";
-                self.say(core, id, "org.freedesktop.DBus.Error.LimitsExceeded", text.to_owned());
-            }
             Ok(body) => {
                 let mut attributes = attributes(message, &body);
-                identify(&mut attributes, id);
+                identify(&mut attributes, id.clone());
                 if let Some(error) = error {
                     attributes.insert("error".into(), error.into());
                 }
-                core.inbox.put(Message { data: body.data, attributes, fds: body.fds });
+                let reply = Message { data: body.data, attributes, fds: body.fds };
+                if core.inbox.is_heavy(&reply) {
+                    let text = "the replies that wait to be received have too many bytes or file descriptors for one more";
+                    self.say(core, id, "org.freedesktop.DBus.Error.LimitsExceeded", text.to_owned());
+                } else {
+                    core.inbox.put(reply);
+                }
             }
             Err(why) => self.say(
                 core,

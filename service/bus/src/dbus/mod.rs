@@ -19,13 +19,14 @@ mod own_name;
 pub(crate) mod property;
 mod signal;
 pub(crate) mod target;
+mod template;
 #[cfg(test)]
 mod tests;
 mod waiting;
 pub(crate) mod wish;
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU64},
 };
 
@@ -107,7 +108,7 @@ fn method(wish: &Wish<'_>, bus: &str) -> Result<Opening> {
         target: target(wish, KIND)?,
         interface: wish.text("interface").map(wish::interface).transpose()?,
         member: wish::member(wish.needed(KIND, "member")?)?,
-        types: wish.types()?,
+        types: wish.types_of_calls()?,
         form: wish.form(Form::Plain),
         flags: wish.flags(),
         timeout: wish.timeout(),
@@ -228,6 +229,7 @@ fn create(parameters: &Parameters) -> Result<Opening> {
         form: wish.form(Form::Plain),
         timeout: wish.timeout(),
         calls: Mutex::default(),
+        noted: OnceLock::new(),
     };
     open(&wish, wish::CREATE, wish.0.text("bus").unwrap_or("session"), role)
 }

@@ -5,7 +5,7 @@
 //! script: a call to another object, interface or method is refused at once.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use super::{
     body::{self, Form, Types},
     endpoint::{Refusal, Role, attributes, texts},
     link::{Core, failed},
+    own::Own,
     waiting::Waiting,
 };
 
@@ -38,9 +39,11 @@ pub struct OwnedName {
     pub form: Form,
     pub timeout: Duration,
     pub calls: Mutex<Calls>,
+    /// The name is known to be ours at once, and not when the bus has told each connection.
+    pub noted: OnceLock<Own>,
 }
 
-/// The calls that wait for their answer, by their numbers.
+/// The calls that wait for their answer, by their numbers; each without its arguments and descriptors.
 #[derive(Default)]
 pub struct Calls {
     last: u64,
@@ -88,6 +91,7 @@ impl Role for OwnedName {
         let reply: u32 =
             core.ask("RequestName", &(name, DO_NOT_QUEUE)).await.map_err(|error| failed(&attempt, error))?;
         if reply == PRIMARY_OWNER {
+            self.noted.get_or_init(|| Own::new(core.own.bus.clone(), self.name.clone()));
             return Ok(());
         }
         let owner = core.owner(name).await?.unwrap_or_else(|| "somebody who has just left".to_owned());
@@ -160,12 +164,13 @@ impl Role for OwnedName {
         self.serves(call)?;
         let body =
             body::take(call, self.form).map_err(|why| (FULL, format!("the call is not passed on: {why}")))?;
-        let mut attributes = attributes(call, &body);
+        let attributes = attributes(call, &body);
+        let mut message = Message { data: body.data, attributes, fds: body.fds };
         let mut calls = self.calls();
         let answered = !call.primary_header().flags().contains(Flags::NO_REPLY_EXPECTED);
         if answered {
             let full = matches!(core.inbox.room_beside(0), Attempt::Wait(_));
-            if full || calls.waiting.len() >= core.inbox.depth || core.inbox.is_heavy(body.data.len()) {
+            if full || calls.waiting.len() >= core.inbox.depth || core.inbox.is_heavy(&message) {
                 return Err((
                     FULL,
                     format!("{} calls wait to be answered, and no more may (depth)", calls.waiting.len()),
@@ -173,10 +178,11 @@ impl Role for OwnedName {
             }
             calls.last += 1;
             let number = calls.last;
-            attributes.insert("call".into(), number.into());
-            calls.waiting.push(number, Instant::now() + self.timeout, call.clone());
+            message.attributes.insert("call".into(), number.into());
+            let kept = answerable(call).map_err(|error| (FULL, error.to_string()))?;
+            calls.waiting.push(number, Instant::now() + self.timeout, kept);
         }
-        core.inbox.push(Message { data: body.data, attributes, fds: body.fds });
+        core.inbox.push(message);
         drop(calls);
         core.due.notify_one();
         Ok(())
@@ -192,13 +198,25 @@ impl Role for OwnedName {
             let text =
                 format!("nobody has answered for {} within {} ms", self.name, self.timeout.as_millis());
             let late = Wire::error(&call.header(), "org.freedesktop.DBus.Error.NoReply").build(&(text,));
-            // A bus that does not read has no caller that waits.
-            let _ = late.map(|late| core.offer(late));
+            match late {
+                Ok(late) => core.answer(late),
+                Err(error) => tracing::debug!("a call that is over cannot be answered: {error}"),
+            }
         }
     }
 
     fn inspect(&self, _core: &Core, into: &mut Dict) {
         into.insert("name".into(), self.name.as_str().into());
         into.insert("calls".into(), (self.calls().waiting.len() as u64).into());
+    }
+}
+
+/// What of a call is needed to answer it: who called, and its serial. The rest may be megabytes.
+fn answerable(call: &Wire) -> zbus::Result<Wire> {
+    let header = call.header();
+    let kept = Wire::method_call("/", "Answered").serial(call.primary_header().serial_num());
+    match header.sender() {
+        Some(sender) => kept.sender(sender).build(&()),
+        None => kept.build(&()),
     }
 }

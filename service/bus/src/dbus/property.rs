@@ -20,7 +20,7 @@ use zbus::{Message as Wire, message};
 use super::{
     body,
     endpoint::{Role, texts},
-    link::{Core, DBUS, error_text, kind_of},
+    link::{Core, DBUS, answered, error_text, kind_of},
     target::Target,
     waiting::Waiting,
 };
@@ -266,7 +266,7 @@ impl Role for Property {
             return self.get(core);
         }
         let header = message.header();
-        match header.reply_serial() {
+        match answered(message) {
             Some(serial) => {
                 let asked = self.state().asked.take(serial);
                 if let Some(what) = asked {

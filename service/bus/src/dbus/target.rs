@@ -35,7 +35,12 @@ impl Target {
 
     /// Asks who has the name now. That it changes must have been asked for before ([`owner_rule`]).
     pub async fn ask(&self, core: &Core) -> Result<()> {
-        self.set_owner(core.owner(&self.name).await?);
+        let owner = core.owner(&self.name).await?;
+        // By its unique name, or through a program that hands everything on to the service's bus.
+        if owner.is_some() && core.owner(crate::NAME).await? == owner {
+            return Err(loops(&self.name, "this service by another name"));
+        }
+        self.set_owner(owner);
         self.check(core)
     }
 
@@ -72,6 +77,7 @@ impl Target {
             Some(owner) if core.own.has(&owner) => {
                 Err(loops(&self.name, &format!("the service's own connection {owner}")))
             }
+            _ if core.own.has(&self.name) => Err(loops(&self.name, "a name of the service's own connection")),
             _ => Ok(()),
         }
     }

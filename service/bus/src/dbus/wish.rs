@@ -10,7 +10,10 @@ use zbus::{
     names::{BusName, InterfaceName, MemberName, WellKnownName},
 };
 
-use super::body::{Form, Types};
+use super::{
+    body::{Form, Types},
+    template,
+};
 
 /// The flags of a call, by their names in the specification.
 const FLAGS: &[(&str, Flags)] = &[
@@ -36,6 +39,11 @@ pub const BODY: Parameter = Parameter::new(
     "plain: one ay or s is the bytes or text itself, all else a JSON array of the arguments (methods, own-name); json: \
      always the array (signals)",
 );
+const TEMPLATE: Parameter = Parameter::new(
+    "template",
+    Type::Text,
+    "JSON array of the arguments of each call, in whose strings {message} stands for the text of the message",
+);
 pub const TIMEOUT: Parameter = Parameter::new(
     "timeout-ms",
     Type::U32 { min: 1, max: 300_000 },
@@ -57,6 +65,7 @@ pub static ATTACH: &[Parameter] = &[
     MEMBER,
     SIGNATURE,
     BODY,
+    TEMPLATE,
     Parameter::new(
         "flags",
         Type::Words(&["no-reply-expected", "no-auto-start", "allow-interactive-authorization"]),
@@ -116,6 +125,15 @@ impl Wish<'_> {
     pub fn types(&self) -> Result<Types> {
         let types = self.0.text("signature").unwrap_or_default().parse();
         types.map_err(|error: Error| Error::invalid(format!("the key \"signature\": {}", error.text)))
+    }
+
+    /// What calls have for arguments, where there may be a template for them.
+    pub fn types_of_calls(&self) -> Result<Types> {
+        let types = self.types()?;
+        match self.0.text(TEMPLATE.key) {
+            Some(text) => template::with(types, text),
+            None => Ok(types),
+        }
     }
 
     pub fn form(&self, default: Form) -> Form {

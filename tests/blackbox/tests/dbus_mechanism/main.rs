@@ -2,8 +2,10 @@
 //! which is libdbus, or are busctl and gdbus.
 
 mod calls;
+mod gdbus;
 mod names;
 mod peer;
 mod properties;
+mod real;
 mod refusals;
 mod signals;

@@ -5,6 +5,7 @@
 //! built of it is handed to the unchanged tests (`IPCD=`). First all those tests have to pass with the unchanged copy:
 //! otherwise a failure says nothing.
 
+mod buses;
 mod mounts;
 mod table;
 
@@ -22,10 +23,10 @@ use table::{Check, Test};
 
 pub fn removable(name: Option<&str>) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "only root can start the service on a system bus");
-    let chosen: Vec<_> = all().filter(|check| name.is_none_or(|name| check.name.contains(name))).collect();
+    let chosen: Vec<_> = checks().filter(|check| name.is_none_or(|name| check.name.contains(name))).collect();
     ensure!(
         !chosen.is_empty(),
-        "no check is named like that; tests/xtask/src/removable/table.rs has the names"
+        "no check is named like that; the files in tests/xtask/src/removable have the names"
     );
     let misplaced = misplaced()?;
     ensure!(misplaced.is_empty(), "{}", misplaced.join("\n"));
@@ -48,14 +49,15 @@ pub fn removable(name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn all() -> impl Iterator<Item = &'static Check> {
-    table::CHECKS.iter().chain(mounts::CHECKS)
+/// All of them, from the files beside this one.
+fn checks() -> impl Iterator<Item = &'static Check> {
+    [table::CHECKS, buses::CHECKS, mounts::CHECKS].into_iter().flatten()
 }
 
 /// Edits whose place is not there, or there twice; tests that are not where they are said to be.
 pub fn misplaced() -> Result<Vec<String>> {
     let mut misplaced = Vec::new();
-    for check in all() {
+    for check in checks() {
         let (file, line) = match check.test {
             Test::Adversary(file, name) => {
                 (format!("tests/adversary/tests/{file}.rs"), format!("fn {name}("))
@@ -65,16 +67,14 @@ pub fn misplaced() -> Result<Vec<String>> {
             }
         };
         if !fs::read_to_string(root().join(&file)).unwrap_or_default().contains(&line) {
-            misplaced.push(format!("{file} has no {line}; mend tests/xtask/src/removable/table.rs"));
+            misplaced.push(format!("{file} has no {line}; mend tests/xtask/src/removable"));
         }
         for edit in check.edits {
             let text = fs::read_to_string(root().join(edit.file)).with_context(|| edit.file.to_owned())?;
             let count = text.matches(edit.from).count();
             if count != 1 {
                 let (file, from) = (edit.file, edit.from);
-                misplaced.push(format!(
-                    "{file} has {count} times: {from}; mend tests/xtask/src/removable/table.rs"
-                ));
+                misplaced.push(format!("{file} has {count} times: {from}; mend tests/xtask/src/removable"));
             }
         }
     }
