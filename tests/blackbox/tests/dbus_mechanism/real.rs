@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use ipc_blackbox::{Client, Stage, everywhere, options};
-use ipc_harness::{Address, Process, TempDir, Unavailable, need_tool, or_skip, patience};
+use ipc_harness::{Address, Process, TempDir, Unavailable, need_tool, or_skip, patience, temp_dir};
 
 use crate::peer::bus;
 
 /// A notification daemon on a display of its own; it tells what it shows.
-struct Desktop {
+pub struct Desktop {
     shown: Process,
     _dunst: Process,
     _display: Process,
@@ -19,7 +19,7 @@ struct Desktop {
 }
 
 impl Desktop {
-    fn start(stage: &Stage) -> Result<Desktop, Unavailable> {
+    pub fn start(stage: &Stage) -> Result<Desktop, Unavailable> {
         need_tool("dunst")?;
         need_tool("Xvfb")?;
         need_tool("gdbus")?;
@@ -52,19 +52,33 @@ impl Desktop {
         dunst.args(["-conf", &at("dunstrc")]).env("DISPLAY", format!(":{number}"));
         let dunst = Process::spawn_group(dunst.env("DBUS_SESSION_BUS_ADDRESS", stage.address()));
         let desktop = Desktop { shown, _dunst: dunst, _display: display, _dir: dir };
-        comes(stage, "org.freedesktop.Notifications").map(|()| desktop)
+        comes(stage.address(), "org.freedesktop.Notifications").map(|()| desktop)
+    }
+
+    /// Waits until it has shown this: who says it, what it is about, and what it says.
+    #[track_caller]
+    pub fn shows(&self, notification: &str) {
+        self.shown.wait_for(|line| line == notification);
     }
 }
 
 /// Waits until somebody has the name.
-fn comes(stage: &Stage, name: &str) -> Result<(), Unavailable> {
+fn comes(address: &str, name: &str) -> Result<(), Unavailable> {
     let seconds = patience().as_secs().to_string();
     let mut waiting = Command::new("gdbus");
-    waiting.args(["wait", "--address", stage.address(), "--timeout", &seconds, name]);
+    waiting.args(["wait", "--address", address, "--timeout", &seconds, name]);
     match Process::spawn(&mut waiting).wait().success() {
         true => Ok(()),
         false => Err(Unavailable(format!("{name} does not start on this machine"))),
     }
+}
+
+/// A program of the C library puts messages into a System V queue.
+pub fn put(stage: &Stage, key: &str, lines: &[&str]) {
+    let program = "import ctypes,struct,sys\nc=ctypes.CDLL(None,use_errno=True)\n\
+        q=c.msgget(ctypes.c_int(int(sys.argv[1],16)),0)\n\
+        for line in sys.argv[2:]:\n  b=line.encode()\n  assert c.msgsnd(q,struct.pack('l',1)+b,len(b),0)==0";
+    stage.python(program, &[&[key], lines].concat()).finish().success();
 }
 
 /// A System V queue that a program of the C library has filled is drained into method calls: what waited, and what comes.
@@ -75,13 +89,7 @@ async fn a_queue_becomes_notifications(stage: Stage) {
     let queue = client.create("sysvmq:key=random,remove-on-close").await;
     let address = client.address(&queue).await;
     let key = address.strip_prefix("sysvmq:key=").expect("its key");
-    let put = |lines: &[&str]| {
-        let program = "import ctypes,struct,sys\nc=ctypes.CDLL(None,use_errno=True)\n\
-            q=c.msgget(ctypes.c_int(int(sys.argv[1],16)),0)\n\
-            for line in sys.argv[2:]:\n  b=line.encode()\n  assert c.msgsnd(q,struct.pack('l',1)+b,len(b),0)==0";
-        stage.python(program, &[&[key], lines].concat()).finish().success();
-    };
-    put(&["disk 91% full", r#"job "nightly" \ failed"#]);
+    put(&stage, key, &["disk 91% full", r#"job "nightly" \ failed"#]);
     let notify = "dbus:name=org.freedesktop.Notifications,path=/org/freedesktop/Notifications,\
         interface=org.freedesktop.Notifications,member=Notify,signature=susssasa{sv}i,flags=no-reply-expected";
     let template = r#"["queue",0,"","Build farm","{message}",[],{"urgency":{"type":"y","data":1}},0]"#;
@@ -90,14 +98,14 @@ async fn a_queue_becomes_notifications(stage: Stage) {
         .await
         .expect("Attach");
     client.relay(&queue, &sink, options([])).await;
-    put(&["grüße"]);
+    put(&stage, key, &["grüße"]);
     for expected in ["disk 91% full", r#"job "nightly" \ failed"#, "grüße"] {
-        desktop.shown.wait_for(|line| line == format!("queue|Build farm|{expected}"));
+        desktop.shows(&format!("queue|Build farm|{expected}"));
     }
 }
 
 /// systemd-hostnamed, in namespaces of its own: neither the name of the machine nor its /etc is touched.
-fn hostnamed(stage: &Stage) -> Result<(Process, TempDir), Unavailable> {
+pub fn hostnamed(address: &str) -> Result<(Process, TempDir), Unavailable> {
     const PROGRAM: &str = "/lib/systemd/systemd-hostnamed";
     need_tool("unshare")?;
     need_tool("gdbus")?;
@@ -108,18 +116,18 @@ fn hostnamed(stage: &Stage) -> Result<(Process, TempDir), Unavailable> {
     if !namespaces.is_ok_and(|done| done.status.success()) {
         return Err(Unavailable("this user may not have namespaces of his own (unshare)".to_owned()));
     }
-    let dir = stage.temp_dir();
+    let dir = temp_dir();
     let mut program = Command::new("unshare");
     let script = format!("cd \"$1\"; cp -aL /etc/passwd /etc/group .; mount --bind . /etc; exec {PROGRAM}");
     program.args(["--uts", "--mount", "sh", "-ec", &script, "hostnamed"]).arg(dir.path());
-    let process = Process::spawn_group(program.env("DBUS_SYSTEM_BUS_ADDRESS", stage.address()));
-    comes(stage, "org.freedesktop.hostname1").map(|()| (process, dir))
+    let process = Process::spawn_group(program.env("DBUS_SYSTEM_BUS_ADDRESS", address));
+    comes(address, "org.freedesktop.hostname1").map(|()| (process, dir))
 }
 
 /// `gdbus call` of a method that changes something.
-fn change(stage: &Stage, method: &str, value: &str) {
+pub fn change(address: &str, method: &str, value: &str) {
     let mut call = Command::new("gdbus");
-    call.args(["call", "--address", stage.address(), "--dest", "org.freedesktop.hostname1"]);
+    call.args(["call", "--address", address, "--dest", "org.freedesktop.hostname1"]);
     call.args(["--object-path", "/org/freedesktop/hostname1", "--method"]);
     call.args([&format!("org.freedesktop.hostname1.{method}"), value, "false"]);
     Process::spawn(&mut call).finish().success();
@@ -127,7 +135,7 @@ fn change(stage: &Stage, method: &str, value: &str) {
 
 /// What a service says of its properties is appended to a file, a line each.
 async fn changes_are_appended_to_a_file(stage: Stage) {
-    let _hostnamed = or_skip!(hostnamed(&stage));
+    let _hostnamed = or_skip!(hostnamed(stage.address()));
     let client: Client = stage.client().await;
     let dir = stage.temp_dir();
     let (spool, log) = (dir.path().join("spool"), dir.path().join("changes.log"));
@@ -151,7 +159,7 @@ async fn changes_are_appended_to_a_file(stage: Stage) {
         ("SetLocation", "Location", "rack \"7\""),
         ("SetChassis", "Chassis", "server"),
     ] {
-        change(&stage, method, value);
+        change(stage.address(), method, value);
         let value = serde_json::Value::from(value);
         let line =
             format!(r#"["org.freedesktop.hostname1",{{"{property}":{{"data":{value},"type":"s"}}}},[]]"#);
