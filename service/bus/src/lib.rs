@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod announcer;
+mod callee;
 mod dbus;
 pub mod errors;
 mod face;

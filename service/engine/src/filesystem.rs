@@ -24,7 +24,7 @@ use crate::{
     engine::{Object, blocking},
     events::Happening,
     herald::Herald,
-    published::{self, Remote, lines},
+    published::{self, Callee, Remote, lines},
     pump::{happened, until_closed},
     wait::until,
 };
@@ -127,6 +127,21 @@ impl Engine {
                     () = changed => {}
                 }
             }
+        });
+        Ok(())
+    }
+
+    /// Publishes what another program does when it is told something.
+    pub fn publish_callee(&self, mount: &Arc<Endpoint>, name: &str, callee: Arc<dyn Callee>) -> Result<()> {
+        let file = mount.filesystem()?.publish(name, published::callee(&callee))?;
+        let mount = mount.clone();
+        tokio::spawn(async move {
+            let Some(removal) = file.removal() else { return };
+            tokio::select! {
+                () = mount.closed.wait() => {}
+                () = removal => {}
+            }
+            drop(callee);
         });
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! kernel's rows in [`MECHANISMS`](crate::MECHANISMS). Each endpoint has a connection of its own
 //! (`link.rs`), on which the caller's own process could be: what it may do there, the bus decides.
 
-mod body;
+pub mod body;
 mod bus;
 mod endpoint;
 mod inbox;

@@ -39,7 +39,7 @@ pub const BODY: Parameter = Parameter::new(
     "plain: one ay or s is the bytes or text itself, all else a JSON array of the arguments (methods, own-name); json: \
      always the array (signals)",
 );
-const TEMPLATE: Parameter = Parameter::new(
+pub const TEMPLATE: Parameter = Parameter::new(
     "template",
     Type::Text,
     "JSON array of the arguments of each call, in whose strings {message} stands for the text of the message",

@@ -7,7 +7,14 @@ use ipc_kernel::Error;
 use serde_bytes::ByteBuf;
 use zbus::{ObjectPath, interface, message::Header, object_server::SignalEmitter};
 
-use crate::{errors::Result, interfaces::served, paths, property::Property};
+use crate::{
+    callee::Method,
+    errors::Result,
+    interfaces::served,
+    paths,
+    property::Property,
+    variants::{Given, dict},
+};
 
 served!(Filesystem);
 
@@ -78,6 +85,32 @@ impl Filesystem {
         let _call = self.face.call(&header)?;
         let value = Property::new(bus, service, object.as_str(), interface, property).await?;
         Ok(self.face.engine.publish_remote(&self.endpoint, name, Arc::new(value))?)
+    }
+
+    /// Publishes a method of any service but this one: each write(2) calls it, and returns when it has answered; then the
+    /// answer is read, from the same open file (exec 3<>FILE; echo … >&3; cat <&3). Text is the one argument of a method
+    /// that takes a string, and bytes of one that takes an array of bytes; the arguments of every other are a JSON array,
+    /// as in the mechanism dbus, and nothing but a newline where it has none. The answer has the same form, and a newline.
+    /// Options: signature (s, the types of the arguments; else the object's introspection data says them), body (s, plain or
+    /// json), template (s, with signature: arguments with {message} for the text that is written), flags (as, no-auto-start
+    /// and allow-interactive-authorization). A call that fails is an error of write(2), as with PublishProperty, and its
+    /// name and text can be read. bus, Errors: as with PublishProperty; NotSupported (methods of the bus that are about
+    /// connections, such as RequestName).
+    #[allow(clippy::too_many_arguments)]
+    async fn publish_call(
+        &self,
+        name: &str,
+        bus: &str,
+        service: &str,
+        object: ObjectPath<'_>,
+        interface: &str,
+        method: &str,
+        options: Given<'_>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<()> {
+        let _call = self.face.call(&header)?;
+        let callee = Method::new(bus, service, object.as_str(), interface, method, &dict(options)?).await?;
+        Ok(self.face.engine.publish_callee(&self.endpoint, name, Arc::new(callee))?)
     }
 
     /// Removes a file, or a directory with all that is in it; directories that are empty then go, too. Who has a

@@ -8,6 +8,7 @@
 //! | semaphore, futex | the value as text | a number, `+N` or `-N` ([`values`]) |
 //! | watch, process, mailbox | what happened, a line each ([`lines`]) | |
 //! | none: a [`Remote`] value | asks for it | sets it |
+//! | none: a [`Callee`] | the answer to what was written | calls it |
 
 pub(crate) mod lines;
 mod values;
@@ -24,7 +25,7 @@ use ipc_kernel::{
     fd::poll_now,
     fuse::{
         file::Published,
-        requests::{Asked, Later, Patience as Asker, Ready, What},
+        requests::{Answered, Asked, Later, Patience as Asker, Ready, What},
         serve::whole_write,
     },
     proc,
@@ -44,6 +45,7 @@ use crate::{
 enum Source {
     Endpoint(Weak<Endpoint>),
     Remote(Weak<dyn Remote>),
+    Callee(Weak<dyn Callee>),
 }
 
 /// A value that another program has, reached by whoever serves the objects.
@@ -57,6 +59,17 @@ pub trait Remote: Send + Sync {
 
     /// Notified when that is more.
     fn changed(&self) -> EventListener;
+}
+
+/// What another program does when it is told something, reached by whoever serves the objects.
+pub trait Callee: Send + Sync {
+    /// The answer.
+    fn call(&self, data: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>>>;
+}
+
+/// How that is published.
+pub(crate) fn callee(callee: &Arc<dyn Callee>) -> Published {
+    Published::Call(Arc::new(Source::Callee(Arc::downgrade(callee))))
 }
 
 /// How such a value is published.
@@ -105,6 +118,9 @@ pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
         Some(Source::Remote(remote)) => {
             return answer_remote(mount, deadline, remote.upgrade(), asked.what).await;
         }
+        Some(Source::Callee(callee)) => {
+            return answer_call(mount, deadline, callee.upgrade(), asked).await;
+        }
         Some(Source::Endpoint(target)) => target.upgrade(),
         None => None,
     };
@@ -121,6 +137,7 @@ pub(crate) async fn answer(engine: &Engine, mount: &Endpoint, asked: Asked) {
         What::Write { offset, data, patience, answer } => {
             answer.give(request.write(offset, data, patience).await);
         }
+        What::Call { answer, .. } => answer.give(Err(Error::not_supported("it cannot be called"))),
         What::Poll { later, answer } => {
             let (ready, wait) = request.ready();
             answer.give(Ok(ready));
@@ -146,6 +163,34 @@ async fn answer_remote(mount: &Endpoint, deadline: Duration, remote: Option<Arc<
         // The mount's thread answers these itself.
         What::Poll { answer, .. } => answer.give(Ok(Ready { read: true, write: true })),
         What::Size(answer) => answer.give(Ok(0)),
+        What::Call { answer, .. } => answer.give(Err(Error::not_supported("it cannot be called"))),
+    }
+}
+
+/// The same where another program is called. What went wrong is to be read, too.
+async fn answer_call(mount: &Endpoint, deadline: Duration, callee: Option<Arc<dyn Callee>>, asked: Asked) {
+    // The mount's thread answers the rest itself.
+    let What::Call { data, answer } = asked.what else {
+        return asked.refuse(Error::not_supported("it is called"));
+    };
+    let call = async {
+        check_whole(data.len())?;
+        callee.ok_or_else(|| Error::new(Kind::Gone, "it is not published any more"))?.call(data).await
+    };
+    answer.give(Ok(match in_time(mount, deadline, call).await {
+        Ok(text) => Answered { text, failed: None },
+        Err(error) => Answered { text: format!("{}\n", error.text).into_bytes(), failed: Some(error) },
+    }));
+}
+
+/// Err(TooLarge): it may be but a part of what was written.
+fn check_whole(bytes: usize) -> Result<()> {
+    match bytes <= whole_write() {
+        true => Ok(()),
+        false => Err(Error::new(
+            Kind::TooLarge,
+            format!("a message of more than {} bytes cannot be written to a file", whole_write()),
+        )),
     }
 }
 
@@ -267,11 +312,7 @@ impl Request<'_> {
             return self.waiting(asker, "write to", attempt).await;
         }
         if has(Shape::Messages) {
-            if data.len() > whole_write() {
-                let text =
-                    format!("a message of more than {} bytes cannot be written to a file", whole_write());
-                return Err(Error::new(Kind::TooLarge, text));
-            }
+            check_whole(data.len())?;
             let messages = target.messages()?;
             let (attributes, sent) = (Dict::new(), Default::default());
             let message = Outgoing { data: &data, attributes: &attributes, fds: &[], sent: &sent };

@@ -29,6 +29,8 @@ pub enum Published {
     Told(Source),
     /// Bytes that somebody else holds, at their offsets.
     Bytes(Source),
+    /// What is written is answered, and the answer read.
+    Call(Source),
 }
 
 impl Published {
@@ -40,6 +42,7 @@ impl Published {
             Self::Flow(_) => "flow",
             Self::Text(_) | Self::Told(_) => "text",
             Self::Bytes(_) => "bytes",
+            Self::Call(_) => "call",
         }
     }
 }
@@ -53,6 +56,7 @@ pub enum Body {
     /// With a count of its changes.
     Told(Source, AtomicU64),
     Bytes(Source, AtomicU64),
+    Call(Source),
 }
 
 #[derive(Debug, Default)]
@@ -192,6 +196,7 @@ impl File {
             Published::Text(source) => (Body::Text(source), 0, mode),
             Published::Told(source) => (Body::Told(source, AtomicU64::new(0)), 0, mode),
             Published::Bytes(source) => (Body::Bytes(source, AtomicU64::new(0)), 0, mode),
+            Published::Call(source) => (Body::Call(source), 0, mode),
         };
         quota.change(0, bytes)?;
         let (meta, waiting) = (Mutex::new(Meta::new(mode)), Mutex::default());
@@ -220,16 +225,18 @@ impl File {
             Body::Held(held) => lock(held).data.len() as u64,
             Body::Log(log) => lock(log).end(),
             Body::Bytes(_, size) => size.load(Ordering::Acquire),
-            Body::Flow(_) | Body::Text(_) | Body::Told(..) => 0,
+            Body::Flow(_) | Body::Text(_) | Body::Told(..) | Body::Call(_) => 0,
         }
     }
 
     /// What it stands for, where the bytes are not held here.
     pub fn source(&self) -> Option<&Source> {
         match &self.body {
-            Body::Flow(source) | Body::Text(source) | Body::Told(source, _) | Body::Bytes(source, _) => {
-                Some(source)
-            }
+            Body::Flow(source)
+            | Body::Text(source)
+            | Body::Told(source, _)
+            | Body::Bytes(source, _)
+            | Body::Call(source) => Some(source),
             Body::Held(_) | Body::Log(_) => None,
         }
     }

@@ -11,10 +11,11 @@ use std::{
 };
 
 use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, OpenFlags};
+use rustix::io;
 
 use crate::fuse::{
     file::{Body, File, Quota, lock},
-    requests::{Asked, Patience, Queue, Upcall, What},
+    requests::{self, Answered, Asked, Patience, Queue, Upcall, What},
     tree::{Inode, Node, Tree},
 };
 
@@ -160,7 +161,7 @@ pub struct State {
     pub told: bool,
     /// A message or bytes were taken.
     pub taken: bool,
-    /// What was taken and did not fit into what was read.
+    /// What was taken and did not fit into what was read, or the answer to what was written.
     pub left: Vec<u8>,
     /// The text as it was when it was last read from the start.
     pub text: Text,
@@ -207,6 +208,7 @@ impl Opened {
             Body::Held(held) => lock(held).version,
             Body::Log(log) => lock(log).end(),
             Body::Told(_, version) => version.load(Ordering::Acquire),
+            Body::Call(_) => return !lock(&self.state).left.is_empty(),
             _ => return true,
         };
         let seen = lock(&self.state).seen;
@@ -215,6 +217,14 @@ impl Opened {
             Body::Log(_) => seen.unwrap_or(0) != now,
             _ => seen != Some(now),
         }
+    }
+
+    /// What was written is answered: that is to be read now, in place of an older answer.
+    pub fn answered(&self, answer: Result<Answered, io::Errno>) -> Result<(), io::Errno> {
+        let Answered { text, failed } = answer?;
+        lock(&self.state).left = text;
+        self.file.ready();
+        failed.map_or(Ok(()), |error| Err(requests::errno(&error)))
     }
 
     /// Takes what was left over from the last read, if anything.
@@ -247,6 +257,10 @@ impl Opened {
                 state.skipped += from - wanted;
                 state.seen = Some(from + data.len() as u64);
                 Some(data)
+            }
+            Body::Call(_) => {
+                let size = size.min(state.left.len());
+                Some(state.left.drain(..size).collect())
             }
             _ => None,
         }

@@ -52,6 +52,7 @@ impl Asked {
             What::Read { answer, .. } => answer.give(Err(error)),
             What::Write { answer, .. } => answer.give(Err(error)),
             What::Poll { answer, .. } => answer.give(Err(error)),
+            What::Call { answer, .. } => answer.give(Err(error)),
         }
     }
 }
@@ -72,11 +73,23 @@ pub enum What {
         patience: Patience,
         answer: Answer<()>,
     },
+    /// What was written is to be answered.
+    Call {
+        data: Vec<u8>,
+        answer: Answer<Answered>,
+    },
     /// What is ready now; `later` is to be called when something is that was not.
     Poll {
         later: Option<Later>,
         answer: Answer<Ready>,
     },
+}
+
+/// The answer to what was written: what is to be read, and whether it went wrong.
+#[derive(Debug)]
+pub struct Answered {
+    pub text: Vec<u8>,
+    pub failed: Option<Error>,
 }
 
 /// How long a request may wait.
@@ -143,7 +156,7 @@ impl<T> fmt::Debug for Answer<T> {
 }
 
 /// The errno that says what an error means to a program that reads and writes files.
-fn errno(error: &Error) -> Errno {
+pub(super) fn errno(error: &Error) -> Errno {
     match error.kind {
         Kind::InvalidArgument | Kind::InvalidAddress => Errno::INVAL,
         Kind::PermissionDenied | Kind::Confined => Errno::ACCESS,

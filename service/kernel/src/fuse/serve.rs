@@ -190,7 +190,7 @@ impl Filesystem for Server {
         // Closing waits for nobody (Linux 5.18): this process may have a file of the mount open, and end.
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
         match &file.body {
-            Body::Flow(_) => {
+            Body::Flow(_) | Body::Call(_) => {
                 reply.opened(
                     FileHandle(number),
                     direct | FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM,
@@ -271,7 +271,7 @@ impl Filesystem for Server {
             }
             None => {
                 let (shared, written, writer) = (self.0.clone(), data.to_owned(), opened.clone());
-                let answer = Answer::new(move |answer: Result<(), io::Errno>| match answer {
+                let done = move |done: Result<(), io::Errno>| match done {
                     Err(error) => reply.error(errno(error)),
                     Ok(()) => {
                         writer.file.meta().touch();
@@ -279,13 +279,20 @@ impl Filesystem for Server {
                         shared.queue.put(told(writer.name.clone(), written), Duration::ZERO);
                         reply.written(length);
                     }
-                });
-                let patience = match opened.patience(flags) {
-                    Patience::None => Patience::None,
-                    _ => Patience::Deadline,
                 };
                 let data = data.to_owned();
-                self.0.ask(&opened, req.pid(), What::Write { offset, data, patience, answer });
+                let what = if matches!(opened.file.body, Body::Call(_)) {
+                    let caller = opened.clone();
+                    let answer = Answer::new(move |answer| done(caller.answered(answer)));
+                    What::Call { data, answer }
+                } else {
+                    let patience = match opened.patience(flags) {
+                        Patience::None => Patience::None,
+                        _ => Patience::Deadline,
+                    };
+                    What::Write { offset, data, patience, answer: Answer::new(done) }
+                };
+                self.0.ask(&opened, req.pid(), what);
             }
         }
     }
@@ -330,7 +337,7 @@ impl Filesystem for Server {
         let scheduled = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
         // The kernel may have forgotten whoever polled.
         let tell = move || drop(ph.notify());
-        if let Body::Held(_) | Body::Log(_) | Body::Told(..) = &opened.file.body {
+        if let Body::Held(_) | Body::Log(_) | Body::Told(..) | Body::Call(_) = &opened.file.body {
             if scheduled {
                 opened.file.tell(opened.number, Later(Box::new(tell)));
             }
