@@ -146,4 +146,15 @@ A message that is too large for the sink stays at the source and ends the relay.
 even taken; queues give it out, and it is kept for the next `Receive`. What was taken and is not in the sink when a
 relay ends goes back: messages to the front, a unit to the semaphore, a wake-up to the next waiter. Events were never
 taken.
+
+## How much, and for how long
+
+| option | the relay ends |
+| --- | --- |
+| `count` | when so many messages are in the sink. What `filter` drops does not count |
+| `bytes` | when so many bytes are in the sink; the next byte is still in the source, in the kernel |
+| `idle-ms` | when nothing has arrived in the sink for so long: because nothing came, because the sink took nothing, or because an end was not there. A pause does not count |
+
+That is no error: `Finished` says `count=3 is reached`, the state is `finished`, and both endpoints stay as they are. The end
+of stream is not passed on, as the source is not at its end; another relay can go on there.
 "#;

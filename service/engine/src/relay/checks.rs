@@ -81,6 +81,18 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
         ("since", !events, "a source of events: a watch, a process, a mailbox or a file system"),
         ("filter", !attributes, "a source whose messages have attributes: no bytes, but with framing=json"),
         ("attributes", into == Target::Bytes, "a sink of messages"),
+        (
+            "count",
+            conversion == Conversion::Streams,
+            "messages at one end or both; between two streams the option \"bytes\" counts",
+        ),
+        (
+            "bytes",
+            conversion != Conversion::Streams,
+            "bytes at both ends; messages are counted by the option \"count\"",
+        ),
+        ("count", options.both, "one direction: start two relays instead of both=true"),
+        ("bytes", options.both, "one direction: start two relays instead of both=true"),
         ("attributes", options.both, "one direction: start two relays instead of both=true"),
         ("filter", options.both, "one direction: start two relays instead of both=true"),
     ];

@@ -12,9 +12,10 @@ use super::{
     Lane,
     ends::{Intake, Outlet},
     filter::Filter,
+    flow::Flow,
     frames,
     kinds::Origin,
-    options::Framing,
+    options::{Framing, Options},
     sinks::Sink,
     sources::{Source, Taken},
     task::Ended,
@@ -27,22 +28,31 @@ pub(super) const TURN: usize = 16;
 /// The attributes of a frame that has none.
 const NONE: &Dict = &Dict::new();
 
+/// Some: no more messages are to be taken.
+fn ended(flow: &Option<Flow>, lane: &Lane) -> Option<Ended> {
+    flow.as_ref()?.ended(lane.meter.messages())
+}
+
 /// Messages to messages.
 #[derive(Debug)]
 pub(super) struct Messages {
+    flow: Option<Flow>,
     taken: Option<Taken>,
     from: Source,
     to: Sink,
 }
 
 impl Messages {
-    pub fn new(from: Source, to: Sink) -> Self {
-        Self { taken: None, from, to }
+    pub fn new(from: Source, to: Sink, options: &Options) -> Self {
+        Self { flow: Flow::new(options), taken: None, from, to }
     }
 
     pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
+                if let Some(ended) = ended(&self.flow, lane) {
+                    return Ok(ended);
+                }
                 if self.taken.is_none() {
                     self.taken = self.from.next(lane).await?;
                 }
@@ -77,6 +87,7 @@ pub(super) struct Framed {
     /// Bytes that were taken: those before `start` are sent.
     bytes: Vec<u8>,
     start: usize,
+    flow: Option<Flow>,
     filter: Filter,
     /// The largest message, the largest frame, and what to say to what is larger.
     max: usize,
@@ -93,7 +104,7 @@ impl Framed {
         source: &Endpoint,
         to: Sink,
         framing: Framing,
-        filter: Filter,
+        options: &Options,
         buffer: usize,
         lane: &Lane,
     ) -> Result<Self> {
@@ -106,7 +117,8 @@ impl Framed {
         };
         Ok(Self {
             framing,
-            filter,
+            flow: Flow::new(options),
+            filter: options.filter.clone(),
             intake: Intake::open(source, false, lane).await?,
             bytes: Vec::new(),
             start: 0,
@@ -122,6 +134,9 @@ impl Framed {
     pub async fn pump(&mut self, source: &Endpoint, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
+                if let Some(ended) = ended(&self.flow, lane) {
+                    return Ok(ended);
+                }
                 // The buffer only grows by whole reads and loses whole frames.
                 let rest = &self.bytes[self.start..];
                 let frame =
@@ -211,6 +226,7 @@ impl Framed {
 #[derive(Debug)]
 pub(super) struct Unframed {
     framing: Framing,
+    flow: Option<Flow>,
     outlet: Outlet,
     taken: Option<Taken>,
     /// The message as it stands in the stream, and how much of that is written.
@@ -220,13 +236,20 @@ pub(super) struct Unframed {
 }
 
 impl Unframed {
-    pub async fn open(from: Source, sink: &Endpoint, framing: Framing, lane: &Lane) -> Result<Self> {
+    pub async fn open(
+        from: Source,
+        sink: &Endpoint,
+        framing: Framing,
+        options: &Options,
+        lane: &Lane,
+    ) -> Result<Self> {
         Ok(Self {
             // An event is a JSON object already.
             framing: match (from.from, framing) {
                 (Origin::Events | Origin::Signals, Framing::Json) => Framing::Line,
                 (_, framing) => framing,
             },
+            flow: Flow::new(options),
             outlet: Outlet::open(sink, lane).await?,
             taken: None,
             bytes: Vec::new(),
@@ -238,6 +261,9 @@ impl Unframed {
     pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
+                if let Some(ended) = ended(&self.flow, lane) {
+                    return Ok(ended);
+                }
                 if self.taken.is_none() {
                     let taken = tokio::select! {
                         biased;

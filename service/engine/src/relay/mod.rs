@@ -15,6 +15,7 @@ mod checks;
 mod control;
 mod ends;
 mod filter;
+mod flow;
 mod frames;
 mod json;
 pub mod kinds;

@@ -61,6 +61,21 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
          ..5. Others are taken from the source, dropped and counted",
     ),
     Parameter::new(
+        "count",
+        Type::U64 { min: 1, max: u64::MAX },
+        "End when so many messages are in the sink; not one more is taken. For messages at one end or both",
+    ),
+    Parameter::new(
+        "bytes",
+        Type::Size { min: 1, max: u64::MAX },
+        "End when so many bytes are in the sink; not one more is taken. For bytes at both ends",
+    ),
+    Parameter::new(
+        "idle-ms",
+        Type::U32 { min: 1, max: 86_400_000 },
+        "End when nothing has arrived in the sink for so many milliseconds, whatever the cause; a pause does not count",
+    ),
+    Parameter::new(
         "lifetime",
         Type::Word(&["service", "client"]),
         "service: until Stop or an end; client: also until the creating connection ends",
@@ -116,6 +131,10 @@ pub(crate) struct Options {
     /// What every message into the sink has.
     pub attributes: Dict,
     pub filter: Filter,
+    /// It ends after so many messages, so many bytes, or so much time without any.
+    pub count: Option<u64>,
+    pub bytes: Option<u64>,
+    pub idle: Option<Duration>,
     /// The keys that were given, for what fits only some ends.
     given: Vec<&'static str>,
     pub client_lifetime: bool,
@@ -152,6 +171,9 @@ impl Options {
             since: checked.size("since").unwrap_or(0),
             attributes: checked.dict("attributes").cloned().unwrap_or_default(),
             filter: Filter::parse(checked.dict("filter"))?,
+            count: checked.size("count"),
+            bytes: checked.size("bytes"),
+            idle: checked.u32("idle-ms").map(|idle| Duration::from_millis(idle.into())),
             given: given.collect(),
             client_lifetime: checked.text("lifetime") == Some("client"),
             fds: checked.bool("fds"),

@@ -1,7 +1,10 @@
 //! The task of a relay: it pumps, both ways where that was asked for, until the source ends,
 //! something fails, or somebody stops it.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt, future::join};
 use ipc_kernel::{Error, Kind, Result, shape::Direction};
@@ -25,6 +28,8 @@ pub(super) enum Ended {
     EndOfStream,
     /// A sink of a fixed size has no room left.
     Full,
+    /// As much as was wanted is in the sink.
+    Enough(String),
     /// Nobody reads from the sink any more; nothing was lost.
     SinkGone(Error),
 }
@@ -32,7 +37,7 @@ pub(super) enum Ended {
 /// How a relay ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
-    /// `end of stream`, `stopped`, `the memory is full`, or what went wrong.
+    /// `end of stream`, `stopped`, `the memory is full`, `count=3 is reached`, or what went wrong.
     pub reason: String,
     /// Bytes and messages that arrived in the sink.
     pub bytes: u64,
@@ -117,20 +122,21 @@ impl Way<'_> {
         let messages_into = |all| Sink::new(engine, (source, plan.from), (sink, plan.into), options, all);
         Ok(match plan.conversion {
             Conversion::Streams => {
-                Work::Streams(Streams::open(source, sink, options.fds, buffer, lane).await?.into())
+                Work::Streams(Streams::open(source, sink, options, buffer, lane).await?.into())
             }
             Conversion::Messages => {
                 let to = messages_into(false);
-                Work::Messages(Messages::new(messages_from(to.largest()?), to).into())
+                Work::Messages(Messages::new(messages_from(to.largest()?), to, options).into())
             }
             Conversion::Framed(framing) => {
-                let (to, filter) = (messages_into(framing == Framing::Json), options.filter.clone());
-                Work::Framed(Framed::open(source, to, framing, filter, buffer, lane).await?.into())
+                let to = messages_into(framing == Framing::Json);
+                Work::Framed(Framed::open(source, to, framing, options, buffer, lane).await?.into())
             }
             Conversion::Unframed(framing) => {
                 let largest =
                     Largest { bytes: buffer as u64, because: "that a relay may hold (relay-buffer)" };
-                Work::Unframed(Unframed::open(messages_from(largest), sink, framing, lane).await?.into())
+                let from = messages_from(largest);
+                Work::Unframed(Unframed::open(from, sink, framing, options, lane).await?.into())
             }
         })
     }
@@ -211,6 +217,7 @@ pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Op
                 Order::Stop(reason) => break Some(reason),
             },
             () = both => break None,
+            reason = idle(&relay) => break Some(reason),
         }
     };
     let mut torn = forth.give_back().await;
@@ -228,6 +235,22 @@ pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Op
     relay.finish(&engine, reason, failed);
 }
 
+/// Completes when nothing has moved for as long as `idle-ms` says, beginning now.
+async fn idle(relay: &Relay) -> String {
+    let Some(limit) = relay.options.idle else {
+        return std::future::pending().await;
+    };
+    let began = Instant::now();
+    loop {
+        let lanes = std::iter::once(&relay.forth).chain(&relay.back);
+        let still = lanes.map(|lane| lane.meter.still()).fold(began.elapsed(), Duration::min);
+        match limit.saturating_sub(still) {
+            Duration::ZERO => return format!("nothing moved for {} ms (idle-ms)", limit.as_millis()),
+            rest => tokio::time::sleep(rest).await,
+        }
+    }
+}
+
 /// What to say of a relay that came to its end by itself.
 fn outcome(forth: Option<Result<Ended>>, back: Option<Result<Ended>>) -> (String, bool) {
     let two_ways = back.is_some();
@@ -238,6 +261,7 @@ fn outcome(forth: Option<Result<Ended>>, back: Option<Result<Ended>>) -> (String
         Some(Err(error)) => (error.text, true),
         // With two ways, a peer that closes ends both, and nothing is wrong.
         Some(Ok(Ended::SinkGone(error))) if !two_ways => (error.text, true),
+        Some(Ok(Ended::Enough(reason))) => (reason, false),
         Some(Ok(Ended::Full)) => ("the memory is full".to_owned(), false),
         _ => ("end of stream".to_owned(), false),
     }
