@@ -147,6 +147,13 @@ even taken; queues give it out, and it is kept for the next `Receive`. What was 
 relay ends goes back: messages to the front, a unit to the semaphore, a wake-up to the next waiter. Events were never
 taken.
 
+So it is with a message that cannot be converted, and one with an attribute that the sink refuses. With `on-error=skip` such
+messages are taken and dropped, and the relay goes on: `Inspect` has their number as `skipped`, and why the last one was
+dropped as `skipped-reason`. In a stream the whole frame is dropped, a line up to its newline; whoever stops the relay in
+between finds the rest of it at the source, and `Finished` says so. An end that is gone or fails, a stream that ends within a
+message, and a peer that has left still end the relay: they are about no message. There is nothing to skip between two
+streams.
+
 ## How much, and for how long
 
 | option | the relay ends |

@@ -92,6 +92,7 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
             "bytes at both ends; messages are counted by the option \"count\"",
         ),
         ("count", options.both, "one direction: start two relays instead of both=true"),
+        ("on-error", options.skip && conversion == Conversion::Streams, "messages at one end or both"),
         ("bytes", options.both, "one direction: start two relays instead of both=true"),
         ("attributes", options.both, "one direction: start two relays instead of both=true"),
         ("filter", options.both, "one direction: start two relays instead of both=true"),

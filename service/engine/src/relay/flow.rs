@@ -1,8 +1,11 @@
-//! What bounds the flow of one direction: after how much it ends.
+//! What bounds the flow of one direction: after how much it ends, and how fast it is.
 //!
-//! A relay without such options has no [`Flow`], and its loops ask nothing.
+//! A relay without such options has no [`Flow`], and its loops ask nothing. What is too fast is not taken from the
+//! source, so that its writer feels it.
 
-use super::{options::Options, task::Ended};
+use tokio::time::Instant;
+
+use super::{bucket::Bucket, meter::Meter, options::Options, task::Ended};
 
 /// What one direction keeps to.
 #[derive(Debug)]
@@ -10,26 +13,57 @@ pub(super) struct Flow {
     /// It ends when so many messages or bytes are in the sink.
     count: u64,
     bytes: u64,
+    rate_messages: Option<Bucket>,
+    rate_bytes: Option<Bucket>,
+}
+
+/// What may be taken from a stream now.
+#[derive(Debug)]
+pub(super) enum Bound {
+    /// At most so many bytes, and at least one.
+    Bytes(u64),
+    Later(Instant),
+    Ended(Ended),
 }
 
 impl Flow {
     /// None: nothing bounds it.
     pub fn new(options: &Options) -> Option<Self> {
-        let Options { count, bytes, .. } = *options;
-        let bounds = count.is_some() || bytes.is_some();
-        bounds.then(|| Self { count: count.unwrap_or(u64::MAX), bytes: bytes.unwrap_or(u64::MAX) })
+        let Options { count, bytes, rate_messages, rate_bytes, .. } = *options;
+        [count, bytes, rate_messages, rate_bytes].iter().any(Option::is_some).then(|| Self {
+            count: count.unwrap_or(u64::MAX),
+            bytes: bytes.unwrap_or(u64::MAX),
+            rate_messages: rate_messages.map(Bucket::new),
+            rate_bytes: rate_bytes.map(Bucket::new),
+        })
     }
 
-    /// Before the next message, of which so many have arrived. Some: there is to be none.
-    pub fn ended(&self, arrived: u64) -> Option<Ended> {
-        (arrived >= self.count).then(|| Ended::Enough(format!("count={} is reached", self.count)))
-    }
-
-    /// How many bytes may be taken after so many that were. Err: none any more.
-    pub fn most(&self, taken: u64) -> Result<usize, Ended> {
-        match self.bytes.saturating_sub(taken) {
-            0 => Err(Ended::Enough(format!("bytes={} is reached", self.bytes))),
-            left => Ok(usize::try_from(left).unwrap_or(usize::MAX)),
+    /// Waits until the next message may be taken, after those that the meter has counted. Some: there is to be none.
+    /// May be dropped, and called again.
+    pub async fn next(&mut self, meter: &Meter) -> Option<Ended> {
+        let arrived = meter.messages();
+        if arrived >= self.count {
+            return Some(Ended::Enough(format!("count={} is reached", self.count)));
         }
+        for (bucket, total) in [(&mut self.rate_messages, arrived), (&mut self.rate_bytes, meter.bytes())] {
+            if let Some(bucket) = bucket {
+                bucket.charge(total);
+                bucket.one().await;
+            }
+        }
+        None
+    }
+
+    /// How many bytes may be taken, after so many that were.
+    pub fn most(&mut self, taken: u64) -> Bound {
+        let left = self.bytes.saturating_sub(taken);
+        if left == 0 {
+            return Bound::Ended(Ended::Enough(format!("bytes={} is reached", self.bytes)));
+        }
+        let Some(bucket) = &mut self.rate_bytes else {
+            return Bound::Bytes(left);
+        };
+        bucket.charge(taken);
+        bucket.some(left).map_or_else(Bound::Later, Bound::Bytes)
     }
 }

@@ -6,6 +6,8 @@
 //! One message is on its way at a time. It is in the lane's struct until the sink has it whole,
 //! and goes back to the front of the source when the relay ends before that.
 
+use std::ops::Range;
+
 use ipc_kernel::{Dict, Error, Kind, Result};
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
     ends::{Intake, Outlet},
     filter::Filter,
     flow::Flow,
-    frames,
+    frames::{self, Discard},
     kinds::Origin,
     options::{Framing, Options},
     sinks::Sink,
@@ -59,9 +61,13 @@ impl Messages {
                 let Some(taken) = &self.taken else {
                     return Ok(Ended::EndOfStream);
                 };
-                self.to.send(&taken.data, &taken.attributes, &taken.fds).await?;
-                lane.meter.add_bytes(taken.data.len());
-                lane.meter.add_message();
+                match self.to.send(&taken.data, &taken.attributes, &taken.fds).await {
+                    Ok(()) => {
+                        lane.meter.add_bytes(taken.data.len());
+                        lane.meter.add_message();
+                    }
+                    Err(error) => lane.skips.refuse(error)?,
+                }
                 self.taken = None;
             }
             tokio::task::yield_now().await;
@@ -96,6 +102,8 @@ pub(super) struct Framed {
     ended: bool,
     /// The length of the frame that is on its way, and of the message in it.
     sending: Option<(usize, usize)>,
+    /// What is still to come of a message that is dropped.
+    discard: Option<Discard>,
     to: Sink,
 }
 
@@ -127,6 +135,7 @@ impl Framed {
             bound,
             ended: false,
             sending: None,
+            discard: None,
             to,
         })
     }
@@ -139,29 +148,34 @@ impl Framed {
                 }
                 // The buffer only grows by whole reads and loses whole frames.
                 let rest = &self.bytes[self.start..];
-                let frame =
-                    self.framing.next(rest, self.ended, self.frame).map_err(|error| match error.kind {
-                        Kind::TooLarge => error.help(&self.bound),
-                        _ => error,
-                    })?;
-                if let Some(frame) = frame {
-                    let payload = &rest[frame.payload];
-                    let decoded = self.framing.decode(payload)?;
-                    let (data, attributes) = match &decoded {
-                        Some((data, attributes)) => (data.as_slice(), attributes),
-                        None => (payload, NONE),
-                    };
-                    if data.len() > self.max {
-                        return Err(frames::too_long("message", Some(data.len()), self.max).help(&self.bound));
+                if let Some(discard) = self.discard {
+                    let (gone, left) = discard.of(rest);
+                    self.start += gone;
+                    self.discard = left;
+                    if left.is_some() && !self.ended {
+                        self.read(source).await?;
+                    } else if left.is_some() {
+                        return Ok(Ended::EndOfStream);
                     }
-                    if !self.filter.matches(attributes) {
-                        lane.filtered();
-                        self.start += frame.total;
+                    continue;
+                }
+                let frame = match self.framing.next(rest, self.ended, self.frame) {
+                    Err(error) if error.kind == Kind::TooLarge => {
+                        lane.skips.refuse(error.help(&self.bound))?;
+                        self.discard = Some(self.framing.discard(rest));
                         continue;
                     }
-                    self.sending = Some((frame.total, data.len()));
-                    self.to.send(data, attributes, &[]).await?;
-                    self.arrived(lane);
+                    frame => frame?,
+                };
+                if let Some(frame) = frame {
+                    match self.send(frame.payload, frame.total, lane).await {
+                        Ok(()) => self.arrived(lane),
+                        Err(error) => {
+                            lane.skips.refuse(error)?;
+                            self.sending = None;
+                            self.start += frame.total;
+                        }
+                    }
                 } else if self.ended {
                     return Ok(Ended::EndOfStream);
                 } else {
@@ -170,6 +184,26 @@ impl Framed {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Sends the message that lies there in what has come, in a frame of `total` bytes.
+    async fn send(&mut self, payload: Range<usize>, total: usize, lane: &Lane) -> Result<()> {
+        let payload = &self.bytes[self.start..][payload];
+        let decoded = self.framing.decode(payload)?;
+        let (data, attributes) = match &decoded {
+            Some((data, attributes)) => (data.as_slice(), attributes),
+            None => (payload, NONE),
+        };
+        if data.len() > self.max {
+            return Err(frames::too_long("message", Some(data.len()), self.max).help(&self.bound));
+        }
+        if !self.filter.matches(attributes) {
+            lane.filtered();
+            self.start += total;
+            return Ok(());
+        }
+        self.sending = Some((total, data.len()));
+        self.to.send(data, attributes, &[]).await
     }
 
     /// What is on its way is in the sink.
@@ -212,13 +246,26 @@ impl Framed {
         }
     }
 
-    pub async fn give_back(mut self, source: &Endpoint, lane: &Lane) {
+    /// A message of which a part is dropped has its rest at the source, and the next reader has to be told.
+    pub async fn give_back(mut self, source: &Endpoint, lane: &Lane) -> Option<String> {
         if self.to.arrived().await {
             self.arrived(lane);
         }
         if source.kernel.stream().is_some() {
             source.keep_bytes(&self.bytes[self.start..]);
         }
+        let rest = "the source goes on with the rest of a message that was dropped";
+        self.discard.filter(|_| !self.ended).map(|_| rest.to_owned())
+    }
+}
+
+/// The message as it stands in the stream.
+fn wrapped(framing: Framing, taken: &Taken) -> Result<Vec<u8>> {
+    match taken.fds.len() {
+        0 => framing.wrap(&taken.data, &taken.attributes),
+        count => Err(Error::not_supported(format!(
+            "a message with {count} file descriptors cannot go into a stream of bytes"
+        ))),
     }
 }
 
@@ -277,15 +324,15 @@ impl Unframed {
                         return Ok(Ended::EndOfStream);
                     };
                     let taken = self.taken.insert(taken);
-                    if !taken.fds.is_empty() {
-                        return Err(Error::not_supported(format!(
-                            "a message with {} file descriptors cannot go into a stream of bytes; it was kept at the \
-                             source",
-                            taken.fds.len()
-                        )));
-                    }
-                    self.bytes = self.framing.wrap(&taken.data, &taken.attributes)?;
                     self.written = 0;
+                    match wrapped(self.framing, taken) {
+                        Ok(bytes) => self.bytes = bytes,
+                        Err(error) => {
+                            lane.skips.refuse(error)?;
+                            self.taken = None;
+                            continue;
+                        }
+                    }
                 }
                 if self.outlet.cursor.room() < self.bytes.len() - self.written {
                     return Ok(Ended::Full);

@@ -23,6 +23,7 @@ mod messages;
 mod meter;
 pub mod options;
 mod sinks;
+mod skip;
 mod sources;
 mod streams;
 mod task;
@@ -41,6 +42,7 @@ use self::{
     kinds::Origin,
     meter::Meter,
     options::Options,
+    skip::Skips,
 };
 pub use self::{options::RELAY_OPTIONS, task::Finished};
 
@@ -98,16 +100,19 @@ struct Lane {
     method: Mutex<&'static str>,
     /// How many messages the option `filter` has dropped.
     filtered: AtomicU64,
+    /// What the sink could not take.
+    skips: Skips,
     waiting: AtomicBool,
     news: Weak<Relay>,
 }
 
 impl Lane {
-    fn new(news: Weak<Relay>) -> Self {
+    fn new(news: Weak<Relay>, options: &Options) -> Self {
         Self {
             meter: Meter::new(),
             method: Mutex::new("none yet"),
             filtered: AtomicU64::new(0),
+            skips: Skips::new(options.skip),
             waiting: AtomicBool::new(false),
             news,
         }
@@ -173,8 +178,8 @@ impl Engine {
             created_at: crate::events::now(),
             ended: Flag::new(),
             control: Control::default(),
-            forth: Lane::new(news.clone()),
-            back: options.both.then(|| Lane::new(news.clone())),
+            forth: Lane::new(news.clone(), &options),
+            back: options.both.then(|| Lane::new(news.clone(), &options)),
             options,
             finished: OnceLock::new(),
             dirty: AtomicBool::new(false),
@@ -309,7 +314,9 @@ impl Relay {
         if !self.options.filter.is_empty() {
             state.insert("filtered".into(), self.forth.filtered.load(Ordering::Relaxed).into());
         }
+        self.forth.skips.tell(&mut state, "");
         if let Some(back) = &self.back {
+            back.skips.tell(&mut state, "-back");
             state.insert("method-back".into(), back.method().into());
             state.insert("bytes-back".into(), back.meter.bytes().into());
             state.insert("messages-back".into(), back.meter.messages().into());

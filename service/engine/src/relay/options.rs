@@ -76,6 +76,13 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
         "End when nothing has arrived in the sink for so many milliseconds, whatever the cause; a pause does not count",
     ),
     Parameter::new(
+        "on-error",
+        Type::Word(&["stop", "skip"]),
+        "What becomes of a message that the sink can never take: too large, not convertible, or with an attribute that is \
+         refused. stop: it is kept at the source, and the relay ends; skip: it is dropped, and counted in Inspect",
+    )
+    .default("stop"),
+    Parameter::new(
         "lifetime",
         Type::Word(&["service", "client"]),
         "service: until Stop or an end; client: also until the creating connection ends",
@@ -135,6 +142,8 @@ pub(crate) struct Options {
     pub count: Option<u64>,
     pub bytes: Option<u64>,
     pub idle: Option<Duration>,
+    /// Messages that the sink can never take are dropped.
+    pub skip: bool,
     /// The keys that were given, for what fits only some ends.
     given: Vec<&'static str>,
     pub client_lifetime: bool,
@@ -174,6 +183,7 @@ impl Options {
             count: checked.size("count"),
             bytes: checked.size("bytes"),
             idle: checked.u32("idle-ms").map(|idle| Duration::from_millis(idle.into())),
+            skip: checked.text("on-error") == Some("skip"),
             given: given.collect(),
             client_lifetime: checked.text("lifetime") == Some("client"),
             fds: checked.bool("fds"),

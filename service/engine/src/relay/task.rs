@@ -174,10 +174,7 @@ impl Way<'_> {
                 messages.give_back(self.lane).await;
                 None
             }
-            Work::Framed(framed) => {
-                framed.give_back(self.source, self.lane).await;
-                None
-            }
+            Work::Framed(framed) => framed.give_back(self.source, self.lane).await,
             Work::Unframed(unframed) => unframed.give_back().await,
         }
     }

@@ -13,7 +13,7 @@ pub(super) async fn seqpacket(world: &World) -> (Arc<Endpoint>, OwnedFd) {
 }
 
 /// Messages of many lengths, none of them 0.
-fn messages(count: u64, max: usize) -> Vec<Vec<u8>> {
+pub(super) fn messages(count: u64, max: usize) -> Vec<Vec<u8>> {
     (0..count)
         .map(|n| {
             let size = usize::from_ne_bytes(noise(8, n + 1).try_into().unwrap()) % max + 1;

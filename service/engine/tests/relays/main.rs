@@ -6,6 +6,7 @@ mod flow;
 mod framed;
 mod rights;
 mod shapes;
+mod skip;
 mod streams;
 mod verbs;
 
