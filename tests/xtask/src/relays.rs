@@ -164,4 +164,12 @@ streams.
 
 That is no error: `Finished` says `count=3 is reached`, the state is `finished`, and both endpoints stay as they are. The end
 of stream is not passed on, as the source is not at its end; another relay can go on there.
+
+## How fast
+
+`rate-bytes` and `rate-messages` are the most that goes in a second, as a token bucket (tc-tbf(8)) has it: after a pause what
+the rate gives in 100 ms, and at least one, goes at once; from then on no window is faster than that. What is too fast is not
+taken from the source, so a pipe fills and its writer waits. Bytes come in portions of 20 ms. A message goes as a whole,
+however large it is, and those behind it wait for what it was too much. With both=true each way has the rate for itself.
+Both options together are both kept to. splice(2) goes on moving the bytes.
 "#;

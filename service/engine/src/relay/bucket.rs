@@ -47,7 +47,7 @@ impl Bucket {
 
     /// How many may go by now.
     fn there(&self, now: Instant) -> u64 {
-        let time = (now + self.burst).saturating_duration_since(self.full_at);
+        let time = (now + self.burst).saturating_duration_since(self.full_at.max(now));
         u64::try_from(time.as_nanos() * u128::from(self.rate) / 1_000_000_000).unwrap_or(u64::MAX)
     }
 
@@ -103,7 +103,7 @@ mod tests {
     /// In no window more than the rate and one burst, and over all not less than the rate.
     #[tokio::test(start_paused = true)]
     async fn any_window_is_within_the_rate() {
-        for rate in [1, 7, 20, 1000, 65_537, 10_000_000, 1 << 40] {
+        for rate in [1, 7, 20, 1000, 65_537, 10_000_000, 1 << 30] {
             let mut bucket = Bucket::new(rate);
             let burst = bucket.burst.as_secs_f64() * rate as f64;
             let time = Duration::from_secs(if rate < 100 { 60 } else { 3 });
@@ -118,8 +118,7 @@ mod tests {
             }
             let all: u64 = log.iter().map(|(_, length)| length).sum();
             let least = time.as_secs_f64() * rate as f64 * 0.95;
-            // At the highest rate pieces of one byte are what limits it.
-            assert!(all as f64 >= least || rate > 1 << 30, "{rate}/s: {all} of {least}");
+            assert!(all as f64 >= least, "{rate}/s: {all} of {least}");
         }
     }
 

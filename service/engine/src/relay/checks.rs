@@ -91,6 +91,11 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
             conversion != Conversion::Streams,
             "bytes at both ends; messages are counted by the option \"count\"",
         ),
+        (
+            "rate-messages",
+            conversion == Conversion::Streams,
+            "messages at one end or both; between two streams there is the option \"rate-bytes\"",
+        ),
         ("count", options.both, "one direction: start two relays instead of both=true"),
         ("on-error", options.skip && conversion == Conversion::Streams, "messages at one end or both"),
         ("bytes", options.both, "one direction: start two relays instead of both=true"),

@@ -30,11 +30,6 @@ pub(super) const TURN: usize = 16;
 /// The attributes of a frame that has none.
 const NONE: &Dict = &Dict::new();
 
-/// Some: no more messages are to be taken.
-fn ended(flow: &Option<Flow>, lane: &Lane) -> Option<Ended> {
-    flow.as_ref()?.ended(lane.meter.messages())
-}
-
 /// Messages to messages.
 #[derive(Debug)]
 pub(super) struct Messages {
@@ -52,7 +47,9 @@ impl Messages {
     pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
-                if let Some(ended) = ended(&self.flow, lane) {
+                if let Some(flow) = &mut self.flow
+                    && let Some(ended) = flow.next(&lane.meter).await
+                {
                     return Ok(ended);
                 }
                 if self.taken.is_none() {
@@ -143,7 +140,9 @@ impl Framed {
     pub async fn pump(&mut self, source: &Endpoint, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
-                if let Some(ended) = ended(&self.flow, lane) {
+                if let Some(flow) = &mut self.flow
+                    && let Some(ended) = flow.next(&lane.meter).await
+                {
                     return Ok(ended);
                 }
                 // The buffer only grows by whole reads and loses whole frames.
@@ -308,8 +307,18 @@ impl Unframed {
     pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
-                if let Some(ended) = ended(&self.flow, lane) {
-                    return Ok(ended);
+                if let Some(flow) = &mut self.flow {
+                    let ended = tokio::select! {
+                        biased;
+                        ended = flow.next(&lane.meter) => ended,
+                        gone = self.outlet.gone() => {
+                            gone?;
+                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
+                        }
+                    };
+                    if let Some(ended) = ended {
+                        return Ok(ended);
+                    }
                 }
                 if self.taken.is_none() {
                     let taken = tokio::select! {

@@ -10,6 +10,7 @@
 //! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
 //! that does not fit stays at the source.
 
+mod bucket;
 mod buffers;
 mod checks;
 mod control;

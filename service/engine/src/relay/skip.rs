@@ -60,7 +60,7 @@ fn of_the_message(kind: Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ipc_kernel::dict;
+    use ipc_kernel::Value;
 
     #[test]
     fn only_messages_are_skipped() {
@@ -70,7 +70,8 @@ mod tests {
         skips.refuse(Error::new(Kind::Gone, "c")).unwrap_err();
         let mut state = Dict::new();
         skips.tell(&mut state, "-back");
-        assert_eq!(state, dict! { "skipped-back" => 2u64, "skipped-reason-back" => "b" });
+        assert_eq!(state["skipped-back"].integer(), Some(2));
+        assert!(matches!(&state["skipped-reason-back"], Value::Text(why) if why == "b"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::{
     Lane,
     buffers::{self, Pending},
     ends::{Intake, Outlet},
-    flow::Flow,
+    flow::{Bound, Flow},
     options::Options,
     task::Ended,
 };
@@ -130,10 +130,20 @@ impl Streams {
         let (mut bytes, mut operations) = (0, 0);
         let mut shown = "";
         loop {
-            if self.flow.is_some()
-                && let Some(ended) = self.bound(lane)
-            {
-                return Ok(ended);
+            match self.bound(lane) {
+                None => {}
+                Some(Bound::Ended(ended)) => return Ok(ended),
+                Some(Bound::Later(then)) => {
+                    tokio::select! {
+                        biased;
+                        gone = self.outlet.gone() => {
+                            gone?;
+                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
+                        }
+                        () = tokio::time::sleep_until(then) => continue,
+                    }
+                }
+                Some(Bound::Bytes(most)) => self.most = usize::try_from(most).unwrap_or(CHUNK).min(CHUNK),
             }
             if self.outlet.cursor.room() == 0 {
                 return Ok(Ended::Full);
@@ -178,12 +188,12 @@ impl Streams {
         }
     }
 
-    /// Some: there is no more to be taken, and nothing left of what was.
-    fn bound(&mut self, lane: &Lane) -> Option<Ended> {
-        let held = self.held();
-        let most = self.flow.as_ref()?.most(lane.meter.bytes() + held as u64);
-        self.most = *most.as_ref().unwrap_or(&0).min(&CHUNK);
-        most.err().filter(|_| held == 0)
+    /// What may be taken now. None: as much as there is, or nothing before what was taken is in the sink.
+    fn bound(&mut self, lane: &Lane) -> Option<Bound> {
+        if self.flow.is_none() || self.held() > 0 {
+            return None;
+        }
+        self.flow.as_mut().map(|flow| flow.most(lane.meter.bytes()))
     }
 
     fn step(&mut self, source: &Endpoint) -> Result<Step> {

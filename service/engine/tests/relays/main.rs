@@ -4,6 +4,7 @@
 
 mod flow;
 mod framed;
+mod rate;
 mod rights;
 mod shapes;
 mod skip;
