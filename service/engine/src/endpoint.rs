@@ -28,6 +28,7 @@ use crate::{
     flag::Flag,
     limits::Limits,
     options::Lifetime,
+    relay::Turns,
     wait::{Cancel, Patience, complete},
 };
 
@@ -65,6 +66,8 @@ pub struct Endpoint {
     kept: Mutex<VecDeque<Message>>,
     /// Bytes likewise.
     kept_bytes: Mutex<VecDeque<u8>>,
+    /// The relays that write into it.
+    pub(crate) turns: Turns,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -114,6 +117,7 @@ impl Endpoint {
             given_back: Event::new(),
             kept: Mutex::default(),
             kept_bytes: Mutex::default(),
+            turns: Turns::default(),
         }
     }
 

@@ -172,4 +172,13 @@ the rate gives in 100 ms, and at least one, goes at once; from then on no window
 taken from the source, so a pipe fills and its writer waits. Bytes come in portions of 20 ms. A message goes as a whole,
 however large it is, and those behind it wait for what it was too much. With both=true each way has the rate for itself.
 Both options together are both kept to. splice(2) goes on moving the bytes.
+
+## Several relays into one sink
+
+Any number of relays may write into one sink of messages, and into one stream if all of them have `framing`: they take turns, so
+each message stays whole. Messages of one source keep their order; between those of two sources there is none but that in
+which they came in. A relay that was paused within a message makes the others wait, and one that is stopped there says so in
+`Finished`, as what follows comes behind a part of a message. The end of stream is passed on when the last of them ends
+with it. Two relays of bytes without framing would mix them, and are refused: lead their lines through a queue or a packet pipe.
+Messages of one source may go to several relays, too, each to one of them; of a stream there is one reader.
 "#;

@@ -6,9 +6,10 @@
 //! One message is on its way at a time. It is in the lane's struct until the sink has it whole,
 //! and goes back to the front of the source when the relay ends before that.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use ipc_kernel::{Dict, Error, Kind, Result};
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Lane,
@@ -278,13 +279,16 @@ pub(super) struct Unframed {
     /// The message as it stands in the stream, and how much of that is written.
     bytes: Vec<u8>,
     written: usize,
+    sink: Arc<Endpoint>,
+    /// While a message is being written: nobody else's is.
+    turn: Option<OwnedMutexGuard<()>>,
     from: Source,
 }
 
 impl Unframed {
     pub async fn open(
         from: Source,
-        sink: &Endpoint,
+        sink: &Arc<Endpoint>,
         framing: Framing,
         options: &Options,
         lane: &Lane,
@@ -300,6 +304,8 @@ impl Unframed {
             taken: None,
             bytes: Vec::new(),
             written: 0,
+            sink: sink.clone(),
+            turn: None,
             from,
         })
     }
@@ -343,6 +349,9 @@ impl Unframed {
                         }
                     }
                 }
+                if self.turn.is_none() {
+                    self.turn = Some(self.sink.turns.turn().await);
+                }
                 if self.outlet.cursor.room() < self.bytes.len() - self.written {
                     return Ok(Ended::Full);
                 }
@@ -359,6 +368,7 @@ impl Unframed {
                 }
                 lane.meter.add_message();
                 self.taken = None;
+                self.turn = None;
                 self.bytes = Vec::new();
             }
             tokio::task::yield_now().await;

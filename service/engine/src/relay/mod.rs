@@ -28,6 +28,7 @@ mod skip;
 mod sources;
 mod streams;
 mod task;
+mod turns;
 
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError, Weak,
@@ -38,6 +39,7 @@ use ipc_kernel::{Dict, Error, Kind, Result, dict};
 
 use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
+pub(crate) use self::turns::Turns;
 use self::{
     control::{Control, Order},
     kinds::Origin,

@@ -19,6 +19,7 @@ use super::{
     sinks::Sink,
     sources::{Largest, Source},
     streams::Streams,
+    turns::Writer,
 };
 use crate::{Engine, endpoint::Endpoint, flag::Flag};
 
@@ -63,6 +64,7 @@ struct Way<'a> {
     relay: &'a Relay,
     lane: &'a Lane,
     plan: Plan,
+    writer: Writer<'a>,
     work: Option<Work>,
     ended: Option<Result<Ended>>,
 }
@@ -79,7 +81,9 @@ impl Way<'_> {
             // The other direction has failed in a way that concerns this one.
             () = failed.wait() => return,
         };
-        let passes_on = matches!(ended, Ok(Ended::EndOfStream)) && self.relay.options.shutdown;
+        // Others that still write into the sink keep it open.
+        let last = self.writer.leave();
+        let passes_on = last && matches!(ended, Ok(Ended::EndOfStream)) && self.relay.options.shutdown;
         if passes_on {
             // What we hold of the sink's end goes first, so that its reader sees the end.
             self.work = None;
@@ -189,6 +193,7 @@ pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Op
         relay: &relay,
         lane,
         plan,
+        writer: Writer::new(sink),
         work: None,
         ended: None,
     };

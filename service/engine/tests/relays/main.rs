@@ -4,6 +4,7 @@
 
 mod flow;
 mod framed;
+mod merge;
 mod rate;
 mod rights;
 mod shapes;
