@@ -164,6 +164,8 @@ streams.
 
 That is no error: `Finished` says `count=3 is reached`, the state is `finished`, and both endpoints stay as they are. The end
 of stream is not passed on, as the source is not at its end; another relay can go on there.
+Of a stream with `framing` a part was read ahead to find where messages end: what was not moved is kept at the source's
+endpoint for whoever reads or relays from it there. Other programs with the same pipe or socket do not see that part.
 
 ## How fast
 
