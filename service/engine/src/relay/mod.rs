@@ -8,7 +8,8 @@
 //!
 //! The rules, as the reference has them: end of stream of the source is passed on as a half-close
 //! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
-//! that does not fit stays at the source.
+//! that does not fit stays at the source, or is dropped and told ([`skip`]). How much goes, and how fast, may be
+//! bounded ([`flow`]); several may write messages into one stream ([`turns`]).
 
 mod bucket;
 mod buffers;
