@@ -51,7 +51,7 @@ QtObject {
     /** The kernel tells one thing in several messages; those that follow at once are one ring. */
     readonly property Timer gathering: Timer {
         interval: 50
-        onTriggered: bell.service.call(bell.object, "Messages", "Purge", "", [], () => {
+        onTriggered: bell.service.call(bell.object, "Messages", "Purge", "a{sv}", [{}], () => {
             bell.rung();
             bell.settling.restart();
             bell.wait();

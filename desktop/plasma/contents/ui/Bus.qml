@@ -8,7 +8,7 @@ QtObject {
 
     required property string kind
     required property int type
-    required property QtObject connection
+    required property var connection
     required property string name
 
     readonly property bool owned: watcher.registered

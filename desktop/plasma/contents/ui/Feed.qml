@@ -53,8 +53,8 @@ QtObject {
     }
 
     function device({action, devpath, subsystem}) {
-        // The queues of an interface come and go with it.
-        if (!devicesWanted || subsystem === "queues")
+        // The queues of an interface and the bookkeeping of a mount come and go with it.
+        if (!devicesWanted || ["queues", "bdi"].includes(subsystem))
             return;
         const name = devpath.slice(devpath.lastIndexOf("/") + 1);
         const texts = {

@@ -63,15 +63,18 @@ RowLayout {
         model: line.actions
 
         PlasmaComponents.ToolButton {
+            id: button
             required property Kirigami.Action modelData
 
             icon.name: modelData.icon.name
+            icon.width: Kirigami.Units.iconSizes.small
+            icon.height: Kirigami.Units.iconSizes.small
             text: modelData.text
             display: PlasmaComponents.ToolButton.IconOnly
             onClicked: modelData.trigger()
 
             PlasmaComponents.ToolTip {
-                text: parent.text
+                text: button.text
             }
         }
     }

@@ -39,7 +39,7 @@ PlasmoidItem {
     fullRepresentation: Full {
         service: ipc
         network: net
-        folders: watches
+        folders: followed
         processes: awaited
         objects: held
         feed: lately
@@ -47,7 +47,7 @@ PlasmoidItem {
         Layout.minimumWidth: Kirigami.Units.gridUnit * 20
         Layout.minimumHeight: Kirigami.Units.gridUnit * 16
         Layout.preferredWidth: Kirigami.Units.gridUnit * 24
-        Layout.preferredHeight: Kirigami.Units.gridUnit * 32
+        Layout.preferredHeight: Kirigami.Units.gridUnit * 38
     }
 
     onLookedChanged: {
@@ -59,7 +59,7 @@ PlasmoidItem {
 
     Component.onDestruction: {
         net.close();
-        watches.close();
+        followed.close();
         awaited.close();
     }
 
@@ -74,12 +74,12 @@ PlasmoidItem {
         id: ipc
         onArrived: {
             net.start();
-            watches.start();
+            followed.start();
             awaited.start();
         }
         onLeft: {
             net.stop();
-            watches.stop();
+            followed.stop();
             held.stop();
         }
         onPresenceChanged: console.debug(log, "service", presence, kind)
@@ -91,7 +91,7 @@ PlasmoidItem {
         onLinksChanged: links.forEach(link => console.debug(log, "link", link.name, link.state, link.addresses.join(" ")))
     }
     Folders {
-        id: watches
+        id: followed
         service: ipc
         wanted: Plasmoid.configuration.folders.filter(path => path)
         onHappened: (events, path, from) => {
@@ -99,6 +99,7 @@ PlasmoidItem {
             if (text && Plasmoid.configuration.notifyFolders)
                 notify.tell(text, "");
         }
+        onWatchesChanged: watches.forEach(it => console.debug(log, "folder", it.path, it.object ? "watched" : it.error))
     }
     Processes {
         id: awaited
