@@ -21,7 +21,11 @@ until_line() {
 
 # until_true COMMAND…: waits until it succeeds, for what tells nobody when it is ready.
 until_true() {
-    timeout 60 sh -c 'until "$@" >/dev/null 2>&1; do sleep 0.2; done' - "$@" || fail "never true: $*"
+    local deadline=$((SECONDS + 60))
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "never true: $*"
+        sleep 0.2
+    done
 }
 
 # A screen, without one.
@@ -29,6 +33,8 @@ screen() {
     export DISPLAY=:7
     Xvfb "$DISPLAY" -screen 0 1280x800x24 -nolisten tcp &
     until_true xdotool getdisplaygeometry
+    # For what the bus starts.
+    dbus-update-activation-environment --all
 }
 
 # Things do not stop moving with a signal to everybody; so pictures, which only people look at, are made a little later.

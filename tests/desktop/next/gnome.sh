@@ -29,16 +29,9 @@ until_true busctl --user call org.gnome.Shell.Screenshot /org/gnome/Shell/Screen
 opened() {
     evaluate "Main.overview.hide(); $menu.open(); $menu.isOpen" | grep --quiet "true, 'true'"
 }
-for _ in $(seq 60); do
-    opened && break
-    sleep 0.5
-done
+until_true opened
 for text in left 10.77.0.1/24 '1 message' 'Watch This Folder'; do
-    for _ in $(seq 60); do
-        rows "$text" && break
-        sleep 0.5
-    done
-    rows "$text" || fail "the menu has no $text"
+    until_true rows "$text"
     echo "ok: $text"
 done
 sleep 2

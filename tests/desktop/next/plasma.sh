@@ -5,7 +5,7 @@ export XDG_CURRENT_DESKTOP=KDE KDE_FULL_SESSION=true KDE_SESSION_VERSION=6 QT_QP
 export QT_FORCE_STDERR_LOGGING=1 QT_LOGGING_RULES='org.example.ipc.debug=true'
 log=/pictures/plasma.log
 
-script() {
+evaluate() {
     busctl --user call org.kde.plasmashell /PlasmaShell org.kde.PlasmaShell evaluateScript s "$1"
 }
 
@@ -23,8 +23,8 @@ kpackagetool6 -t Plasma/Applet -i /ipc/org.example.IPC.plasmoid || fail "kpackag
 service
 objects
 plasmashell --no-respawn >"$log" 2>&1 &
-until_true script 'if (!desktops().length) throw 1'
-script "
+until_true evaluate 'if (!desktops().length) throw 1'
+evaluate "
     panels().forEach(panel => panel.remove());
     const panel = new Panel;
     panel.location = 'bottom';
@@ -63,7 +63,7 @@ xdotool search --name 'IPC Settings' windowclose
 sleep 1
 
 # On the desktop, where it is typed into.
-script "desktops()[0].addWidget('org.example.IPC', 700, 40, 440, 660)" || fail "no widget on the desktop"
+evaluate "desktops()[0].addWidget('org.example.IPC', 700, 40, 440, 660)" || fail "no widget on the desktop"
 waiting
 sleep 4
 xdotool mousemove 900 "${PLASMA_PROCESS_Y:-505}" click 1

@@ -30,17 +30,13 @@ openbox >/dev/null 2>&1 &
 service
 objects
 xfce4-panel >/pictures/xfce4-panel.log 2>&1 &
-until_true busctl --user status org.kde.StatusNotifierWatcher
+until_true busctl --user get-property org.kde.StatusNotifierWatcher /StatusNotifierWatcher org.kde.StatusNotifierWatcher IsStatusNotifierHostRegistered
 /ipc/ipc-tray >/pictures/ipc-tray.log 2>&1 &
 registered() {
     busctl --user get-property org.kde.StatusNotifierWatcher /StatusNotifierWatcher \
         org.kde.StatusNotifierWatcher RegisteredStatusNotifierItems | grep --quiet '^as [1-9]'
 }
-for _ in $(seq 100); do
-    registered && break
-    sleep 0.2
-done
-registered || fail "the panel has no item"
+until_true registered
 picture tray-panel
 xdotool mousemove 17 16 click 1
 picture tray-menu
