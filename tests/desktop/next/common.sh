@@ -43,6 +43,11 @@ picture() {
     import -window root "/pictures/$1.png"
 }
 
+icons() {
+    mkdir -p "$HOME/.local/share/icons"
+    cp -r /ipc/desktop/session/icons/hicolor "$HOME/.local/share/icons/"
+}
+
 manager() {
     busctl --user call org.example.IPC /org/example/IPC org.example.IPC "$@" | cut -d '"' -f 2
 }

@@ -17,6 +17,7 @@ waiting() {
     exec 4>"$HOME/end"
 }
 
+icons
 screen
 openbox >/dev/null 2>&1 &
 kpackagetool6 -t Plasma/Applet -i /ipc/org.example.IPC.plasmoid || fail "kpackagetool6 does not take the widget"
@@ -66,10 +67,13 @@ sleep 1
 evaluate "desktops()[0].addWidget('org.example.IPC', 700, 40, 440, 660)" || fail "no widget on the desktop"
 waiting
 sleep 4
-xdotool mousemove 900 "${PLASMA_PROCESS_Y:-505}" click 1
+xdotool mousemove 900 535 click 1
+sleep 1
+xdotool click 1
 sleep 0.5
 xdotool type "$process"
 xdotool key Return
+picture plasma-desktop
 until_line "$log" "ipc: process sh $process"
 picture plasma-desktop
 exec 4>&-

@@ -23,8 +23,7 @@ cat >"$HOME/.config/xfce4/xfconf/xfce-perchannel-xml/xfce4-panel.xml" <<'XML'
   </property>
 </channel>
 XML
-mkdir -p "$HOME/.local/share/icons"
-cp -r /ipc/session/icons/hicolor "$HOME/.local/share/icons/"
+icons
 screen
 openbox >/dev/null 2>&1 &
 service

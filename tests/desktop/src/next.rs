@@ -69,7 +69,6 @@ impl Next {
         fs::copy(extension::pack(Variant::Modules)?, staged.join("extension.zip"))?;
         copy_tree(&root().join("tests/desktop/next"), &staged.join("next"))?;
         copy_tree(&root().join("desktop"), &staged.join("desktop"))?;
-        copy_tree(&root().join("desktop/session"), &staged.join("session"))?;
         Ok(Next { folder, staged })
     }
 
