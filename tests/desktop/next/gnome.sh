@@ -2,6 +2,9 @@
 
 . /ipc/next/common.sh
 export GSETTINGS_BACKEND=keyfile
+# The shell does not start without a system bus; nobody is on this one.
+DBUS_SYSTEM_BUS_ADDRESS=$(dbus-daemon --session --fork --nopidfile --print-address)
+export DBUS_SYSTEM_BUS_ADDRESS
 mkdir -p "$HOME/.config/glib-2.0/settings"
 cat >"$HOME/.config/glib-2.0/settings/keyfile" <<'KEYS'
 [org/gnome/shell]

@@ -31,6 +31,10 @@ const PACKAGES: &[&str] = &[
     "openbox",
     "plasma-desktop",
     "plasma-workspace",
+    "qml-qt6",
+    "qml6-module-org-kde-kcmutils",
+    "qml6-module-org-kde-notifications",
+    "qml6-module-qtquick",
     "qt6-declarative-dev-tools",
     "qt6-svg-plugins",
     "systemd",
@@ -43,7 +47,7 @@ const PACKAGES: &[&str] = &[
 const FOLDER: &str = "IPC_DESKTOP_ROOT";
 
 /// The scripts in tests/desktop/next.
-pub const DESKTOPS: &[&str] = &["lint", "plasma", "gnome", "tray"];
+pub const DESKTOPS: &[&str] = &["lint", "applets", "plasma", "gnome", "tray"];
 
 /// A folder with the next Debian in it.
 pub struct Next {

@@ -71,7 +71,7 @@ enum Task {
         /// is missing (as root; 2.5 GB). IPC_DESKTOP_ROOT names one that is there already.
         #[arg(long, conflicts_with = "pack")]
         all: bool,
-        /// With --all: only these, of lint, plasma, gnome and tray.
+        /// With --all: only these, of lint, applets, plasma, gnome and tray.
         #[arg(requires = "all", value_parser = ipc_desktop::next::DESKTOPS.to_vec())]
         only: Vec<String>,
     },
