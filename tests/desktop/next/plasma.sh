@@ -79,4 +79,13 @@ picture plasma-desktop
 exec 4>&-
 until_line "$log" "ipc: event sh ($process): exit code 3"
 picture plasma-notification
+
+# The relay, paused and stopped with its buttons.
+xdotool mousemove 1095 290 click 1
+until_line "$log" 'ipc: relay .* paused'
+stopped() {
+    ! busctl --user tree org.example.IPC | grep --quiet '/relay/[0-9]'
+}
+xdotool mousemove 1125 290 click 1
+until_true stopped
 echo "PASSED"

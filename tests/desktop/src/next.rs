@@ -84,7 +84,12 @@ impl Next {
             exec chroot \"$folder\" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["--net", "--pid", "--mount", "--propagation", "private", "--fork", "--kill-child"]);
-        command.args(["sh", "-c", INSIDE, "sh"]).arg(&self.folder).arg(&self.staged).arg(output()).args(arguments);
+        command
+            .args(["sh", "-c", INSIDE, "sh"])
+            .arg(&self.folder)
+            .arg(&self.staged)
+            .arg(output())
+            .args(arguments);
         let done = command.stdin(Stdio::null()).output().context("unshare")?;
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         ensure!(
@@ -109,7 +114,10 @@ impl Next {
 fn make(folder: &Path) -> Result<()> {
     println!("making {} with {} packages of {SUITE}", folder.display(), PACKAGES.len());
     let mut apt = Command::new("apt-get");
-    let sites = apt.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]).output().context("apt-get")?;
+    let sites = apt
+        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
+        .output()
+        .context("apt-get")?;
     let sites = String::from_utf8_lossy(&sites.stdout).into_owned();
     let mirror = sites.lines().find(|site| !site.contains("security")).context("apt-get knows no mirror")?;
     let mut mmdebstrap = Command::new("mmdebstrap");

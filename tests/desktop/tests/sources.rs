@@ -89,7 +89,8 @@ fn is_translated(directory: &str, sources: &[&str], keywords: &[&str]) {
     fs::create_dir_all(output()).expect("a directory below target");
     let template = output().join(format!("{}.pot", directory.replace('/', "-")));
     // Whatever locale the tests run in, the texts are in UTF-8.
-    let mut arguments = vec!["LC_ALL=C.UTF-8", "xgettext", "--from-code=UTF-8", "--language=JavaScript", "--keyword"];
+    let mut arguments =
+        vec!["LC_ALL=C.UTF-8", "xgettext", "--from-code=UTF-8", "--language=JavaScript", "--keyword"];
     arguments.extend(keywords);
     let paths = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
     let (template, sources) = (paths(&template), sources.iter().map(paths).collect::<Vec<_>>());

@@ -59,7 +59,8 @@ QtObject {
 
     function create(watch, options, refused) {
         const keys = Object.entries(options).map(([key, value]) => `${key}=${value}`).join(",");
-        const address = `inotify:path=${quoted(watch.path)},events=create+delete+move+close-write,lifetime=client,${keys}`;
+        const events = "create+delete+move+close-write";
+        const address = `inotify:path=${quoted(watch.path)},events=${events},lifetime=client,${keys}`;
         service.call("/org/example/IPC", "", "Create", "sa{sv}", [address, {}], object => {
             watch.object = object;
             if (watches.includes(watch))

@@ -146,7 +146,8 @@ PlasmaExtras.Representation {
                         actions: Kirigami.Action {
                             icon.name: "edit-delete-remove"
                             text: i18n("Do not watch any more")
-                            onTriggered: full.watchFolders(full.configuration.folders.filter(it => it !== folder.modelData.path))
+                            onTriggered: full.watchFolders(
+                                full.configuration.folders.filter(it => it !== folder.modelData.path))
                         }
                     }
                 }

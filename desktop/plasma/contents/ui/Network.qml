@@ -1,5 +1,5 @@
-// The network interfaces with their addresses, and the devices that come and go: lists with the number of the last event
-// that is in them, and what happened since, asked for when a bell rings.
+// The network interfaces with their addresses, and the devices that come and go: lists with the number of the last
+// event that is in them, and what happened since, asked for when a bell rings.
 
 import QtQuick
 
@@ -55,7 +55,8 @@ QtObject {
     /** New lists, whatever was missed. */
     function refresh() {
         service.call(node, "Netlink", "Links", "", [], (seq, links) => {
-            const table = new Map(links.map(([index, name, state, details]) => [index, link(index, name, state, details)]));
+            const table = new Map(links.map(([index, name, state, details]) =>
+                [index, link(index, name, state, details)]));
             service.call(node, "Netlink", "Addresses", "", [], (_seq, addresses) => {
                 network.table = table;
                 network.addresses = new Map(addresses.map(([index, , address, prefix]) =>

@@ -37,10 +37,14 @@ QtObject {
     function watch(text, refused) {
         const key = /^\d+$/.test(text) ? "pid" : "command";
         attach(`signal:${key}=${encodeURIComponent(text)}`, object => {
-            service.call(object, "org.freedesktop.DBus.Properties", "GetAll", "s", ["org.example.IPC.Process"], process => {
-                service.call(object, "org.freedesktop.DBus.Properties", "Get", "ss", ["org.example.IPC.Endpoint", "Address"],
-                    address => add({object, name: process.Command, pid: process.Pid, address}));
-            });
+            const properties = (iface, answer) => service.call(
+                object, "org.freedesktop.DBus.Properties", "GetAll", "s", [`org.example.IPC.${iface}`], answer);
+            properties("Process", process => properties("Endpoint", endpoint => add({
+                object,
+                name: process.Command,
+                pid: process.Pid,
+                address: endpoint.Address,
+            })));
         }, error => refused(error.message));
     }
 

@@ -49,7 +49,14 @@ QtObject {
         if (service.presence !== "present" || !bus)
             return;
         const full = !iface ? service.name : iface.includes(".") ? iface : `${service.name}.${iface}`;
-        const message = {service: service.name, path, iface: full, member, signature: `(${signature})`, arguments: given};
+        const message = {
+            service: service.name,
+            path,
+            iface: full,
+            member,
+            signature: `(${signature})`,
+            arguments: given,
+        };
         bus.ask(message, values => {
             if (answer && life === service.life)
                 answer(...values);
