@@ -43,8 +43,11 @@ QtObject {
                 wait();
             else if (error.name === "Overflow")
                 gathering.restart();
-            else if (object)
+            else if (object) {
+                // The socket has gone, as when the user's worker on the system bus has, or the service.
+                object = "";
                 pause.restart();
+            }
         });
     }
 
@@ -55,7 +58,10 @@ QtObject {
             bell.rung();
             bell.settling.restart();
             bell.wait();
-        }, () => bell.pause.restart())
+        }, () => {
+            bell.object = "";
+            bell.pause.restart();
+        })
     }
 
     /** The service may have read the same later than this socket. */
@@ -68,10 +74,7 @@ QtObject {
         interval: 2000
         onTriggered: {
             bell.rung();
-            if (bell.object)
-                bell.wait();
-            else
-                restart();
+            bell.start();
         }
     }
 }

@@ -17,6 +17,9 @@ QtObject {
 
     signal changed
 
+    /** Errors that the bus makes when whoever was asked has gone; it is seen by then, or soon. */
+    readonly property list<string> unanswered: ["Disconnected", "NameHasNoOwner", "NoReply", "ServiceUnknown"]
+
     readonly property DBus.DBusServiceWatcher watcher: DBus.DBusServiceWatcher {
         busType: bus.type
         watchedService: bus.name
@@ -62,7 +65,8 @@ QtObject {
         reply.finished.connect(() => {
             if (reply.isError) {
                 const parts = reply.error.name.split(".");
-                refused({name: parts[parts.length - 1], message: reply.error.message});
+                const name = parts[parts.length - 1];
+                refused({name, message: reply.error.message, answered: !unanswered.includes(name)});
             } else {
                 answer(plain(reply.values));
             }

@@ -104,6 +104,11 @@ QtObject {
                 else
                     happened(names, path, from);
             }
-        }, error => broken(watch, error.message));
+        }, error => {
+            // The endpoint has gone, as when the user's worker on the system bus has: it is made anew.
+            watch.object = "";
+            if (error.answered)
+                begin(watch);
+        });
     }
 }

@@ -18,14 +18,18 @@ QtObject {
 
     /** Those that were waited for before, when the service is there again. */
     function start() {
-        watched.forEach(it => attach(it.address, object => {
+        watched.forEach(again);
+    }
+
+    function again(it) {
+        attach(it.address, object => {
             it.object = object;
             watchedChanged();
             wait(it);
         }, error => {
             if (error.name === "NotFound")
                 end(it, -1, 0);
-        }));
+        });
     }
 
     function close() {
@@ -74,8 +78,9 @@ QtObject {
                 return;
             if (error.name === "Timeout")
                 wait(it);
-            else
-                end(it, -1, 0);
+            else if (error.answered)
+                // The endpoint has gone, as when the user's worker on the system bus has; the process has not.
+                again(it);
         });
     }
 

@@ -42,7 +42,7 @@ QtObject {
         }
     ]
 
-    /** Calls a method: `answer` gets what it returns as plain values, `refused` {name, message}. */
+    /** Calls a method: `answer` gets what it returns as plain values, `refused` {name, message, answered}. */
     function call(path, iface, member, signature, given, answer, refused) {
         const life = service.life;
         const bus = chosen();
