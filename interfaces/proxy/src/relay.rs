@@ -18,7 +18,8 @@ pub trait Relay {
     /// the source.
     fn stop(&self) -> zbus::Result<()>;
 
-    /// How it moves the data (method: splice, read and write, …), and the counters of both ways.
+    /// How it moves the data (method: splice, read and write, …), and the counters of both ways; what was
+    /// dropped as skipped (on-error=skip) and filtered.
     fn inspect(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
 
     /// It has ended: at the end of the stream, by Stop, or by an error. Then the object is gone.

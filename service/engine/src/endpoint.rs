@@ -29,6 +29,7 @@ use crate::{
     flag::Flag,
     limits::Limits,
     options::Lifetime,
+    relay::Turns,
     wait::{Cancel, Patience, complete},
 };
 
@@ -68,6 +69,8 @@ pub struct Endpoint {
     kept: Mutex<VecDeque<Message>>,
     /// Bytes likewise.
     kept_bytes: Mutex<VecDeque<u8>>,
+    /// The relays that write into it.
+    pub(crate) turns: Turns,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -121,6 +124,7 @@ impl Endpoint {
             given_back: Event::new(),
             kept: Mutex::default(),
             kept_bytes: Mutex::default(),
+            turns: Turns::default(),
         }
     }
 

@@ -303,6 +303,26 @@ async fn an_end_is_an_end_unless_told_otherwise() {
     assert_eq!(client.read_text(&pipe, 100, 10_000).await.as_deref(), Ok("again"));
 }
 
+/// The options that bound a relay are keys like all others; an end that was asked for is no failure.
+#[tokio::test]
+async fn what_is_bounded_finishes() {
+    let place = Place::new();
+    let bounds =
+        "count = 2\non-error = \"skip\"\nrate-messages = 1000\nrate-bytes = 1_000_000\nidle-ms = 600_000\n";
+    place.write(
+        "s.toml",
+        &(spool(&place, &unique("bounded")).replace("depth = 5", "depth = 5\nsize = 8") + bounds),
+    );
+    let service = place.start();
+    let client = client(&service).await;
+    let queue = becomes(&client, "s.toml endpoint.jobs", "running").await.object;
+    becomes(&client, "s.toml relay.spool", "running").await;
+    write_into(&place.path("spool"), "more than eight\none\ntwo\nthree\n");
+    receives(&client, &queue, &["one", "two"]).await;
+    let finished = becomes(&client, "s.toml relay.spool", "finished").await;
+    assert_eq!(finished.why, "count=2 is reached");
+}
+
 /// All errors of all files, each with its line.
 #[test]
 fn the_files_are_checked() {
@@ -337,6 +357,8 @@ fn the_files_are_checked() {
         ("[relay.r]\nsource = \"e\"\nsink = 3\n", 3, "name of an endpoint, an address"),
         ("[relay.r]\nframing = \"lines\"\n", 2, "none, line, length, fixed"),
         ("[relay.r]\nframing = \"fixed\"\n", 1, "record-size"),
+        ("[relay.r]\non-error = \"ignore\"\n", 2, "stop, skip"),
+        ("[relay.r]\ncount = 0\n", 2, "\"count\" must be"),
         ("[relay.r]\nrestart = true\n", 2, "on-failure"),
     ];
     for (text, line, phrase) in cases {

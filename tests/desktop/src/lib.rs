@@ -1,14 +1,19 @@
 //! What desktops get of org.example.IPC, and real desktops to try it in.
 //!
-//! [`extension`] packs the GNOME Shell extension for both families of versions; [`Shell`] is a GNOME Shell without a
+//! [`plasmoid`] packs the widget for Plasma, [`next`] runs the desktops of the next Debian in a folder. [`extension`] packs the GNOME Shell extension for both families of versions; [`Shell`] is a GNOME Shell without a
 //! screen that runs it beside a service, tells what its menu says and makes pictures of it.
 
 #![forbid(unsafe_code)]
 
 pub mod extension;
+pub mod next;
+pub mod plasmoid;
 mod shell;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 pub use shell::{Desktop, Shell};
 
@@ -22,4 +27,19 @@ pub fn root() -> PathBuf {
 /// Where archives and pictures go.
 pub fn output() -> PathBuf {
     root().join("target/desktop")
+}
+
+/// Copies a directory with all that is in it.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use ipc_desktop::extension::{Variant, pack};
-use ipc_desktop::{output, root};
+use ipc_desktop::{output, plasmoid, root};
 use ipc_harness::{Process, need_tool, or_skip};
 
 /// The version of eslint whose rules the sources follow.
@@ -46,23 +46,60 @@ fn both_archives_are_packed() {
 }
 
 #[test]
-fn every_text_is_translated() {
+fn the_widget_is_packed() {
+    or_skip!(need_tool("msgfmt").and(need_tool("python3")));
+    let archive = plasmoid::pack().unwrap_or_else(|error| panic!("{error:#}"));
+    let names = run("python3", &["-m", "zipfile", "--list", archive.to_str().expect("UTF-8")]);
+    let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    for wanted in [
+        "metadata.json",
+        "contents/config/main.xml",
+        "contents/ui/main.qml",
+        "contents/icons/org.example.IPC-symbolic.svg",
+        "contents/locale/de/LC_MESSAGES/plasma_applet_org.example.IPC.mo",
+    ] {
+        assert!(names.contains(&wanted), "{wanted} is not in {}: {names:?}", archive.display());
+    }
+    assert!(!names.iter().any(|name| name.starts_with("po/")), "{names:?}");
+}
+
+#[test]
+fn every_text_of_the_extension_is_translated() {
     or_skip!(need_tool("xgettext").and(need_tool("msgcmp")));
-    let directory = root().join("desktop/gnome/extension");
-    let files = fs::read_dir(&directory).expect("the sources").map(|entry| entry.expect("an entry").path());
-    let mut sources: Vec<_> = files.filter(|path| path.extension().is_some_and(|it| it == "js")).collect();
+    is_translated("gnome/extension", &["."], &["--keyword=_", "--keyword=ngettext:1,2"]);
+}
+
+#[test]
+fn every_text_of_the_widget_is_translated() {
+    or_skip!(need_tool("xgettext").and(need_tool("msgcmp")));
+    let keywords = ["--keyword=i18n:1", "--keyword=i18nc:1c,2", "--keyword=i18np:1,2"];
+    is_translated("plasma", &["contents/ui", "contents/config"], &keywords);
+}
+
+/// All texts in sources below `directory` are in its po/de.po.
+#[track_caller]
+fn is_translated(directory: &str, sources: &[&str], keywords: &[&str]) {
+    let entries = sources.iter().flat_map(|source| {
+        fs::read_dir(root().join("desktop").join(directory).join(source)).expect("the sources")
+    });
+    let files = entries.map(|entry| entry.expect("an entry").path());
+    let mut sources: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|it| it == "js" || it == "qml")).collect();
     sources.sort();
     fs::create_dir_all(output()).expect("a directory below target");
-    let template = output().join("texts.pot");
+    let template = output().join(format!("{}.pot", directory.replace('/', "-")));
+    // Whatever locale the tests run in, the texts are in UTF-8.
     let mut arguments =
-        vec!["--from-code=UTF-8", "--language=JavaScript", "--keyword=_", "--keyword=ngettext:1,2"];
+        vec!["LC_ALL=C.UTF-8", "xgettext", "--from-code=UTF-8", "--language=JavaScript", "--keyword"];
+    arguments.extend(keywords);
     let paths = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
     let (template, sources) = (paths(&template), sources.iter().map(paths).collect::<Vec<_>>());
     arguments.extend(["--output", &template]);
     arguments.extend(sources.iter().map(String::as_str));
-    run("xgettext", &arguments);
-    run("msgfmt", &["--check-format", "--output-file=/dev/null", "gnome/extension/po/de.po"]);
-    run("msgcmp", &["gnome/extension/po/de.po", &template]);
+    run("env", &arguments);
+    let translation = format!("{directory}/po/de.po");
+    run("msgfmt", &["--check-format", "--output-file=/dev/null", &translation]);
+    run("msgcmp", &[&translation, &template]);
 }
 
 #[test]

@@ -1,17 +1,24 @@
 //! `cargo xtask desktop`: what desktops get, packed and tried. The work is done by tests/desktop.
 
-use anyhow::{Result, ensure};
-use ipc_desktop::extension::{Variant, pack};
+use anyhow::{Result, bail, ensure};
+use ipc_desktop::extension::{self, Variant};
+use ipc_desktop::next::{DESKTOPS, Next};
+use ipc_desktop::{plasmoid, root};
 
 use crate::cargo;
 
-pub fn desktop(only_pack: bool) -> Result<()> {
+/// Makes the archives.
+pub fn pack() -> Result<()> {
     for variant in Variant::ALL {
-        println!("packed {}", pack(variant)?.display());
+        println!("packed {}", extension::pack(variant)?.display());
     }
-    if only_pack {
-        return Ok(());
-    }
+    println!("packed {}", plasmoid::pack()?.display());
+    Ok(())
+}
+
+/// Tries what this machine has.
+pub fn here() -> Result<()> {
+    pack()?;
     let mut test = cargo();
     // They tell what they have measured.
     test.args(["test", "--package", "ipc-desktop", "--", "--nocapture"]);
@@ -19,4 +26,29 @@ pub fn desktop(only_pack: bool) -> Result<()> {
     ensure!(status.success(), "{test:?}: {status}");
     println!("pictures are in target/desktop");
     Ok(())
+}
+
+/// Tries what the next Debian has: all of it, and says at the end what failed.
+pub fn all(only: &[String]) -> Result<()> {
+    if only.is_empty() {
+        here()?;
+    }
+    let mut build = cargo();
+    build.args(["build", "--package", "ipcd", "--package", "ipc-tray"]);
+    let status = build.status()?;
+    ensure!(status.success(), "{build:?}: {status}");
+    let programs = ["ipcd", "ipc-tray"].map(|program| root().join("target/debug").join(program));
+    let next = Next::new(&programs)?;
+    let mut failed = Vec::new();
+    for name in DESKTOPS.iter().filter(|name| only.is_empty() || only.iter().any(|it| it == *name)) {
+        match next.desktop(name) {
+            Ok(told) => println!("{name}:\n{told}"),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                failed.push(*name);
+            }
+        }
+    }
+    println!("pictures are in target/desktop");
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }

@@ -61,12 +61,19 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Packs the GNOME Shell extension, checks everything for desktops, and tries it in GNOME Shells without a
-    /// screen. Archives and pictures are in target/desktop.
+    /// Packs the GNOME Shell extension and the Plasma widget, checks everything for desktops, and tries it in GNOME
+    /// Shells without a screen. Archives and pictures are in target/desktop.
     Desktop {
-        /// Only packs the extension.
+        /// Only packs.
         #[arg(long)]
         pack: bool,
+        /// Tries GNOME 48, Plasma 6 and the panel of Xfce, too, in a folder with the next Debian, which is made if it
+        /// is missing (as root; 2.5 GB). IPC_DESKTOP_ROOT names one that is there already.
+        #[arg(long, conflicts_with = "pack")]
+        all: bool,
+        /// With --all: only these, of lint, applets, plasma, gnome and tray.
+        #[arg(requires = "all", value_parser = ipc_desktop::next::DESKTOPS.to_vec())]
+        only: Vec<String>,
     },
     /// Lets libFuzzer look for bytes that break what reads them, with cargo-fuzz, which is installed if it
     /// is missing.
@@ -101,7 +108,9 @@ fn main() -> ExitCode {
         Task::Check => return check::check(),
         Task::Bus { command } => return bus::shell(command),
         Task::Bench { arguments } => bench::run(arguments),
-        Task::Desktop { pack } => desktop::desktop(pack),
+        Task::Desktop { pack: true, .. } => desktop::pack(),
+        Task::Desktop { all: true, only, .. } => desktop::all(&only),
+        Task::Desktop { .. } => desktop::here(),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds),
         Task::Removable { name } => removable::removable(name.as_deref()),
         Task::Package { test } => package::package(test),

@@ -146,4 +146,41 @@ A message that is too large for the sink stays at the source and ends the relay.
 even taken; queues give it out, and it is kept for the next `Receive`. What was taken and is not in the sink when a
 relay ends goes back: messages to the front, a unit to the semaphore, a wake-up to the next waiter. Events were never
 taken.
+
+So it is with a message that cannot be converted, and one with an attribute that the sink refuses. With `on-error=skip` such
+messages are taken and dropped, and the relay goes on: `Inspect` has their number as `skipped`, and why the last one was
+dropped as `skipped-reason`. In a stream the whole frame is dropped, a line up to its newline; whoever stops the relay in
+between finds the rest of it at the source, and `Finished` says so. An end that is gone or fails, a stream that ends within a
+message, and a peer that has left still end the relay: they are about no message. There is nothing to skip between two
+streams.
+
+## How much, and for how long
+
+| option | the relay ends |
+| --- | --- |
+| `count` | when so many messages are in the sink. What `filter` drops does not count |
+| `bytes` | when so many bytes are in the sink; the next byte is still in the source, in the kernel |
+| `idle-ms` | when nothing has arrived in the sink for so long: because nothing came, because the sink took nothing, or because an end was not there. A pause does not count |
+
+That is no error: `Finished` says `count=3 is reached`, the state is `finished`, and both endpoints stay as they are. The end
+of stream is not passed on, as the source is not at its end; another relay can go on there.
+Of a stream with `framing` a part was read ahead to find where messages end: what was not moved is kept at the source's
+endpoint for whoever reads or relays from it there. Other programs with the same pipe or socket do not see that part.
+
+## How fast
+
+`rate-bytes` and `rate-messages` are the most that goes in a second, as a token bucket (tc-tbf(8)) has it: after a pause what
+the rate gives in 100 ms, and at least one, goes at once; from then on no window is faster than that. What is too fast is not
+taken from the source, so a pipe fills and its writer waits. Bytes come in portions of 20 ms. A message goes as a whole,
+however large it is, and those behind it wait for what it was too much. With both=true each way has the rate for itself.
+Both options together are both kept to. splice(2) goes on moving the bytes.
+
+## Several relays into one sink
+
+Any number of relays may write into one sink of messages, and into one stream if all of them have `framing`: they take turns, so
+each message stays whole. Messages of one source keep their order; between those of two sources there is none but that in
+which they came in. A relay that was paused within a message makes the others wait, and one that is stopped there says so in
+`Finished`, as what follows comes behind a part of a message. The end of stream is passed on when the last of them ends
+with it. Two relays of bytes without framing would mix them, and are refused: lead their lines through a queue or a packet pipe.
+Messages of one source may go to several relays, too, each to one of them; of a stream there is one reader.
 "#;

@@ -36,12 +36,13 @@ impl Target {
     /// Asks who has the name now. That it changes must have been asked for before ([`owner_rule`]).
     pub async fn ask(&self, core: &Core) -> Result<()> {
         let owner = core.owner(&self.name).await?;
-        // By its unique name, or through a program that hands everything on to the service's bus.
+        self.set_owner(owner.clone());
+        self.check(core)?;
+        // Through a program that hands everything on to the service's bus, where its connection is another process's.
         if owner.is_some() && core.owner(crate::NAME).await? == owner {
             return Err(loops(&self.name, "this service by another name"));
         }
-        self.set_owner(owner);
-        self.check(core)
+        Ok(())
     }
 
     /// Follows who has the name. Err(NotFound) as [`reachable`](Self::reachable) says.

@@ -44,7 +44,8 @@ impl Relay {
         Ok(())
     }
 
-    /// How it moves the data (method: splice, read and write, …), and the counters of both ways.
+    /// How it moves the data (method: splice, read and write, …), and the counters of both ways; what was
+    /// dropped as skipped (on-error=skip) and filtered.
     #[zbus(out_args("state"))]
     fn inspect(&self, #[zbus(header)] header: Header<'_>) -> Result<Vardict> {
         let _call = self.face.call(&header)?;

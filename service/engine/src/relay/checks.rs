@@ -81,6 +81,24 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
         ("since", !events, "a source of events: a watch, a process, a mailbox or a file system"),
         ("filter", !attributes, "a source whose messages have attributes: no bytes, but with framing=json"),
         ("attributes", into == Target::Bytes, "a sink of messages"),
+        (
+            "count",
+            conversion == Conversion::Streams,
+            "messages at one end or both; between two streams the option \"bytes\" counts",
+        ),
+        (
+            "bytes",
+            conversion != Conversion::Streams,
+            "bytes at both ends; messages are counted by the option \"count\"",
+        ),
+        (
+            "rate-messages",
+            conversion == Conversion::Streams,
+            "messages at one end or both; between two streams there is the option \"rate-bytes\"",
+        ),
+        ("count", options.both, "one direction: start two relays instead of both=true"),
+        ("on-error", options.skip && conversion == Conversion::Streams, "messages at one end or both"),
+        ("bytes", options.both, "one direction: start two relays instead of both=true"),
         ("attributes", options.both, "one direction: start two relays instead of both=true"),
         ("filter", options.both, "one direction: start two relays instead of both=true"),
     ];
@@ -174,19 +192,21 @@ fn goes_round(endpoint: &Endpoint) -> bool {
 }
 
 /// Checks a relay against those that run: two readers of one stream would steal from each other,
-/// two writers would mix their bytes, and data must not go in a circle.
+/// two writers of bytes would mix them, and data must not go in a circle.
 pub(super) fn conflict<'a>(new: &Relay, running: impl Iterator<Item = &'a Relay> + Clone) -> Option<Error> {
     let streams = |endpoint: &Endpoint| endpoint.kernel.stream().is_some();
-    let mut ways: Vec<(&Endpoint, &Endpoint)> = Vec::new();
+    let mut ways: Vec<(&Endpoint, &Endpoint, bool)> = Vec::new();
     for relay in running.clone() {
-        ways.extend(relay.ways());
+        ways.extend(relay.ways().map(|(source, sink)| (source, sink, relay.options.framing.is_some())));
     }
     for (source, sink) in new.ways() {
-        for (other_source, other_sink) in &ways {
+        for (other_source, other_sink, framed) in &ways {
             if other_source.id == source.id && streams(source) {
                 return Some(busy(source, "read", "steal from"));
             }
-            if other_sink.id == sink.id && streams(sink) {
+            // Those that write messages take turns.
+            let turns = *framed && new.options.framing.is_some();
+            if other_sink.id == sink.id && streams(sink) && !turns {
                 return Some(busy(sink, "written", "write in between"));
             }
         }
@@ -205,7 +225,7 @@ pub(super) fn conflict<'a>(new: &Relay, running: impl Iterator<Item = &'a Relay>
         }
         seen.push(&endpoint.address);
         next.extend(
-            ways.iter().filter(|(source, _)| source.address == endpoint.address).map(|(_, sink)| *sink),
+            ways.iter().filter(|(source, ..)| source.address == endpoint.address).map(|(_, sink, _)| *sink),
         );
     }
     None

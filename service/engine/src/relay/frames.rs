@@ -19,6 +19,29 @@ pub(super) struct Frame {
     pub total: usize,
 }
 
+/// What is still to be dropped of a message: the rest of a line, or so many bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Discard {
+    Line,
+    Bytes(usize),
+}
+
+impl Discard {
+    /// How many of these bytes go, and what is left to be dropped then.
+    pub(super) fn of(self, bytes: &[u8]) -> (usize, Option<Self>) {
+        match self {
+            Self::Line => match bytes.iter().position(|&byte| byte == b'\n') {
+                Some(length) => (length + 1, None),
+                None => (bytes.len(), Some(self)),
+            },
+            Self::Bytes(wanted) => match wanted.checked_sub(bytes.len()) {
+                None | Some(0) => (wanted, None),
+                Some(left) => (bytes.len(), Some(Self::Bytes(left))),
+            },
+        }
+    }
+}
+
 impl Framing {
     /// The most bytes in a frame that holds a message of at most `max`, of which no more than `buffer` are held.
     /// What JSON takes besides and for escapes is anybody's guess.
@@ -38,9 +61,7 @@ impl Framing {
             Self::Base64 => STANDARD
                 .decode(frame.trim_ascii_end())
                 .map(|data| Some((data, Dict::new())))
-                .map_err(|error| {
-                    Error::invalid(format!("a line is no base64: {error}; it was kept at the source"))
-                }),
+                .map_err(|error| Error::invalid(format!("a line is no base64: {error}"))),
         }
     }
 
@@ -92,6 +113,14 @@ impl Framing {
         Ok(Some(frame))
     }
 
+    /// How much of the stream belongs to a message that is too large, and begins with these bytes.
+    pub(super) fn discard(self, bytes: &[u8]) -> Discard {
+        match (self, bytes.first_chunk::<PREFIX>()) {
+            (Self::Length, Some(prefix)) => Discard::Bytes(PREFIX + u32::from_be_bytes(*prefix) as usize),
+            _ => Discard::Line,
+        }
+    }
+
     /// The message as it stands in the stream.
     pub(super) fn wrap(self, message: &[u8], attributes: &Dict) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(message.len() + PREFIX);
@@ -100,7 +129,7 @@ impl Framing {
                 if message.contains(&b'\n') {
                     return Err(Error::invalid(format!(
                         "a message of {} bytes contains a newline, which framing=line would make two of; use \
-                         framing=length. It was kept at the source",
+                         framing=length",
                         message.len()
                     )));
                 }
@@ -125,7 +154,7 @@ impl Framing {
             Self::Fixed(size) => {
                 if message.len() != size {
                     return Err(Error::invalid(format!(
-                        "a message has {} bytes, record-size is {size}; use framing=length. It was kept at the source",
+                        "a message has {} bytes, record-size is {size}; use framing=length",
                         message.len()
                     )));
                 }
@@ -140,10 +169,7 @@ pub(super) fn too_long(what: &str, length: Option<usize>, max: usize) -> Error {
     let length = length.map_or_else(|| "more bytes".to_owned(), |length| format!("{length} bytes, more"));
     Error::new(
         Kind::TooLarge,
-        format!(
-            "a {what} in the stream has {length} than the {max} that one message may have here; what was not sent was \
-             kept at the source"
-        ),
+        format!("a {what} in the stream has {length} than the {max} that one message may have here"),
     )
 }
 
@@ -193,6 +219,16 @@ mod tests {
         assert_eq!(Framing::Length.next(&bytes[4..7], false, 4).unwrap(), None);
         assert_eq!(Framing::Length.next(&bytes[4..7], true, 4).unwrap_err().kind, Kind::Closed);
         assert_eq!(Framing::Length.next(&bytes[4..], false, 3).unwrap_err().kind, Kind::TooLarge);
+    }
+
+    #[test]
+    fn what_is_too_long_is_dropped_to_its_end() {
+        assert_eq!(Framing::Line.discard(b"abcdef").of(b"abcdef"), (6, Some(Discard::Line)));
+        assert_eq!(Discard::Line.of(b"ghi\njk"), (4, None));
+        let long = Framing::Length.discard(b"\0\0\0\x05abc");
+        assert_eq!(long.of(b"\0\0\0\x05abc"), (7, Some(Discard::Bytes(2))));
+        assert_eq!(long.of(b"\0\0\0\x05abcde\0"), (9, None));
+        assert_eq!(Discard::Bytes(2).of(b"de"), (2, None));
     }
 
     #[test]

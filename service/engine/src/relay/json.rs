@@ -112,9 +112,7 @@ fn json(value: &Value) -> Json {
 
 /// The message that a JSON object is.
 pub(super) fn parse(text: &[u8]) -> Result<(Vec<u8>, Dict)> {
-    let refused = |why: String| {
-        Error::invalid(format!("a line is no message as JSON: {why}; it was kept at the source"))
-    };
+    let refused = |why: String| Error::invalid(format!("a line is no message as JSON: {why}"));
     let object = match serde_json::from_slice(text) {
         Ok(Json::Object(object)) => object,
         Ok(_) => return Err(refused("it is no object, {\"data\": …}".into())),
@@ -186,7 +184,7 @@ mod tests {
         assert_eq!(message(b"a", &dict! { "priority" => 3u32 }), br#"{"data":"a","priority":3}"#);
         assert_eq!(message(b"\xff", &Dict::new()), br#"{"data-base64":"/w=="}"#);
         for wrong in ["", "[]", "{\"data\":1}", "{\"data-base64\":\"*\"}", "{\"x\":null}"] {
-            assert!(parse(wrong.as_bytes()).unwrap_err().text.contains("kept at the source"), "{wrong}");
+            assert!(parse(wrong.as_bytes()).unwrap_err().text.contains("no message as JSON"), "{wrong}");
         }
     }
 

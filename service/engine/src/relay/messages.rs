@@ -6,15 +6,19 @@
 //! One message is on its way at a time. It is in the lane's struct until the sink has it whole,
 //! and goes back to the front of the source when the relay ends before that.
 
+use std::{ops::Range, sync::Arc};
+
 use ipc_kernel::{Dict, Error, Kind, Result};
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Lane,
     ends::{Intake, Outlet},
     filter::Filter,
-    frames,
+    flow::Flow,
+    frames::{self, Discard},
     kinds::Origin,
-    options::Framing,
+    options::{Framing, Options},
     sinks::Sink,
     sources::{Source, Taken},
     task::Ended,
@@ -30,28 +34,38 @@ const NONE: &Dict = &Dict::new();
 /// Messages to messages.
 #[derive(Debug)]
 pub(super) struct Messages {
+    flow: Option<Flow>,
     taken: Option<Taken>,
     from: Source,
     to: Sink,
 }
 
 impl Messages {
-    pub fn new(from: Source, to: Sink) -> Self {
-        Self { taken: None, from, to }
+    pub fn new(from: Source, to: Sink, options: &Options) -> Self {
+        Self { flow: Flow::new(options), taken: None, from, to }
     }
 
     pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
+                if let Some(flow) = &mut self.flow
+                    && let Some(ended) = flow.next(&lane.meter).await
+                {
+                    return Ok(ended);
+                }
                 if self.taken.is_none() {
                     self.taken = self.from.next(lane).await?;
                 }
                 let Some(taken) = &self.taken else {
                     return Ok(Ended::EndOfStream);
                 };
-                self.to.send(&taken.data, &taken.attributes, &taken.fds).await?;
-                lane.meter.add_bytes(taken.data.len());
-                lane.meter.add_message();
+                match self.to.send(&taken.data, &taken.attributes, &taken.fds).await {
+                    Ok(()) => {
+                        lane.meter.add_bytes(taken.data.len());
+                        lane.meter.add_message();
+                    }
+                    Err(error) => lane.skips.refuse(error)?,
+                }
                 self.taken = None;
             }
             tokio::task::yield_now().await;
@@ -77,6 +91,7 @@ pub(super) struct Framed {
     /// Bytes that were taken: those before `start` are sent.
     bytes: Vec<u8>,
     start: usize,
+    flow: Option<Flow>,
     filter: Filter,
     /// The largest message, the largest frame, and what to say to what is larger.
     max: usize,
@@ -85,6 +100,8 @@ pub(super) struct Framed {
     ended: bool,
     /// The length of the frame that is on its way, and of the message in it.
     sending: Option<(usize, usize)>,
+    /// What is still to come of a message that is dropped.
+    discard: Option<Discard>,
     to: Sink,
 }
 
@@ -93,7 +110,7 @@ impl Framed {
         source: &Endpoint,
         to: Sink,
         framing: Framing,
-        filter: Filter,
+        options: &Options,
         buffer: usize,
         lane: &Lane,
     ) -> Result<Self> {
@@ -106,7 +123,8 @@ impl Framed {
         };
         Ok(Self {
             framing,
-            filter,
+            flow: Flow::new(options),
+            filter: options.filter.clone(),
             intake: Intake::open(source, false, lane).await?,
             bytes: Vec::new(),
             start: 0,
@@ -115,6 +133,7 @@ impl Framed {
             bound,
             ended: false,
             sending: None,
+            discard: None,
             to,
         })
     }
@@ -122,31 +141,41 @@ impl Framed {
     pub async fn pump(&mut self, source: &Endpoint, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
+                if let Some(flow) = &mut self.flow
+                    && let Some(ended) = flow.next(&lane.meter).await
+                {
+                    return Ok(ended);
+                }
                 // The buffer only grows by whole reads and loses whole frames.
                 let rest = &self.bytes[self.start..];
-                let frame =
-                    self.framing.next(rest, self.ended, self.frame).map_err(|error| match error.kind {
-                        Kind::TooLarge => error.help(&self.bound),
-                        _ => error,
-                    })?;
-                if let Some(frame) = frame {
-                    let payload = &rest[frame.payload];
-                    let decoded = self.framing.decode(payload)?;
-                    let (data, attributes) = match &decoded {
-                        Some((data, attributes)) => (data.as_slice(), attributes),
-                        None => (payload, NONE),
-                    };
-                    if data.len() > self.max {
-                        return Err(frames::too_long("message", Some(data.len()), self.max).help(&self.bound));
+                if let Some(discard) = self.discard {
+                    let (gone, left) = discard.of(rest);
+                    self.start += gone;
+                    self.discard = left;
+                    if left.is_some() && !self.ended {
+                        self.read(source).await?;
+                    } else if left.is_some() {
+                        return Ok(Ended::EndOfStream);
                     }
-                    if !self.filter.matches(attributes) {
-                        lane.filtered();
-                        self.start += frame.total;
+                    continue;
+                }
+                let frame = match self.framing.next(rest, self.ended, self.frame) {
+                    Err(error) if error.kind == Kind::TooLarge => {
+                        lane.skips.refuse(error.help(&self.bound))?;
+                        self.discard = Some(self.framing.discard(rest));
                         continue;
                     }
-                    self.sending = Some((frame.total, data.len()));
-                    self.to.send(data, attributes, &[]).await?;
-                    self.arrived(lane);
+                    frame => frame?,
+                };
+                if let Some(frame) = frame {
+                    match self.send(frame.payload, frame.total, lane).await {
+                        Ok(()) => self.arrived(lane),
+                        Err(error) => {
+                            lane.skips.refuse(error)?;
+                            self.sending = None;
+                            self.start += frame.total;
+                        }
+                    }
                 } else if self.ended {
                     return Ok(Ended::EndOfStream);
                 } else {
@@ -155,6 +184,26 @@ impl Framed {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Sends the message that lies there in what has come, in a frame of `total` bytes.
+    async fn send(&mut self, payload: Range<usize>, total: usize, lane: &Lane) -> Result<()> {
+        let payload = &self.bytes[self.start..][payload];
+        let decoded = self.framing.decode(payload)?;
+        let (data, attributes) = match &decoded {
+            Some((data, attributes)) => (data.as_slice(), attributes),
+            None => (payload, NONE),
+        };
+        if data.len() > self.max {
+            return Err(frames::too_long("message", Some(data.len()), self.max).help(&self.bound));
+        }
+        if !self.filter.matches(attributes) {
+            lane.filtered();
+            self.start += total;
+            return Ok(());
+        }
+        self.sending = Some((total, data.len()));
+        self.to.send(data, attributes, &[]).await
     }
 
     /// What is on its way is in the sink.
@@ -197,13 +246,26 @@ impl Framed {
         }
     }
 
-    pub async fn give_back(mut self, source: &Endpoint, lane: &Lane) {
+    /// A message of which a part is dropped has its rest at the source, and the next reader has to be told.
+    pub async fn give_back(mut self, source: &Endpoint, lane: &Lane) -> Option<String> {
         if self.to.arrived().await {
             self.arrived(lane);
         }
         if source.kernel.stream().is_some() {
             source.keep_bytes(&self.bytes[self.start..]);
         }
+        let rest = "the source goes on with the rest of a message that was dropped";
+        self.discard.filter(|_| !self.ended).map(|_| rest.to_owned())
+    }
+}
+
+/// The message as it stands in the stream.
+fn wrapped(framing: Framing, taken: &Taken) -> Result<Vec<u8>> {
+    match taken.fds.len() {
+        0 => framing.wrap(&taken.data, &taken.attributes),
+        count => Err(Error::not_supported(format!(
+            "a message with {count} file descriptors cannot go into a stream of bytes"
+        ))),
     }
 }
 
@@ -211,26 +273,39 @@ impl Framed {
 #[derive(Debug)]
 pub(super) struct Unframed {
     framing: Framing,
+    flow: Option<Flow>,
     outlet: Outlet,
     taken: Option<Taken>,
     /// The message as it stands in the stream, and how much of that is written.
     bytes: Vec<u8>,
     written: usize,
+    sink: Arc<Endpoint>,
+    /// While a message is being written: nobody else's is.
+    turn: Option<OwnedMutexGuard<()>>,
     from: Source,
 }
 
 impl Unframed {
-    pub async fn open(from: Source, sink: &Endpoint, framing: Framing, lane: &Lane) -> Result<Self> {
+    pub async fn open(
+        from: Source,
+        sink: &Arc<Endpoint>,
+        framing: Framing,
+        options: &Options,
+        lane: &Lane,
+    ) -> Result<Self> {
         Ok(Self {
             // An event is a JSON object already.
             framing: match (from.from, framing) {
                 (Origin::Events | Origin::Signals, Framing::Json) => Framing::Line,
                 (_, framing) => framing,
             },
+            flow: Flow::new(options),
             outlet: Outlet::open(sink, lane).await?,
             taken: None,
             bytes: Vec::new(),
             written: 0,
+            sink: sink.clone(),
+            turn: None,
             from,
         })
     }
@@ -238,6 +313,19 @@ impl Unframed {
     pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
         loop {
             for _ in 0..TURN {
+                if let Some(flow) = &mut self.flow {
+                    let ended = tokio::select! {
+                        biased;
+                        ended = flow.next(&lane.meter) => ended,
+                        gone = self.outlet.gone() => {
+                            gone?;
+                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
+                        }
+                    };
+                    if let Some(ended) = ended {
+                        return Ok(ended);
+                    }
+                }
                 if self.taken.is_none() {
                     let taken = tokio::select! {
                         biased;
@@ -251,15 +339,18 @@ impl Unframed {
                         return Ok(Ended::EndOfStream);
                     };
                     let taken = self.taken.insert(taken);
-                    if !taken.fds.is_empty() {
-                        return Err(Error::not_supported(format!(
-                            "a message with {} file descriptors cannot go into a stream of bytes; it was kept at the \
-                             source",
-                            taken.fds.len()
-                        )));
-                    }
-                    self.bytes = self.framing.wrap(&taken.data, &taken.attributes)?;
                     self.written = 0;
+                    match wrapped(self.framing, taken) {
+                        Ok(bytes) => self.bytes = bytes,
+                        Err(error) => {
+                            lane.skips.refuse(error)?;
+                            self.taken = None;
+                            continue;
+                        }
+                    }
+                }
+                if self.turn.is_none() {
+                    self.turn = Some(self.sink.turns.turn().await);
                 }
                 if self.outlet.cursor.room() < self.bytes.len() - self.written {
                     return Ok(Ended::Full);
@@ -277,6 +368,7 @@ impl Unframed {
                 }
                 lane.meter.add_message();
                 self.taken = None;
+                self.turn = None;
                 self.bytes = Vec::new();
             }
             tokio::task::yield_now().await;

@@ -27,6 +27,8 @@ pub(crate) struct Meter {
 struct Part {
     number: u64,
     bytes: u64,
+    /// When the last of them came.
+    last: Duration,
 }
 
 impl Meter {
@@ -69,9 +71,22 @@ impl Meter {
         // The remainder is below the array's length.
         let part = &mut recent[(number % PARTS as u64) as usize];
         if part.number != number {
-            *part = Part { number, bytes: 0 };
+            *part = Part { number, bytes: 0, last: elapsed };
         }
         part.bytes += bytes;
+        part.last = elapsed;
+    }
+
+    /// For how long nothing has arrived.
+    pub fn still(&self) -> Duration {
+        self.still_at(self.started.elapsed())
+    }
+
+    fn still_at(&self, elapsed: Duration) -> Duration {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // A part only makes way for a newer one.
+        let last = recent.iter().map(|part| part.last).max().unwrap_or_default();
+        elapsed.saturating_sub(last)
     }
 
     fn rate_at(&self, elapsed: Duration) -> u64 {
@@ -109,6 +124,15 @@ mod tests {
         let rate = meter.rate_at(PART * 48 - Duration::from_millis(1));
         assert!((1900..2200).contains(&rate), "{rate}");
         assert_eq!(meter.rate_at(Duration::from_secs(60)), 0);
+    }
+
+    #[test]
+    fn it_knows_how_long_it_stood_still() {
+        let meter = Meter::new();
+        assert_eq!(meter.still_at(PART), PART, "nothing has come yet");
+        meter.add_recent(PART * 3, 1);
+        meter.add_recent(PART * 3 + Duration::from_millis(7), 0);
+        assert_eq!(meter.still_at(PART * 40), PART * 37 - Duration::from_millis(7));
     }
 
     #[test]

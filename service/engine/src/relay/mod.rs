@@ -8,13 +8,16 @@
 //!
 //! The rules, as the reference has them: end of stream of the source is passed on as a half-close
 //! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
-//! that does not fit stays at the source.
+//! that does not fit stays at the source, or is dropped and told ([`skip`]). How much goes, and how fast, may be
+//! bounded ([`flow`]); several may write messages into one stream ([`turns`]).
 
+mod bucket;
 mod buffers;
 mod checks;
 mod control;
 mod ends;
 mod filter;
+mod flow;
 mod frames;
 mod json;
 pub mod kinds;
@@ -22,9 +25,11 @@ mod messages;
 mod meter;
 pub mod options;
 mod sinks;
+mod skip;
 mod sources;
 mod streams;
 mod task;
+mod turns;
 
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError, Weak,
@@ -35,11 +40,13 @@ use ipc_kernel::{Dict, Error, Kind, Result, dict};
 
 use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
+pub(crate) use self::turns::Turns;
 use self::{
     control::{Control, Order},
     kinds::Origin,
     meter::Meter,
     options::Options,
+    skip::Skips,
 };
 pub use self::{options::RELAY_OPTIONS, task::Finished};
 
@@ -97,16 +104,19 @@ struct Lane {
     method: Mutex<&'static str>,
     /// How many messages the option `filter` has dropped.
     filtered: AtomicU64,
+    /// What the sink could not take.
+    skips: Skips,
     waiting: AtomicBool,
     news: Weak<Relay>,
 }
 
 impl Lane {
-    fn new(news: Weak<Relay>) -> Self {
+    fn new(news: Weak<Relay>, options: &Options) -> Self {
         Self {
             meter: Meter::new(),
             method: Mutex::new("none yet"),
             filtered: AtomicU64::new(0),
+            skips: Skips::new(options.skip),
             waiting: AtomicBool::new(false),
             news,
         }
@@ -172,8 +182,8 @@ impl Engine {
             created_at: crate::events::now(),
             ended: Flag::new(),
             control: Control::default(),
-            forth: Lane::new(news.clone()),
-            back: options.both.then(|| Lane::new(news.clone())),
+            forth: Lane::new(news.clone(), &options),
+            back: options.both.then(|| Lane::new(news.clone(), &options)),
             options,
             finished: OnceLock::new(),
             dirty: AtomicBool::new(false),
@@ -308,7 +318,9 @@ impl Relay {
         if !self.options.filter.is_empty() {
             state.insert("filtered".into(), self.forth.filtered.load(Ordering::Relaxed).into());
         }
+        self.forth.skips.tell(&mut state, "");
         if let Some(back) = &self.back {
+            back.skips.tell(&mut state, "-back");
             state.insert("method-back".into(), back.method().into());
             state.insert("bytes-back".into(), back.meter.bytes().into());
             state.insert("messages-back".into(), back.meter.messages().into());

@@ -12,6 +12,9 @@ const FRAMINGS: &[&str] = &["none", "line", "length", "fixed", "json", "base64"]
 /// The largest record: what one relay may hold at most (the hard maximum of `relay-buffer`).
 const MAX_RECORD: u32 = 1 << 20;
 
+/// More than any memory moves.
+const MAX_RATE: u64 = 1 << 40;
+
 /// The table, shown with the method Relay.
 pub static RELAY_OPTIONS: &[Parameter] = &[
     Parameter::new("both", Type::Bool, "Move data both ways; for sockets").default("false"),
@@ -60,6 +63,39 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
         "Only messages whose attributes are these: equal, one of a list, or a range of numbers as text, 1..5, 1.., \
          ..5. Others are taken from the source, dropped and counted",
     ),
+    Parameter::new(
+        "count",
+        Type::U64 { min: 1, max: u64::MAX },
+        "End when so many messages are in the sink; not one more is taken. For messages at one end or both",
+    ),
+    Parameter::new(
+        "bytes",
+        Type::Size { min: 1, max: u64::MAX },
+        "End when so many bytes are in the sink; not one more is taken. For bytes at both ends",
+    ),
+    Parameter::new(
+        "idle-ms",
+        Type::U32 { min: 1, max: 86_400_000 },
+        "End when nothing has arrived in the sink for so many milliseconds, whatever the cause; a pause does not count",
+    ),
+    Parameter::new(
+        "rate-bytes",
+        Type::Size { min: 1, max: MAX_RATE },
+        "Bytes a second, at most, each way for itself; after a pause what it gives in 100 ms goes at once. What is too \
+         fast stays at the source",
+    ),
+    Parameter::new(
+        "rate-messages",
+        Type::U32 { min: 1, max: 1_000_000 },
+        "Messages a second, at most; after a pause what it gives in 100 ms, and at least one, goes at once",
+    ),
+    Parameter::new(
+        "on-error",
+        Type::Word(&["stop", "skip"]),
+        "What becomes of a message that the sink can never take: too large, not convertible, or with an attribute that is \
+         refused. stop: it is kept at the source, and the relay ends; skip: it is dropped, and counted in Inspect",
+    )
+    .default("stop"),
     Parameter::new(
         "lifetime",
         Type::Word(&["service", "client"]),
@@ -116,6 +152,15 @@ pub(crate) struct Options {
     /// What every message into the sink has.
     pub attributes: Dict,
     pub filter: Filter,
+    /// It ends after so many messages, so many bytes, or so much time without any.
+    pub count: Option<u64>,
+    pub bytes: Option<u64>,
+    pub idle: Option<Duration>,
+    /// At most so much a second.
+    pub rate_bytes: Option<u64>,
+    pub rate_messages: Option<u64>,
+    /// Messages that the sink can never take are dropped.
+    pub skip: bool,
     /// The keys that were given, for what fits only some ends.
     given: Vec<&'static str>,
     pub client_lifetime: bool,
@@ -152,6 +197,12 @@ impl Options {
             since: checked.size("since").unwrap_or(0),
             attributes: checked.dict("attributes").cloned().unwrap_or_default(),
             filter: Filter::parse(checked.dict("filter"))?,
+            count: checked.size("count"),
+            bytes: checked.size("bytes"),
+            idle: checked.u32("idle-ms").map(|idle| Duration::from_millis(idle.into())),
+            rate_bytes: checked.size("rate-bytes"),
+            rate_messages: checked.u32("rate-messages").map(u64::from),
+            skip: checked.text("on-error") == Some("skip"),
             given: given.collect(),
             client_lifetime: checked.text("lifetime") == Some("client"),
             fds: checked.bool("fds"),

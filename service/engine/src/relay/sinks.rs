@@ -161,14 +161,13 @@ impl Sink {
         let (mut content, address) = (data.to_vec(), self.endpoint.address.clone());
         let write = move |memory: &dyn ipc_kernel::shape::Memory| {
             let size = memory.size()?;
-            check_snapshot(&address, size, most)?;
+            // It has grown: that concerns all messages.
+            check_snapshot(&address, size, most)
+                .map_err(|error| Error { kind: Kind::LimitExceeded, ..error })?;
             if content.len() as u64 > size {
                 return Err(Error::new(
                     Kind::TooLarge,
-                    format!(
-                        "the next message has {} bytes, and {address} now {size}; it was kept at the source",
-                        content.len()
-                    ),
+                    format!("the next message has {} bytes, and {address} now {size}", content.len()),
                 ));
             }
             content.resize(size as usize, 0);
@@ -233,7 +232,7 @@ fn no_fds(fds: &[Fd]) -> Result<()> {
     match fds.len() {
         0 => Ok(()),
         count => Err(Error::not_supported(format!(
-            "a message with {count} file descriptors can only go into unix sockets and buses; it was kept at the source"
+            "a message with {count} file descriptors can only go into unix sockets and buses"
         ))),
     }
 }
@@ -273,8 +272,7 @@ fn value<T>(attributes: &Dict, text: &[u8], narrow: fn(i128) -> Option<T>) -> Re
     given.and_then(narrow).map(Some).ok_or_else(|| {
         let shown = String::from_utf8_lossy(&text[..text.len().min(64)]);
         Error::invalid(format!(
-            "{shown:?} is no value: a message is a whole number of 32 bits or empty, or has it as its attribute value; \
-             it was kept at the source"
+            "{shown:?} is no value: a message is a whole number of 32 bits or empty, or has it as its attribute value"
         ))
     })
 }
@@ -303,8 +301,7 @@ fn signal(attributes: &Dict, text: &[u8]) -> Result<(i32, i32)> {
     let (name, rest) = words.trim().split_once(' ').unwrap_or((words.trim(), ""));
     let signal = names::number(name).ok_or_else(|| {
         Error::invalid(format!(
-            "{:?} is no signal: a message is {}, and behind it its value, or the option attributes says the signal; it was \
-             kept at the source",
+            "{:?} is no signal: a message is {}, and behind it its value, or the option attributes says the signal",
             name.chars().take(64).collect::<String>(),
             names::EXPECTED
         ))

@@ -81,7 +81,7 @@ impl Source {
     pub async fn next(&mut self, lane: &Lane) -> Result<Option<Taken>> {
         loop {
             let taken = match self.from {
-                Origin::Bytes | Origin::Messages => self.message().await?,
+                Origin::Bytes | Origin::Messages => self.message(lane).await?,
                 Origin::Units => Some(self.unit().await?),
                 Origin::Wakes => Some(self.wake().await?),
                 Origin::Events | Origin::Signals => self.event().await?,
@@ -95,22 +95,27 @@ impl Source {
             }
             let length = taken.data.len() as u64;
             if length > self.largest.bytes {
-                self.give_back(taken);
-                return Err(self.too_large(length));
+                if let Err(error) = lane.skips.refuse(self.too_large(length)) {
+                    self.give_back(taken);
+                    return Err(error);
+                }
+                tokio::task::yield_now().await;
+                continue;
             }
             return Ok(Some(taken));
         }
     }
 
-    async fn message(&mut self) -> Result<Option<Taken>> {
+    async fn message(&mut self, lane: &Lane) -> Result<Option<Taken>> {
         let messages = self.endpoint.messages()?;
         loop {
             // Looked at first, where the kernel tells, so that a message which cannot go along is not even taken.
             if self.filter.is_empty()
+                && !lane.skips.wanted
                 && self.endpoint.kept_count().0 == 0
                 && let Some(length) = messages.next_length().filter(|length| *length > self.largest.bytes)
             {
-                return Err(self.too_large(length));
+                lane.skips.refuse(self.too_large(length))?;
             }
             match self.endpoint.attempt_receive(&Dict::new()) {
                 Ok(Attempt::Done(message)) => {
@@ -192,7 +197,7 @@ impl Source {
         Error::new(
             Kind::TooLarge,
             format!(
-                "the next message from {} has {length} bytes, more than the {bytes} {because}; it was kept at the source",
+                "the next message from {} has {length} bytes, more than the {bytes} {because}",
                 self.endpoint.address
             ),
         )

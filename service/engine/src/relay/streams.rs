@@ -22,6 +22,8 @@ use super::{
     Lane,
     buffers::{self, Pending},
     ends::{Intake, Outlet},
+    flow::{Bound, Flow},
+    options::Options,
     task::Ended,
 };
 use crate::endpoint::Endpoint;
@@ -68,6 +70,9 @@ pub(super) struct Streams {
     /// How often splice in a row was in vain with both ends ready.
     unclear: u8,
     grown: bool,
+    flow: Option<Flow>,
+    /// The most that one operation takes from the source.
+    most: usize,
 }
 
 /// The pipe between two sockets.
@@ -93,12 +98,12 @@ impl Streams {
     pub async fn open(
         source: &Endpoint,
         sink: &Endpoint,
-        forward_fds: bool,
+        options: &Options,
         buffer: usize,
         lane: &Lane,
     ) -> Result<Self> {
         let outlet = Outlet::open(sink, lane).await?;
-        let intake = Intake::open(source, forward_fds, lane).await?;
+        let intake = Intake::open(source, options.fds, lane).await?;
         let mut streams = Self {
             method: method(intake.cursor.kind, outlet.cursor.kind),
             intake,
@@ -111,6 +116,8 @@ impl Streams {
             copies: 0,
             unclear: 0,
             grown: false,
+            flow: Flow::new(options),
+            most: CHUNK,
         };
         if streams.method == Method::Through && !streams.intake.forwards() {
             let (reader, writer) = relay_io::pipe()?;
@@ -123,6 +130,21 @@ impl Streams {
         let (mut bytes, mut operations) = (0, 0);
         let mut shown = "";
         loop {
+            match self.bound(lane) {
+                None => {}
+                Some(Bound::Ended(ended)) => return Ok(ended),
+                Some(Bound::Later(then)) => {
+                    tokio::select! {
+                        biased;
+                        gone = self.outlet.gone() => {
+                            gone?;
+                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
+                        }
+                        () = tokio::time::sleep_until(then) => continue,
+                    }
+                }
+                Some(Bound::Bytes(most)) => self.most = usize::try_from(most).unwrap_or(CHUNK).min(CHUNK),
+            }
             if self.outlet.cursor.room() == 0 {
                 return Ok(Ended::Full);
             }
@@ -166,6 +188,14 @@ impl Streams {
         }
     }
 
+    /// What may be taken now. None: as much as there is, or nothing before what was taken is in the sink.
+    fn bound(&mut self, lane: &Lane) -> Option<Bound> {
+        if self.flow.is_none() || self.held() > 0 {
+            return None;
+        }
+        self.flow.as_mut().map(|flow| flow.most(lane.meter.bytes()))
+    }
+
     fn step(&mut self, source: &Endpoint) -> Result<Step> {
         if !self.pending.is_empty() {
             return self.write_pending();
@@ -173,7 +203,7 @@ impl Streams {
         if self.own.as_ref().is_some_and(|own| own.filled > 0) {
             return self.push();
         }
-        if let Some(kept) = source.take_kept_bytes(self.buffer) {
+        if let Some(kept) = source.take_kept_bytes(self.buffer.min(self.most)) {
             let length = kept.len();
             self.pending.fill(kept, length);
             return self.write_pending();
@@ -208,7 +238,8 @@ impl Streams {
     /// From the source into the relay's memory, and on.
     fn copy(&mut self) -> Result<Step> {
         let mut buffer = buffers::take(self.buffer);
-        match self.intake.read(&mut buffer) {
+        let most = buffer.len().min(self.most);
+        match self.intake.read(&mut buffer[..most]) {
             Ok(Some(length)) if length > 0 => {
                 self.pending.fill(buffer, length);
                 self.see(length);
@@ -237,7 +268,7 @@ impl Streams {
         if length == 0 {
             return Ok(Step::End);
         }
-        let Some(written) = self.outlet.write(&buffer[..length], &fds)? else {
+        let Some(written) = self.outlet.write(&buffer[..length.min(self.most)], &fds)? else {
             return Ok(Step::SinkBlocked);
         };
         self.intake.take(&mut buffer[..written])?;
@@ -252,9 +283,9 @@ impl Streams {
             SinkBlocked,
             Unclear,
         }
-        let Self { intake: Intake { cursor: from, watch, .. }, outlet, .. } = self;
+        let Self { intake: Intake { cursor: from, watch, .. }, outlet, most, .. } = self;
         let to = &mut outlet.cursor;
-        let found = watch.attempt(|| match relay_io::splice(from, to, CHUNK) {
+        let found = watch.attempt(|| match relay_io::splice(from, to, *most) {
             Err(Errno::AGAIN) => match relay_io::poll_both(from, to)? {
                 (false, _) => Err(Errno::AGAIN),
                 (true, false) => Ok(Found::SinkBlocked),
@@ -285,7 +316,7 @@ impl Streams {
         let (from, Some(own)) = (&mut self.intake.cursor, &mut self.own) else {
             return self.fall_back();
         };
-        match self.intake.watch.attempt(|| relay_io::splice(from, &mut own.writer, CHUNK)) {
+        match self.intake.watch.attempt(|| relay_io::splice(from, &mut own.writer, self.most)) {
             Ok(Some(0)) => Ok(Step::End),
             Ok(Some(length)) => {
                 own.filled += length;
@@ -381,15 +412,15 @@ impl Streams {
         }
     }
 
-    /// Whether something was taken that is not in the sink.
-    fn holds(&self) -> bool {
-        !self.pending.is_empty() || self.own.as_ref().is_some_and(|own| own.filled > 0)
+    /// How many bytes were taken that are not in the sink.
+    fn held(&self) -> usize {
+        self.pending.rest().len() + self.own.as_ref().map_or(0, |own| own.filled)
     }
 
     /// At the end: what was taken goes on if the sink takes it at once (`flush`), and otherwise
     /// back to the source.
     pub fn give_back(mut self, source: &Endpoint, lane: &Lane, flush: bool) {
-        while flush && self.holds() && self.outlet.cursor.room() > 0 {
+        while flush && self.held() > 0 && self.outlet.cursor.room() > 0 {
             let step = if self.pending.is_empty() { self.push() } else { self.write_pending() };
             match step {
                 Ok(Step::Moved(length)) => lane.meter.add_bytes(length),

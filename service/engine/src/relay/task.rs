@@ -1,7 +1,10 @@
 //! The task of a relay: it pumps, both ways where that was asked for, until the source ends,
 //! something fails, or somebody stops it.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt, future::join};
 use ipc_kernel::{Error, Kind, Result, shape::Direction};
@@ -16,6 +19,7 @@ use super::{
     sinks::Sink,
     sources::{Largest, Source},
     streams::Streams,
+    turns::Writer,
 };
 use crate::{Engine, endpoint::Endpoint, flag::Flag};
 
@@ -25,6 +29,8 @@ pub(super) enum Ended {
     EndOfStream,
     /// A sink of a fixed size has no room left.
     Full,
+    /// As much as was wanted is in the sink.
+    Enough(String),
     /// Nobody reads from the sink any more; nothing was lost.
     SinkGone(Error),
 }
@@ -32,7 +38,7 @@ pub(super) enum Ended {
 /// How a relay ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
-    /// `end of stream`, `stopped`, `the memory is full`, or what went wrong.
+    /// `end of stream`, `stopped`, `the memory is full`, `count=3 is reached`, or what went wrong.
     pub reason: String,
     /// Bytes and messages that arrived in the sink.
     pub bytes: u64,
@@ -58,6 +64,7 @@ struct Way<'a> {
     relay: &'a Relay,
     lane: &'a Lane,
     plan: Plan,
+    writer: Writer<'a>,
     work: Option<Work>,
     ended: Option<Result<Ended>>,
 }
@@ -74,7 +81,9 @@ impl Way<'_> {
             // The other direction has failed in a way that concerns this one.
             () = failed.wait() => return,
         };
-        let passes_on = matches!(ended, Ok(Ended::EndOfStream)) && self.relay.options.shutdown;
+        // Others that still write into the sink keep it open.
+        let last = self.writer.leave();
+        let passes_on = last && matches!(ended, Ok(Ended::EndOfStream)) && self.relay.options.shutdown;
         if passes_on {
             // What we hold of the sink's end goes first, so that its reader sees the end.
             self.work = None;
@@ -117,20 +126,21 @@ impl Way<'_> {
         let messages_into = |all| Sink::new(engine, (source, plan.from), (sink, plan.into), options, all);
         Ok(match plan.conversion {
             Conversion::Streams => {
-                Work::Streams(Streams::open(source, sink, options.fds, buffer, lane).await?.into())
+                Work::Streams(Streams::open(source, sink, options, buffer, lane).await?.into())
             }
             Conversion::Messages => {
                 let to = messages_into(false);
-                Work::Messages(Messages::new(messages_from(to.largest()?), to).into())
+                Work::Messages(Messages::new(messages_from(to.largest()?), to, options).into())
             }
             Conversion::Framed(framing) => {
-                let (to, filter) = (messages_into(framing == Framing::Json), options.filter.clone());
-                Work::Framed(Framed::open(source, to, framing, filter, buffer, lane).await?.into())
+                let to = messages_into(framing == Framing::Json);
+                Work::Framed(Framed::open(source, to, framing, options, buffer, lane).await?.into())
             }
             Conversion::Unframed(framing) => {
                 let largest =
                     Largest { bytes: buffer as u64, because: "that a relay may hold (relay-buffer)" };
-                Work::Unframed(Unframed::open(messages_from(largest), sink, framing, lane).await?.into())
+                let from = messages_from(largest);
+                Work::Unframed(Unframed::open(from, sink, framing, options, lane).await?.into())
             }
         })
     }
@@ -168,10 +178,7 @@ impl Way<'_> {
                 messages.give_back(self.lane).await;
                 None
             }
-            Work::Framed(framed) => {
-                framed.give_back(self.source, self.lane).await;
-                None
-            }
+            Work::Framed(framed) => framed.give_back(self.source, self.lane).await,
             Work::Unframed(unframed) => unframed.give_back().await,
         }
     }
@@ -186,6 +193,7 @@ pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Op
         relay: &relay,
         lane,
         plan,
+        writer: Writer::new(sink),
         work: None,
         ended: None,
     };
@@ -211,6 +219,7 @@ pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Op
                 Order::Stop(reason) => break Some(reason),
             },
             () = both => break None,
+            reason = idle(&relay) => break Some(reason),
         }
     };
     let mut torn = forth.give_back().await;
@@ -228,6 +237,22 @@ pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Op
     relay.finish(&engine, reason, failed);
 }
 
+/// Completes when nothing has moved for as long as `idle-ms` says, beginning now.
+async fn idle(relay: &Relay) -> String {
+    let Some(limit) = relay.options.idle else {
+        return std::future::pending().await;
+    };
+    let began = Instant::now();
+    loop {
+        let lanes = std::iter::once(&relay.forth).chain(&relay.back);
+        let still = lanes.map(|lane| lane.meter.still()).fold(began.elapsed(), Duration::min);
+        match limit.saturating_sub(still) {
+            Duration::ZERO => return format!("nothing moved for {} ms (idle-ms)", limit.as_millis()),
+            rest => tokio::time::sleep(rest).await,
+        }
+    }
+}
+
 /// What to say of a relay that came to its end by itself.
 fn outcome(forth: Option<Result<Ended>>, back: Option<Result<Ended>>) -> (String, bool) {
     let two_ways = back.is_some();
@@ -238,6 +263,7 @@ fn outcome(forth: Option<Result<Ended>>, back: Option<Result<Ended>>) -> (String
         Some(Err(error)) => (error.text, true),
         // With two ways, a peer that closes ends both, and nothing is wrong.
         Some(Ok(Ended::SinkGone(error))) if !two_ways => (error.text, true),
+        Some(Ok(Ended::Enough(reason))) => (reason, false),
         Some(Ok(Ended::Full)) => ("the memory is full".to_owned(), false),
         _ => ("end of stream".to_owned(), false),
     }

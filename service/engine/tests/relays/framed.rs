@@ -5,7 +5,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::*;
 
-async fn seqpacket(world: &World) -> (Arc<Endpoint>, OwnedFd) {
+pub(super) async fn seqpacket(world: &World) -> (Arc<Endpoint>, OwnedFd) {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .unwrap();
@@ -13,7 +13,7 @@ async fn seqpacket(world: &World) -> (Arc<Endpoint>, OwnedFd) {
 }
 
 /// Messages of many lengths, none of them 0.
-fn messages(count: u64, max: usize) -> Vec<Vec<u8>> {
+pub(super) fn messages(count: u64, max: usize) -> Vec<Vec<u8>> {
     (0..count)
         .map(|n| {
             let size = usize::from_ne_bytes(noise(8, n + 1).try_into().unwrap()) % max + 1;
@@ -23,7 +23,7 @@ fn messages(count: u64, max: usize) -> Vec<Vec<u8>> {
 }
 
 /// Reads packets until the writers have gone.
-fn packets(fd: OwnedFd) -> tokio::task::JoinHandle<Vec<Vec<u8>>> {
+pub(super) fn packets(fd: OwnedFd) -> tokio::task::JoinHandle<Vec<Vec<u8>>> {
     tokio::task::spawn_blocking(move || {
         let mut all = Vec::new();
         let mut buffer = vec![0; 1 << 18];
@@ -238,7 +238,7 @@ async fn framing_is_demanded_where_it_is_needed_and_only_there() {
 }
 
 /// A queue that is removed at the end, however that comes.
-struct Queue(Arc<Endpoint>);
+pub(super) struct Queue(Arc<Endpoint>);
 
 impl std::ops::Deref for Queue {
     type Target = Arc<Endpoint>;
@@ -255,21 +255,21 @@ impl Drop for Queue {
 }
 
 /// As small as it may be: all queues of a user share one limit.
-async fn queue(world: &World, attributes: &str) -> Queue {
+pub(super) async fn queue(world: &World, attributes: &str) -> Queue {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("ipc-relay-{}-{number}", std::process::id());
     Queue(world.create(&format!("posixmq:name=/{name},{attributes}")).await)
 }
 
-async fn send(world: &World, queue: &Arc<Endpoint>, data: &[u8], priority: u32) {
+pub(super) async fn send(world: &World, queue: &Arc<Endpoint>, data: &[u8], priority: u32) {
     let attributes = dict! { "priority" => priority };
     let message =
         ipc_kernel::shape::Outgoing { data, attributes: &attributes, fds: &[], sent: &Default::default() };
     world.engine.send(&world.call, queue, message, 10_000).await.unwrap();
 }
 
-async fn receive(world: &World, queue: &Arc<Endpoint>) -> (Vec<u8>, i128) {
+pub(super) async fn receive(world: &World, queue: &Arc<Endpoint>) -> (Vec<u8>, i128) {
     let message = world.engine.receive(&world.call, queue, &Dict::new(), 10_000).await.unwrap();
     (message.data, message.attributes["priority"].integer().unwrap())
 }

@@ -2,9 +2,13 @@
 //! plain system calls.
 #![allow(clippy::unwrap_used)]
 
+mod flow;
 mod framed;
+mod merge;
+mod rate;
 mod rights;
 mod shapes;
+mod skip;
 mod streams;
 mod verbs;
 

@@ -141,3 +141,27 @@ async fn forwarding_needs_two_unix_sockets() {
     let error = world.relay(&a, &b, dict! { "fds" => true }).await.unwrap_err();
     assert_eq!(error.kind, Kind::InvalidArgument, "{error}");
 }
+
+/// A bound may cut the bytes of a message, and its descriptors still come once, with the first of them.
+#[tokio::test]
+async fn a_bound_within_a_message_leaves_its_descriptors_whole() {
+    let world = World::new();
+    let ((a, a_far), (b, b_far)) = (world.unix().await, world.unix().await);
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    write(&a_far, b"12");
+    send(&a_far, b"345678", &writer).unwrap();
+    let bound = |bytes: u64| dict! { "fds" => true, "bytes" => bytes };
+    for (bytes, expected, descriptors) in [(1, &b"1"[..], 0), (3, b"234", 1), (4, b"5678", 0)] {
+        let relay = world.relay(&a, &b, bound(bytes)).await.unwrap();
+        assert_eq!(ended(&relay).await.bytes, bytes);
+        let (mut data, mut fds) = (Vec::new(), Vec::new());
+        while data.len() < expected.len() {
+            let (more, more_fds) = receive(&b_far, expected.len() - data.len());
+            data.extend(more);
+            fds.extend(more_fds);
+        }
+        assert_eq!((data.as_slice(), fds.len()), (expected, descriptors));
+        fds.iter().for_each(|fd| write(fd, b"!"));
+    }
+    assert_eq!(read_exactly(&reader, 1).await.unwrap(), b"!");
+}
