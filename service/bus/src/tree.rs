@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use ipc_engine::{Engine, Object};
 use ipc_kernel::{Error, Kind, shape::Shape};
 use tokio::sync::Mutex;
@@ -259,7 +260,8 @@ impl Tree {
     /// Ends everything: waits are cancelled, relays stop, endpoints close and say so, and what was
     /// to be said has left.
     pub async fn stop(&self) {
-        self.engine.stop();
+        let closed = self.engine.stop();
+        join_all(closed.iter().map(|endpoint| endpoint.removed())).await;
         let farewell = async {
             // Calls are answered and the announcer runs beside us: let them, and the outboxes.
             loop {

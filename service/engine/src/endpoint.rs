@@ -24,10 +24,11 @@ use rustix::event::PollFlags;
 use crate::{
     Engine,
     client::Call,
-    engine::blocking,
+    engine::{Object, blocking},
     events::Ring,
     flag::Flag,
     limits::Limits,
+    news::News,
     options::Lifetime,
     relay::Turns,
     wait::{Cancel, Patience, complete},
@@ -79,6 +80,14 @@ impl std::fmt::Debug for Endpoint {
             .field("id", &self.id)
             .field("address", &self.address)
             .finish_non_exhaustive()
+    }
+}
+
+/// Does it here, or on a thread where it may wait.
+pub(crate) fn off_the_loop(may_wait: bool, work: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) if may_wait => drop(runtime.spawn_blocking(work)),
+        _ => work(),
     }
 }
 
@@ -134,19 +143,19 @@ impl Endpoint {
     }
 
     /// The kernel object goes with the endpoint if it was made to; where that may wait for another process, on a thread.
-    pub(crate) fn remove_closed(self: &Arc<Self>) {
+    /// Then there is something to announce.
+    pub(crate) fn remove_closed(self: &Arc<Self>, news: Arc<News>) {
         let closed = self.clone();
         let remove = move || {
-            if closed.remove_on_close {
+            // What may wait is gone with its endpoint in any case, and is not to be dropped just anywhere.
+            if closed.remove_on_close || closed.kernel.removal_may_wait() {
                 // The name may be gone already; closing succeeds all the same.
                 let _ = closed.kernel.remove();
             }
             closed.removed.set();
+            news.put(Object::Endpoint(closed));
         };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if self.kernel.removal_may_wait() => drop(runtime.spawn_blocking(remove)),
-            _ => remove(),
-        }
+        off_the_loop(self.kernel.removal_may_wait(), remove);
     }
 
     /// Completes when nothing of that goes on any more, or after a while: then it goes on by itself.

@@ -25,7 +25,7 @@ use ipc_kernel::{
 use crate::{
     client::{Call, Client, Clients, Counter},
     declared::Board,
-    endpoint::{Endpoint, Made},
+    endpoint::{Endpoint, Made, off_the_loop},
     flag::Flag,
     herald,
     limits::{Limits, exceeded},
@@ -52,7 +52,7 @@ pub struct Engine {
     next_id: AtomicU64,
     admitted: AtomicU64,
     table: Mutex<Table>,
-    pub(crate) news: News,
+    pub(crate) news: Arc<News>,
     pub(crate) herald: herald::Place,
 }
 
@@ -120,7 +120,7 @@ impl Engine {
             next_id: AtomicU64::new(1),
             admitted: AtomicU64::new(0),
             table: Mutex::default(),
-            news: News::default(),
+            news: Arc::default(),
             herald: herald::Place::default(),
         })
     }
@@ -242,7 +242,8 @@ impl Engine {
             Err(error) => {
                 // A Create that cannot be completed leaves nothing behind; what was there stays.
                 if opened.created {
-                    let _ = opened.kernel.remove();
+                    let may_wait = opened.kernel.removal_may_wait();
+                    off_the_loop(may_wait, move || _ = opened.kernel.remove());
                 }
                 return Err(error);
             }
@@ -339,13 +340,12 @@ impl Engine {
     }
 
     /// Takes an endpoint out of the table and ends what waits on it. The kernel object goes too
-    /// if it was made to (`remove-on-close`). Says whether this call was the one that closed it.
+    /// if it was made to (`remove-on-close`); then it is announced. Says whether this call was the one that closed it.
     pub fn close(&self, endpoint: &Arc<Endpoint>, reason: &str) -> bool {
         if endpoint.reason.set(reason.to_owned()).is_err() {
             return false;
         }
         endpoint.closed.set();
-        endpoint.remove_closed();
         endpoint.give_back_kept();
         let mut table = self.table();
         table.endpoints.remove(&endpoint.id);
@@ -355,7 +355,7 @@ impl Engine {
             }
         }
         drop(table);
-        self.announce(Object::Endpoint(endpoint.clone()));
+        endpoint.remove_closed(self.news.clone());
         true
     }
 
@@ -380,17 +380,20 @@ impl Engine {
         }
     }
 
-    /// Ends everything: waits are cancelled, relays stop, endpoints are closed.
-    pub fn stop(&self) {
+    /// Ends everything: waits are cancelled, relays stop, endpoints are closed, which are returned.
+    pub fn stop(&self) -> Vec<Arc<Endpoint>> {
         self.stopping.set();
+        let mut closed = Vec::new();
         for object in self.objects() {
             match object {
                 Object::Relay(relay) => relay.stop("the service is stopping"),
                 Object::Endpoint(endpoint) => {
                     self.close(&endpoint, "shutdown");
+                    closed.push(endpoint);
                 }
             }
         }
+        closed
     }
 
     /// Objects of a mechanism on the whole machine that match the filter.

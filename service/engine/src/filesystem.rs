@@ -88,7 +88,7 @@ impl Engine {
 
     /// Publishes what a herald tells, with what it has kept.
     pub fn publish_herald(&self, mount: &Arc<Endpoint>, name: &str, herald: Arc<Herald>) -> Result<()> {
-        let file = mount.filesystem()?.publish(name, Published::Log)?;
+        let file = mount.filesystem()?.publish(name, Published::Log { shown: true })?;
         let mount = mount.clone();
         tokio::spawn(async move {
             let words = |event: &_| Some(lines::network_words(event));

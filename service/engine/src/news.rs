@@ -20,19 +20,23 @@ impl News {
     fn queue(&self) -> MutexGuard<'_, VecDeque<Object>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Engine {
-    /// Puts an object into the news, unless it is there.
-    pub fn announce(&self, object: Object) {
+    pub fn put(&self, object: Object) {
         let fresh = match &object {
             Object::Endpoint(endpoint) => endpoint.mark(),
             Object::Relay(relay) => relay.mark(),
         };
         if fresh {
-            self.news.queue().push_back(object);
-            self.news.event.notify(1);
+            self.queue().push_back(object);
+            self.event.notify(1);
         }
+    }
+}
+
+impl Engine {
+    /// Puts an object into the news, unless it is there.
+    pub fn announce(&self, object: Object) {
+        self.news.put(object);
     }
 
     /// The next object that has something to announce. What it is, the object says: new events, a

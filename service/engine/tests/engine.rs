@@ -63,7 +63,7 @@ async fn every_wait_ends() {
     let (ended, ()) = tokio::join!(engine.read(&waiting, &other, 10, 60_000), leaver);
     assert_eq!(kind(ended), Kind::Cancelled);
     let staying = call(&engine, ":1.2");
-    let stopper = async { engine.stop() };
+    let stopper = async { drop(engine.stop()) };
     let (ended, ()) = tokio::join!(engine.read(&staying, &other, 10, 60_000), stopper);
     assert_eq!(kind(ended), Kind::Cancelled);
 }

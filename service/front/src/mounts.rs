@@ -4,7 +4,12 @@
 //! What the helper makes goes to the worker on a socket of their own. The front hands that over on the control socket,
 //! and never holds a descriptor of the mount; the spawner has made the socket, so that nothing of a worker's reaches it.
 
-use std::{convert::Infallible, io, sync::Arc, time::Instant};
+use std::{
+    convert::Infallible,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ipc_spawner::protocol::{Refusal as SpawnerRefusal, Reply, Request};
 use rustix::io::Errno;
@@ -16,6 +21,10 @@ use crate::{identity::no_spawner, life::tell, lock, refusals::Refusal, router::R
 /// its text.
 pub const SOCKET: &[u8] = b"mnt1";
 pub const REFUSED: &[u8] = b"mnt0";
+
+/// How often the spawner is asked again while the mounter before this one has not ended, and with which pauses.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(20);
 
 impl Worker {
     /// Has mounts made as long as the worker lives, one at a time.
@@ -42,8 +51,21 @@ impl Worker {
             return Err(Refusal::unavailable("it is not known whose worker this is; call again"));
         };
         lock(&router.mounts).start(self.user(), &router.limits, Instant::now())?;
-        let request = Request::Mount { name: self.name.clone(), identity };
-        match router.spawner.ask(request, None).await {
+        let mut left = ATTEMPTS;
+        let answer = loop {
+            let request = Request::Mount { name: self.name.clone(), identity: identity.clone() };
+            match router.spawner.ask(request, None).await {
+                // The one before has sent its mount, and needs a moment to end.
+                Ok((Reply::Refused(SpawnerRefusal::Errno(errno)), _))
+                    if errno == Errno::BUSY.raw_os_error() && left > 0 =>
+                {
+                    left -= 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answer => break answer,
+            }
+        };
+        match answer {
             Ok((Reply::Started { .. }, Some(socket))) => Ok(socket),
             Ok((Reply::Refused(SpawnerRefusal::Identity), _)) => {
                 Err(Refusal::permission(format!("no mount is made for uid {}", self.uid)))

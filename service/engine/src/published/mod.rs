@@ -88,7 +88,7 @@ pub(crate) fn source(endpoint: &Arc<Endpoint>) -> Result<Published> {
     } else if has(Shape::Semaphore) || has(Shape::Futex) {
         Published::Text(source())
     } else if has(Shape::Watch) || has(Shape::Process) || has(Shape::Mailbox) {
-        Published::Log
+        Published::Log { shown: !has(Shape::Watch) }
     } else {
         return Err(Error::not_supported(format!(
             "{} cannot be published: there is nothing in it to read or to write",

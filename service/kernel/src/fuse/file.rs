@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -13,14 +13,18 @@ use std::{
 use event_listener::{Event, EventListener};
 use rustix::io::Errno;
 
-use crate::fuse::requests::{Later, Source};
+use crate::fuse::{
+    announce,
+    requests::{Later, Source},
+};
 
 /// What is published.
 pub enum Published {
     /// Bytes that are held here, to be read and written.
     Held(Vec<u8>),
-    /// Lines that are appended as things happen, to be read and followed.
-    Log,
+    /// Lines that are appended as things happen, to be read and followed. `shown`: inotify sees that; not of what tells of
+    /// files itself, as it would tell of that, too.
+    Log { shown: bool },
     /// Messages or bytes that are taken by reading and sent by writing.
     Flow(Source),
     /// A value as text: a fresh one whenever it is read from the start.
@@ -38,7 +42,7 @@ impl Published {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Held(_) => "content",
-            Self::Log => "log",
+            Self::Log { .. } => "log",
             Self::Flow(_) => "flow",
             Self::Text(_) | Self::Told(_) => "text",
             Self::Bytes(_) => "bytes",
@@ -138,6 +142,9 @@ pub struct File {
     /// Bytes of the mount's `size` that it takes up, and the whole that it takes them from.
     quota: Arc<Quota>,
     taken: AtomicU64,
+    /// Where changes are shown to inotify, and under which name.
+    shown: OnceLock<(Arc<announce::Place>, String)>,
+    quiet: bool,
 }
 
 impl fmt::Debug for File {
@@ -186,12 +193,13 @@ impl File {
     /// NOSPC: what it holds is more than there is room for.
     pub fn new(ino: u64, mode: u32, published: Published, quota: Arc<Quota>) -> Result<Self, Errno> {
         let kind = published.name();
+        let quiet = matches!(published, Published::Log { shown: false });
         let (body, bytes, mode) = match published {
             Published::Held(data) => {
                 let bytes = data.len() as u64;
                 (Body::Held(Mutex::new(Held { data, version: 0 })), bytes, mode)
             }
-            Published::Log => (Body::Log(Mutex::default()), LOG_BYTES, mode & !0o222),
+            Published::Log { .. } => (Body::Log(Mutex::default()), LOG_BYTES, mode & !0o222),
             Published::Flow(source) => (Body::Flow(source), 0, mode),
             Published::Text(source) => (Body::Text(source), 0, mode),
             Published::Told(source) => (Body::Told(source, AtomicU64::new(0)), 0, mode),
@@ -201,7 +209,8 @@ impl File {
         quota.change(0, bytes)?;
         let (meta, waiting) = (Mutex::new(Meta::new(mode)), Mutex::default());
         let (removed, bell, taken) = (AtomicBool::new(false), Event::new(), AtomicU64::new(bytes));
-        Ok(Self { ino, kind, body, meta, waiting, removed, bell, quota, taken })
+        let shown = OnceLock::new();
+        Ok(Self { ino, kind, body, meta, waiting, removed, bell, quota, taken, shown, quiet })
     }
 
     /// Its name was removed.
@@ -298,6 +307,7 @@ impl File {
             lock(log).append(lines);
             self.meta().touch();
             self.ready();
+            self.show();
         }
     }
 
@@ -307,6 +317,21 @@ impl File {
             version.fetch_add(1, Ordering::AcqRel);
             self.meta().touch();
             self.ready();
+            self.show();
+        }
+    }
+
+    /// From now on inotify sees what changes otherwise than by writing the file.
+    pub fn shown_at(&self, place: Arc<announce::Place>, name: &str) {
+        if !self.quiet {
+            // It is published once.
+            _ = self.shown.set((place, name.to_owned()));
+        }
+    }
+
+    pub fn show(&self) {
+        if let Some((place, name)) = self.shown.get() {
+            announce::changed(place, name);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     Address, Attempt, Dict, Endpoint, Error, Kind, Opening, Parameters, Result, dict,
     error::Attempted,
     fuse::{
+        announce::{self, Gone},
         file::{File, Published, Quota, lock},
         list,
         mount::{self, Mount},
@@ -46,6 +47,15 @@ pub fn create(parameters: &Parameters) -> Result<Opening> {
     let tree = Tree::new(mode, files.unwrap_or(FILES));
     let shared = Arc::new(Shared::new(tree, Quota::new(size.unwrap_or(SIZE)), deadline));
     let (device, mount) = mount::mount(path.as_deref())?;
+    if let Some(point) = mount.point() {
+        let place = announce::Place {
+            point: point.to_owned(),
+            device: mount.device(),
+            showing: announce::Showing::default(),
+        };
+        // The first time.
+        _ = shared.place.set(Arc::new(place));
+    }
     let attempt = || format!("serve {}", path.as_deref().unwrap_or(Path::new("a mount")).display());
     let session = Session::from_fd(Server(shared.clone()), device, SessionACL::Owner, Config::default())
         .attempted(attempt)?;
@@ -75,11 +85,14 @@ pub const SIZE: u64 = 16 << 20;
 pub const FILES: u32 = 1024;
 
 impl Mounted {
-    /// Names that are gone, for the kernel and for whoever watches the directory (inotify(7)).
+    /// Names that are gone, for the kernel and for whoever watches.
     fn removed(&self, removed: &[Removed]) {
-        for Removed { parent, ino, name } in removed {
+        for Removed { parent, ino, name, path, is_directory } in removed {
             // It may never have heard of it.
             let _ = self.notifier.delete(INodeNo(*parent), INodeNo(*ino), name.as_ref());
+            if let Some(place) = self.shared.place.get() {
+                announce::gone(place, path, Gone { ino: *ino, is_directory: *is_directory });
+            }
         }
     }
 }
@@ -185,10 +198,19 @@ impl shape::Filesystem for Mounted {
         {
             // Pages of it may be mapped. The kernel may not know it, or be gone.
             let _ = self.notifier.inval_inode(INodeNo(file.ino), 0, 0);
+            file.show();
             return Ok(file);
         }
         let quota = self.shared.quota.clone();
-        lock(&self.shared.tree).add(name, |ino| File::new(ino, self.mode, published, quota).map_err(no_room))
+        let mut tree = lock(&self.shared.tree);
+        let known = tree.known(name);
+        let file = tree.add(name, |ino| File::new(ino, self.mode, published, quota).map_err(no_room))?;
+        drop(tree);
+        if let Some(place) = self.shared.place.get() {
+            file.shown_at(place.clone(), name);
+            announce::new(place, name, known);
+        }
+        Ok(file)
     }
 
     fn unpublish(&self, name: &str) -> Result<()> {

@@ -6,6 +6,7 @@
 //! runs the waits takes it from there and answers from wherever he is. The names are a tree ([`tree`]) of files
 //! ([`file`]).
 
+mod announce;
 pub mod detached;
 pub mod file;
 pub mod filesystem;

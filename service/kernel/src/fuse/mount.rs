@@ -20,10 +20,12 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags},
     io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    process::{Pid, PidfdFlags},
 };
 
 use crate::{
@@ -288,7 +290,7 @@ impl Mount {
 
 /// The root of what is mounted on a path, as O_PATH, if it has this device number. It is not kept open, as nobody
 /// else could unmount it then.
-fn root_of(point: &Path, device: (u32, u32)) -> Option<OwnedFd> {
+pub fn root_of(point: &Path, device: (u32, u32)) -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(point, flags, Mode::empty()).ok()?;
     let found = examined(&root).ok()?;
@@ -312,6 +314,9 @@ fn unmount(point: &Path, root: &OwnedFd) -> Result<()> {
     }
 }
 
+/// How long fusermount3 may take to unmount.
+const UNMOUNTING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
 impl Drop for Mount {
     fn drop(&mut self) {
         // Nobody is left to be told.
@@ -319,10 +324,17 @@ impl Drop for Mount {
     }
 }
 
-/// fusermount3 -u -z, which detaches lazily.
+/// fusermount3 -u -z, which detaches lazily. It asks nobody but the kernel; one that does not end is killed.
 fn unmount_by_helper(point: &Path) -> Result<()> {
-    let output = Command::new(HELPER).args(["-u", "-z", "--"]).arg(point).stdin(Stdio::null()).output();
-    let output = output.map_err(no_helper)?;
+    let mut command = Command::new(HELPER);
+    command.args(["-u", "-z", "--"]).arg(point).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut helper = command.stderr(Stdio::piped()).spawn().map_err(no_helper)?;
+    let pidfd = rustix::process::pidfd_open(Pid::from_child(&helper), PidfdFlags::empty())
+        .attempted(|| "wait for fusermount3")?;
+    while let Err(Errno::INTR) = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&UNMOUNTING)) {}
+    // One that has ended is not there to be killed.
+    let _ = helper.kill();
+    let output = helper.wait_with_output().map_err(no_helper)?;
     if output.status.success() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     ffi::OsStr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -14,7 +14,8 @@ use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, OpenFlags};
 use rustix::io;
 
 use crate::fuse::{
-    file::{Body, File, Quota, lock},
+    announce::{Deed, Gone, Place},
+    file::{Body, File, Meta, Quota, lock},
     requests::{self, Answered, Asked, Patience, Queue, Upcall, What},
     tree::{Inode, Node, Tree},
 };
@@ -27,6 +28,8 @@ pub struct Shared {
     pub tree: Mutex<Tree>,
     pub quota: Arc<Quota>,
     pub queue: Queue,
+    /// Where the mount is, once it is there, if it is anywhere.
+    pub place: OnceLock<Arc<Place>>,
     pub deadline: Duration,
     opened: Mutex<HashMap<u64, Arc<Opened>>>,
     next: AtomicU64,
@@ -40,6 +43,7 @@ impl Shared {
             tree: Mutex::new(tree),
             quota,
             queue: Queue::default(),
+            place: OnceLock::new(),
             deadline,
             opened: Mutex::default(),
             next: AtomicU64::new(1),
@@ -118,7 +122,11 @@ impl Shared {
                 (FileType::RegularFile, meta, file.size(), u32::from(inode.linked))
             }
         };
-        Some(FileAttr {
+        Some(self.described(ino, kind, meta, size, links))
+    }
+
+    fn described(&self, ino: u64, kind: FileType, meta: Meta, size: u64, links: u32) -> FileAttr {
+        FileAttr {
             ino: INodeNo(ino),
             size,
             blocks: size.div_ceil(512),
@@ -134,7 +142,20 @@ impl Shared {
             rdev: 0,
             blksize: 4096,
             flags: 0,
-        })
+        }
+    }
+
+    /// What a thread of this process does to this name, for those who watch.
+    pub fn deed(&self, thread: u32, name: &OsStr) -> Option<Deed> {
+        self.place.get()?.showing.deed(thread, name)
+    }
+
+    /// What the kernel is told of a name that is gone, for it to be removed.
+    pub fn gone(&self, gone: Gone) -> FileAttr {
+        // The kernel knows it once more.
+        lock(&self.tree).known_again(gone.ino);
+        let kind = if gone.is_directory { FileType::Directory } else { FileType::RegularFile };
+        self.described(gone.ino, kind, Meta::new(0o700), 0, 1)
     }
 
     /// What the kernel is told of a name.

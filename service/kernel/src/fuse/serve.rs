@@ -20,6 +20,7 @@ use rustix::io;
 
 use crate::{
     fuse::{
+        announce::Deed,
         file::{Body, Meta, lock},
         opened::{Opened, Shared},
         requests::{Answer, Later, Patience, Ready, Upcall, What},
@@ -54,6 +55,21 @@ fn errno(errno: io::Errno) -> Errno {
 }
 
 impl Server {
+    fn made(&self, thread: u32, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let is_shown = self.0.deed(thread, name) == Some(Deed::Making);
+        match is_shown.then(|| self.0.entry(parent, name)).flatten() {
+            Some(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
+            None => reply.error(Errno::EPERM),
+        }
+    }
+
+    fn removed(&self, thread: u32, name: &OsStr, reply: ReplyEmpty) {
+        match self.0.deed(thread, name) {
+            Some(Deed::Removing(_)) => reply.ok(),
+            _ => reply.error(Errno::EPERM),
+        }
+    }
+
     /// Asks somebody else, and has the answer sent from there.
     fn read_asked(
         &self,
@@ -102,7 +118,12 @@ impl Filesystem for Server {
         self.0.queue.end("it was unmounted");
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.0.deed(req.pid(), name) {
+            Some(Deed::Making) => return reply.error(Errno::ENOENT),
+            Some(Deed::Removing(gone)) => return reply.entry(&TTL, &self.0.gone(gone), Generation(0)),
+            None => {}
+        }
         match self.0.entry(parent, name) {
             Some(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
             None if name.len() > NAME_MAX => reply.error(Errno::ENAMETOOLONG),
@@ -389,7 +410,8 @@ impl Filesystem for Server {
         reply.statfs(blocks, free, free, most, most.saturating_sub(files), 512, NAME_MAX as u32, 512);
     }
 
-    // Names are published and unpublished, and in no other way made, moved or removed.
+    // Names are published and unpublished, and in no other way made, moved or removed. For those who watch that is done once
+    // more ([`announce`](super::announce)).
 
     fn create(
         &self,
@@ -406,27 +428,27 @@ impl Filesystem for Server {
 
     fn mknod(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        self.made(req.pid(), parent, name, reply);
     }
 
     fn mkdir(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        self.made(req.pid(), parent, name, reply);
     }
 
     fn symlink(
@@ -444,12 +466,12 @@ impl Filesystem for Server {
         reply.error(Errno::EPERM);
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
+    fn unlink(&self, req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.removed(req.pid(), name, reply);
     }
 
-    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
+    fn rmdir(&self, req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.removed(req.pid(), name, reply);
     }
 
     fn rename(

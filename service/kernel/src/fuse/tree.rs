@@ -37,6 +37,9 @@ pub struct Removed {
     pub parent: u64,
     pub ino: u64,
     pub name: String,
+    /// The whole name.
+    pub path: String,
+    pub is_directory: bool,
 }
 
 pub struct Tree {
@@ -126,6 +129,12 @@ impl Tree {
 
     fn find(&self, parts: &[&str]) -> Option<u64> {
         parts.iter().try_fold(ROOT, |ino, part| self.entries(ino)?.get(*part).copied())
+    }
+
+    /// How many of the first parts of a name are there.
+    pub fn known(&self, name: &str) -> usize {
+        let parts: Vec<_> = name.split('/').collect();
+        (1..=parts.len()).take_while(|length| self.find(&parts[..*length]).is_some()).count()
     }
 
     /// The file of this name.
@@ -221,6 +230,7 @@ impl Tree {
         for child in below {
             self.unlink(child, removed);
         }
+        let path = self.name(ino);
         let Some(inode) = self.get_mut(ino) else { return };
         inode.linked = false;
         if let Node::File(file) = &inode.node {
@@ -235,7 +245,7 @@ impl Tree {
             meta.touch();
         }
         self.files -= u32::from(is_file);
-        removed.push(Removed { parent, ino, name });
+        removed.push(Removed { parent, ino, name, path, is_directory: !is_file });
     }
 
     /// The kernel is told of an entry.
@@ -243,6 +253,13 @@ impl Tree {
         let ino = *self.entries(parent)?.get(name)?;
         self.get_mut(ino)?.lookups += 1;
         Some(ino)
+    }
+
+    /// The kernel is told of what it may know already, and what has no name any more.
+    pub fn known_again(&mut self, ino: u64) {
+        if let Some(inode) = self.get_mut(ino) {
+            inode.lookups += 1;
+        }
     }
 
     /// The kernel has forgotten what it was told.

@@ -37,7 +37,7 @@ fn what_is_published_is_there_until_it_is_unpublished() {
         assert_eq!((metadata.len(), metadata.mode() & 0o777, metadata.nlink()), (7, 0o600, 1));
         must_fail("below a file", Kind::Exists, files.publish("a/b", held(b"")));
         must_fail("over a directory", Kind::Exists, files.publish("d", held(b"")));
-        must_fail("another kind", Kind::Exists, files.publish("a", Published::Log));
+        must_fail("another kind", Kind::Exists, files.publish("a", Published::Log { shown: true }));
         must_fail("no name", Kind::InvalidArgument, files.publish("", held(b"")));
         let listed = |path| fs::read_dir(path).expect("a directory").flatten().count();
         assert_eq!((listed(point.join("d/e")), listed(point.clone())), (1, 2));
