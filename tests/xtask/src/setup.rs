@@ -17,6 +17,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("ethtool", "ethtool"),
     ("fusermount3", "fuse3"),
     ("gdbus", "libglib2.0-bin"),
+    ("gdbus-codegen", "libglib2.0-dev"),
     ("gjs", "gjs"),
     ("inotifywait", "inotify-tools"),
     ("ip", "iproute2"),

@@ -2,6 +2,7 @@
 //! which is libdbus, or are busctl and gdbus.
 
 mod calls;
+mod codegen;
 mod cookbook;
 mod gdbus;
 mod names;
