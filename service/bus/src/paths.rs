@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ipc_engine::{Endpoint, Engine, Object, Relay};
-use ipc_kernel::{Error, Kind};
+use ipc_kernel::{Dict, Error, Kind, Value};
 use zbus::{ObjectPath, OwnedObjectPath};
 
 use crate::errors::Result;
@@ -44,18 +44,29 @@ fn valid(path: String) -> OwnedObjectPath {
 
 /// The endpoint that an argument of type `o` names.
 pub fn find_endpoint(engine: &Engine, path: &ObjectPath<'_>) -> Result<Arc<Endpoint>> {
+    Ok(endpoint_at(engine, path.as_str())?)
+}
+
+/// The endpoints that the option `tee` of Relay names. A value of another type is refused with the other options.
+pub fn find_tee(engine: &Engine, options: &Dict) -> Result<Vec<Arc<Endpoint>>> {
+    let Some(Value::Texts(paths)) = options.get("tee") else { return Ok(Vec::new()) };
+    let named = |error: Error| Error { text: format!("the option \"tee\": {}", error.text), ..error };
+    let found = paths.iter().map(|path| endpoint_at(engine, path).map_err(named));
+    Ok(found.collect::<ipc_kernel::Result<_>>()?)
+}
+
+fn endpoint_at(engine: &Engine, path: &str) -> ipc_kernel::Result<Arc<Endpoint>> {
     let found = number(path).and_then(|(name, id)| {
         let endpoint = engine.endpoint(id)?;
         (endpoint.mechanism.name == name).then_some(endpoint)
     });
     found.ok_or_else(|| {
         Error::new(Kind::NoSuchEndpoint, format!("there is no endpoint {path}; it was closed, or never made"))
-            .into()
     })
 }
 
-fn number<'a>(path: &'a ObjectPath<'_>) -> Option<(&'a str, u64)> {
-    let (name, id) = path.as_str().strip_prefix(MANAGER)?.strip_prefix('/')?.split_once('/')?;
+fn number(path: &str) -> Option<(&str, u64)> {
+    let (name, id) = path.strip_prefix(MANAGER)?.strip_prefix('/')?.split_once('/')?;
     // "1", never "01" or "+1": one object has one path.
     let parsed: u64 = id.parse().ok()?;
     (parsed.to_string() == id).then_some((name, parsed))

@@ -115,6 +115,13 @@ fn value(variant: &Variant<'_>) -> Result<Option<Value>> {
                     .map(|item| if let Variant::Str(text) = item { Some(text.to_string()) } else { None });
                 return Ok(texts.collect::<Option<_>>().map(Value::Texts));
             }
+            Signature::ObjectPath => {
+                let path = |item: &Variant<'_>| match item {
+                    Variant::ObjectPath(path) => Some(path.as_str().to_owned()),
+                    _ => None,
+                };
+                return Ok(array.iter().map(path).collect::<Option<_>>().map(Value::Texts));
+            }
             Signature::U32 => {
                 let numbers = array
                     .iter()

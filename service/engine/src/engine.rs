@@ -350,7 +350,7 @@ impl Engine {
         let mut table = self.table();
         table.endpoints.remove(&endpoint.id);
         for relay in table.relays.values() {
-            if relay.source.id == endpoint.id || relay.sink.id == endpoint.id {
+            if relay.ends().any(|end| end.id == endpoint.id) {
                 relay.endpoint_closed(endpoint);
             }
         }

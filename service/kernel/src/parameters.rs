@@ -49,6 +49,8 @@ pub enum Type {
     Path,
     /// Keys with values of any type; only in the options. D-Bus `a{sv}`.
     Dict,
+    /// Object paths; only in the options. D-Bus `ao`.
+    Objects,
 }
 
 impl Type {
@@ -63,6 +65,7 @@ impl Type {
             Self::Words(_) | Self::Names | Self::Signals => "as",
             Self::Numbers { .. } => "ai",
             Self::Dict => "a{sv}",
+            Self::Objects => "ao",
         }
     }
 
@@ -94,6 +97,7 @@ impl Type {
             ),
             Self::Path => "a path or name without NUL bytes (D-Bus type s, or ay)".into(),
             Self::Dict => "a dictionary (D-Bus type a{sv})".into(),
+            Self::Objects => "object paths (D-Bus type ao)".into(),
         }
     }
 
@@ -118,7 +122,7 @@ impl Type {
                 self.check(Value::I32s(numbers.collect::<Option<_>>()?))
             }
             Self::Signals => self.check(Value::Texts(text.split('/').map(str::to_owned).collect())),
-            Self::Path | Self::Dict => None,
+            Self::Path | Self::Dict | Self::Objects => None,
         }
     }
 
@@ -188,6 +192,12 @@ impl Type {
                 _ => None,
             },
             Self::Dict => matches!(value, Value::Dict(_)).then_some(value),
+            Self::Objects => match value {
+                Value::Texts(texts) if texts.iter().all(|text| text.starts_with('/')) => {
+                    Some(Value::Texts(texts))
+                }
+                _ => None,
+            },
         }
     }
 }

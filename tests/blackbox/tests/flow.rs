@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt};
 
 use ipc_blackbox::{Stage, assert_error, error, everywhere, options};
 use ipc_harness::{need_tool, or_skip, socat, unique};
-use zbus::{OwnedVariant, Variant};
+use zbus::{ObjectPath, OwnedVariant, Variant};
 
 const DEFAULT: u32 = u32::MAX;
 
@@ -80,4 +80,34 @@ async fn what_ends_it_and_what_is_dropped_is_told(stage: Stage) {
     assert_eq!(rest, b"three\n");
 }
 
-everywhere!(a_reader_that_is_killed, what_ends_it_and_what_is_dropped_is_told);
+/// One line for two queues; closing the further one ends the relay and says which it was.
+async fn each_message_for_several(stage: Stage) {
+    let client = stage.client().await;
+    let inbox = client.inbox().await;
+    let source = client.create("pipe:").await;
+    let queue = || format!("posixmq:name=/{},depth=4,size=8,remove-on-close=true", unique("tee"));
+    let (sink, further) = (client.create(&queue()).await, client.create(&queue()).await);
+    let given = |path: &str| {
+        let path = ObjectPath::try_from(path.to_owned()).expect("an object path");
+        options([("framing", "line".into()), ("tee", vec![path].into())])
+    };
+    let refused = error(client.try_relay(&source, &sink, given("/org/example/IPC/posixmq/0")).await);
+    assert_error(&refused, "NoSuchEndpoint", &["\"tee\"", "posixmq/0"]);
+    let refused = error(client.try_relay(&source, &sink, options([("tee", true.into())])).await);
+    assert_error(&refused, "InvalidArgument", &["\"tee\"", "ao"]);
+    let relay = client.relay(&source, &sink, given(&further)).await;
+    client.write(&source, b"one\n", DEFAULT).await.expect("Write");
+    for queue in [&sink, &further] {
+        assert_eq!(client.receive(queue, DEFAULT).await.expect("Receive").0, b"one");
+    }
+    let state: BTreeMap<String, OwnedVariant> =
+        client.call(&relay, "Relay", "Inspect", &()).await.expect("Inspect");
+    let paths = Vec::<String>::try_from(state["tee"].try_clone().expect("no descriptor")).expect("texts");
+    assert_eq!(paths, [further.as_str()]);
+    client.close(&further).await;
+    let finished = inbox.signal(&relay, "Finished").await;
+    let (reason, _, messages): (String, u64, u64) = finished.body().deserialize().expect("as usual");
+    assert!(reason.contains("sink endpoint posixmq:") && messages == 1, "{reason}, {messages}");
+}
+
+everywhere!(a_reader_that_is_killed, what_ends_it_and_what_is_dropped_is_told, each_message_for_several);

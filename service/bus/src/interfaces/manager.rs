@@ -93,7 +93,9 @@ impl Manager {
         let engine = &self.face.engine;
         let source = paths::find_endpoint(engine, &source)?;
         let sink = paths::find_endpoint(engine, &sink)?;
-        let relay = engine.start_relay(&call, source, sink, dict(options)?).await?;
+        let options = dict(options)?;
+        let tee = paths::find_tee(engine, &options)?;
+        let relay = engine.start_tee(&call, source, sink, tee, options).await?;
         self.enter(Object::Relay(relay)).await
     }
 

@@ -45,11 +45,16 @@ impl Relay {
     }
 
     /// How it moves the data (method: splice, read and write, …), and the counters of both ways; what was
-    /// dropped as skipped (on-error=skip) and filtered.
+    /// dropped as skipped (on-error=skip) and filtered; the paths of the further sinks (tee, as).
     #[zbus(out_args("state"))]
     fn inspect(&self, #[zbus(header)] header: Header<'_>) -> Result<Vardict> {
         let _call = self.face.call(&header)?;
-        vardict(self.relay.inspect())
+        let mut state = self.relay.inspect();
+        if !self.relay.tee.is_empty() {
+            let paths: Vec<_> = self.relay.tee.iter().map(|sink| paths::endpoint(sink).to_string()).collect();
+            state.insert("tee".into(), paths.into());
+        }
+        vardict(state)
     }
 
     /// It has ended: at the end of the stream, by Stop, or by an error. Then the object is gone.

@@ -1,6 +1,8 @@
 //! What is checked before a relay starts, so that what cannot work fails at once and says what
 //! would.
 
+use std::sync::Arc;
+
 use ipc_kernel::{
     Attempt, Error, Kind, Result,
     mechanism::{End, EndKind},
@@ -26,13 +28,68 @@ pub(super) struct Plan {
     pub value: Option<u32>,
 }
 
+/// What is to be done in all.
+#[derive(Debug)]
+pub(super) struct Plans {
+    pub forth: Plan,
+    pub back: Option<Plan>,
+    /// What the further sinks are.
+    pub tee: Vec<Target>,
+}
+
 /// Checks everything that does not depend on other relays.
 pub(super) fn check(
     engine: &Engine,
     source: &Endpoint,
     sink: &Endpoint,
+    tee: &[Arc<Endpoint>],
     options: &Options,
-) -> Result<(Plan, Option<Plan>)> {
+) -> Result<Plans> {
+    apart(source, sink)?;
+    let forth = direction(engine, source, sink, options)?;
+    fitting(engine, source, sink, options, forth)?;
+    let mut plans = Plans { forth, back: None, tee: Vec::new() };
+    for (index, further) in tee.iter().enumerate() {
+        if further.id == sink.id || tee[..index].iter().any(|before| before.id == further.id) {
+            return Err(of_tee(Error::invalid(format!(
+                "{} is a sink of the relay already",
+                further.address
+            ))));
+        }
+        plans.tee.push(further_sink(engine, source, further, options).map_err(of_tee)?);
+    }
+    if !options.both {
+        return Ok(plans);
+    }
+    if let Some(one_way) = [source, sink].into_iter().find(|endpoint| !endpoint.kernel.is_socket()) {
+        return Err(Error::invalid(format!(
+            "both=true needs sockets at both ends: what goes into {} comes out of it again; start two relays \
+             between two pairs instead",
+            one_way.address
+        )));
+    }
+    plans.back = Some(direction(engine, sink, source, options)?);
+    Ok(plans)
+}
+
+fn of_tee(error: Error) -> Error {
+    Error { text: format!("the option \"tee\": {}", error.text), ..error }
+}
+
+fn further_sink(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<Target> {
+    apart(source, sink)?;
+    if kinds::sink(&sink.shapes, options.snapshot) == Ok(Target::Bytes) {
+        return Err(Error::invalid(format!("{} is a stream of bytes; {TEE_NEEDS}", sink.address)));
+    }
+    let plan = direction(engine, source, sink, options)?;
+    fitting(engine, source, sink, options, plan)?;
+    Ok(plan.into)
+}
+
+const TEE_NEEDS: &str = "sinks of messages are needed, such as queues, packet pipes and seqpacket sockets";
+
+/// Whether the ends are two, and there.
+fn apart(source: &Endpoint, sink: &Endpoint) -> Result<()> {
     if source.id == sink.id || (source.address == sink.address && goes_round(source) && goes_round(sink)) {
         return Err(Error::invalid(format!(
             "the source and the sink are the same, {}: what the relay writes would come back to it",
@@ -55,19 +112,7 @@ pub(super) fn check(
             ));
         }
     }
-    let forth = direction(engine, source, sink, options)?;
-    fitting(engine, source, sink, options, forth)?;
-    if !options.both {
-        return Ok((forth, None));
-    }
-    if let Some(one_way) = [source, sink].into_iter().find(|endpoint| !endpoint.kernel.is_socket()) {
-        return Err(Error::invalid(format!(
-            "both=true needs sockets at both ends: what goes into {} comes out of it again; start two relays \
-             between two pairs instead",
-            one_way.address
-        )));
-    }
-    Ok((forth, Some(direction(engine, sink, source, options)?)))
+    Ok(())
 }
 
 /// Whether the options fit what the ends are.
@@ -101,6 +146,8 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
         ("bytes", options.both, "one direction: start two relays instead of both=true"),
         ("attributes", options.both, "one direction: start two relays instead of both=true"),
         ("filter", options.both, "one direction: start two relays instead of both=true"),
+        ("tee", options.both, "one direction: start two relays instead of both=true"),
+        ("tee", into == Target::Bytes, "sinks of messages; a stream of bytes as the sink goes to one reader"),
     ];
     if let Some((key, _, needs)) = misfit.into_iter().find(|(key, wrong, _)| *wrong && options.has(key)) {
         return Err(Error::invalid(format!("the option {key:?} needs {needs}")));
@@ -212,7 +259,7 @@ pub(super) fn conflict<'a>(new: &Relay, running: impl Iterator<Item = &'a Relay>
         }
     }
     let mut seen: Vec<&str> = Vec::new();
-    let mut next: Vec<&Endpoint> = vec![&new.sink];
+    let mut next: Vec<&Endpoint> = new.ends().skip(1).map(|sink| &**sink).collect();
     while let Some(endpoint) = next.pop() {
         if !goes_round(endpoint) || seen.contains(&endpoint.address.as_str()) {
             continue;

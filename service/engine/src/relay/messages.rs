@@ -19,9 +19,9 @@ use super::{
     frames::{self, Discard},
     kinds::Origin,
     options::{Framing, Options},
-    sinks::Sink,
     sources::{Source, Taken},
     task::Ended,
+    tee::Sinks,
 };
 use crate::endpoint::Endpoint;
 
@@ -37,11 +37,11 @@ pub(super) struct Messages {
     flow: Option<Flow>,
     taken: Option<Taken>,
     from: Source,
-    to: Sink,
+    to: Sinks,
 }
 
 impl Messages {
-    pub fn new(from: Source, to: Sink, options: &Options) -> Self {
+    pub fn new(from: Source, to: Sinks, options: &Options) -> Self {
         Self { flow: Flow::new(options), taken: None, from, to }
     }
 
@@ -59,11 +59,12 @@ impl Messages {
                 let Some(taken) = &self.taken else {
                     return Ok(Ended::EndOfStream);
                 };
-                match self.to.send(&taken.data, &taken.attributes, &taken.fds).await {
-                    Ok(()) => {
+                match self.to.send(&taken.data, &taken.attributes, &taken.fds, &lane.skips).await {
+                    Ok(true) => {
                         lane.meter.add_bytes(taken.data.len());
                         lane.meter.add_message();
                     }
+                    Ok(false) => {}
                     Err(error) => lane.skips.refuse(error)?,
                 }
                 self.taken = None;
@@ -72,14 +73,17 @@ impl Messages {
         }
     }
 
-    pub async fn give_back(mut self, lane: &Lane) {
+    /// A message that not all sinks have is kept, and its next reader has to be told.
+    pub async fn give_back(mut self, lane: &Lane) -> Option<String> {
         if self.to.arrived().await
             && let Some(taken) = self.taken.take()
         {
             lane.meter.add_bytes(taken.data.len());
             lane.meter.add_message();
         }
+        let torn = self.taken.as_ref().and_then(|_| self.to.torn());
         self.from.finish(self.taken).await;
+        torn
     }
 }
 
@@ -102,19 +106,19 @@ pub(super) struct Framed {
     sending: Option<(usize, usize)>,
     /// What is still to come of a message that is dropped.
     discard: Option<Discard>,
-    to: Sink,
+    to: Sinks,
 }
 
 impl Framed {
     pub async fn open(
         source: &Endpoint,
-        to: Sink,
+        to: Sinks,
         framing: Framing,
         options: &Options,
         buffer: usize,
         lane: &Lane,
     ) -> Result<Self> {
-        let max = usize::try_from(to.largest()?.bytes).unwrap_or(usize::MAX);
+        let max = usize::try_from(to.largest().bytes).unwrap_or(usize::MAX);
         let frame = framing.frame(max, buffer);
         let bound = if frame == buffer && buffer != max {
             format!("raise relay-buffer, now {buffer}, in the service's configuration file")
@@ -169,11 +173,11 @@ impl Framed {
                 };
                 if let Some(frame) = frame {
                     match self.send(frame.payload, frame.total, lane).await {
-                        Ok(()) => self.arrived(lane),
+                        Ok(true) => self.arrived(lane),
+                        Ok(false) => self.drop_frame(frame.total),
                         Err(error) => {
                             lane.skips.refuse(error)?;
-                            self.sending = None;
-                            self.start += frame.total;
+                            self.drop_frame(frame.total);
                         }
                     }
                 } else if self.ended {
@@ -186,8 +190,8 @@ impl Framed {
         }
     }
 
-    /// Sends the message that lies there in what has come, in a frame of `total` bytes.
-    async fn send(&mut self, payload: Range<usize>, total: usize, lane: &Lane) -> Result<()> {
+    /// Sends the message that lies there in what has come, in a frame of `total` bytes. False: it is to be dropped.
+    async fn send(&mut self, payload: Range<usize>, total: usize, lane: &Lane) -> Result<bool> {
         let payload = &self.bytes[self.start..][payload];
         let decoded = self.framing.decode(payload)?;
         let (data, attributes) = match &decoded {
@@ -199,11 +203,15 @@ impl Framed {
         }
         if !self.filter.matches(attributes) {
             lane.filtered();
-            self.start += total;
-            return Ok(());
+            return Ok(false);
         }
         self.sending = Some((total, data.len()));
-        self.to.send(data, attributes, &[]).await
+        self.to.send(data, attributes, &[], &lane.skips).await
+    }
+
+    fn drop_frame(&mut self, total: usize) {
+        self.sending = None;
+        self.start += total;
     }
 
     /// What is on its way is in the sink.
@@ -255,7 +263,8 @@ impl Framed {
             source.keep_bytes(&self.bytes[self.start..]);
         }
         let rest = "the source goes on with the rest of a message that was dropped";
-        self.discard.filter(|_| !self.ended).map(|_| rest.to_owned())
+        let discarded = self.discard.filter(|_| !self.ended).map(|_| rest.to_owned());
+        discarded.or_else(|| self.sending.and_then(|_| self.to.torn()))
     }
 }
 

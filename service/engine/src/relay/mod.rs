@@ -9,7 +9,8 @@
 //! The rules, as the reference has them: end of stream of the source is passed on as a half-close
 //! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
 //! that does not fit stays at the source, or is dropped and told ([`skip`]). How much goes, and how fast, may be
-//! bounded ([`flow`]); several may write messages into one stream ([`turns`]).
+//! bounded ([`flow`]); several may write messages into one stream ([`turns`]), and messages may go to several sinks
+//! ([`tee`]).
 
 mod bucket;
 mod buffers;
@@ -29,6 +30,7 @@ mod skip;
 mod sources;
 mod streams;
 mod task;
+mod tee;
 mod turns;
 
 use std::sync::{
@@ -57,6 +59,8 @@ pub struct Relay {
     pub id: u64,
     pub source: Arc<Endpoint>,
     pub sink: Arc<Endpoint>,
+    /// The further sinks: each message goes to all.
+    pub tee: Vec<Arc<Endpoint>>,
     /// The connection that made it.
     pub creator: String,
     /// Microseconds since the epoch.
@@ -169,15 +173,28 @@ impl Engine {
         sink: Arc<Endpoint>,
         options: Dict,
     ) -> Result<Arc<Relay>> {
+        self.start_tee(call, source, sink, Vec::new(), options).await
+    }
+
+    /// The same with the further sinks that the option `tee` names.
+    pub async fn start_tee(
+        self: &Arc<Self>,
+        call: &Call,
+        source: Arc<Endpoint>,
+        sink: Arc<Endpoint>,
+        tee: Vec<Arc<Endpoint>>,
+        options: Dict,
+    ) -> Result<Arc<Relay>> {
         let options = Options::parse(&options)?;
-        let mut plans = checks::check(self, &source, &sink, &options)?;
-        if plans.0.from == Origin::Wakes {
-            plans.0.value = Some(self.on_futex(&source, |word| word.load()).await?);
+        let mut plans = checks::check(self, &source, &sink, &tee, &options)?;
+        if plans.forth.from == Origin::Wakes {
+            plans.forth.value = Some(self.on_futex(&source, |word| word.load()).await?);
         }
         let relay = Arc::new_cyclic(|news| Relay {
             id: self.next_id(),
             source,
             sink,
+            tee,
             creator: call.client.name.clone(),
             created_at: crate::events::now(),
             ended: Flag::new(),
@@ -191,7 +208,7 @@ impl Engine {
         });
         self.enter_relay(&relay)?;
         // From here on `Engine::close`, `client_left` and `stop` find it; this closes the gap before.
-        for endpoint in [&relay.source, &relay.sink] {
+        for endpoint in relay.ends() {
             if endpoint.closed.is_set() {
                 relay.endpoint_closed(endpoint);
             }
@@ -241,8 +258,10 @@ impl Relay {
     /// One of its endpoints was closed.
     pub(crate) fn endpoint_closed(&self, endpoint: &Endpoint) {
         let which = if endpoint.id == self.source.id { "source" } else { "sink" };
+        // With several it is said which.
+        let name = if self.tee.is_empty() { String::new() } else { format!(" {}", endpoint.address) };
         let reason = endpoint.closed_reason().unwrap_or_default();
-        self.stop(&format!("the {which} endpoint was closed: {reason}"));
+        self.stop(&format!("the {which} endpoint{name} was closed: {reason}"));
     }
 
     /// The connection of this name has ended.
@@ -331,7 +350,13 @@ impl Relay {
     /// Where data goes, from and to.
     fn ways(&self) -> impl Iterator<Item = (&Endpoint, &Endpoint)> {
         let back = self.back.is_some().then(|| (&*self.sink, &*self.source));
-        std::iter::once((&*self.source, &*self.sink)).chain(back)
+        let tee = self.tee.iter().map(|sink| (&*self.source, &**sink));
+        std::iter::once((&*self.source, &*self.sink)).chain(back).chain(tee)
+    }
+
+    /// All endpoints that it needs.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        [&self.source, &self.sink].into_iter().chain(&self.tee)
     }
 
     /// Whether it may run beside the others; asked with the table locked.

@@ -97,6 +97,13 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
     )
     .default("stop"),
     Parameter::new(
+        "tee",
+        Type::Objects,
+        "Further sinks: each message goes to all, one after the other, so that the slowest sets the pace, and leaves \
+         the source when all have taken it. When one fails or is closed, the relay ends and says which; with \
+         on-error=skip what one can never take is skipped for that one. For sinks of messages",
+    ),
+    Parameter::new(
         "lifetime",
         Type::Word(&["service", "client"]),
         "service: until Stop or an end; client: also until the creating connection ends",

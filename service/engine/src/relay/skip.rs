@@ -27,11 +27,16 @@ impl Skips {
     /// What became of a message. Ok: it is to be dropped, and is counted. Whatever says that an end does not work, and
     /// not just with this message, stays an error.
     pub fn refuse(&self, error: Error) -> Result<()> {
-        if !of_the_message(error.kind) {
+        self.skip(error).map_err(|error| match of_the_message(error.kind) {
+            true => error.help("it was kept at the source"),
+            false => error,
+        })
+    }
+
+    /// The same, where somebody else says what becomes of a message that is not dropped.
+    pub fn skip(&self, error: Error) -> Result<()> {
+        if !self.wanted || !of_the_message(error.kind) {
             return Err(error);
-        }
-        if !self.wanted {
-            return Err(error.help("it was kept at the source"));
         }
         let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
         dropped.count += 1;

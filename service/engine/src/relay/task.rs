@@ -11,14 +11,15 @@ use ipc_kernel::{Error, Kind, Result, shape::Direction};
 
 use super::{
     Lane, Relay,
-    checks::Plan,
+    checks::{Plan, Plans},
     control::Order,
-    kinds::{Conversion, Origin},
+    kinds::{Conversion, Origin, Target},
     messages::{Framed, Messages, Unframed},
     options::Framing,
     sinks::Sink,
     sources::{Largest, Source},
     streams::Streams,
+    tee::Sinks,
     turns::Writer,
 };
 use crate::{Engine, endpoint::Endpoint, flag::Flag};
@@ -64,6 +65,8 @@ struct Way<'a> {
     relay: &'a Relay,
     lane: &'a Lane,
     plan: Plan,
+    /// The further sinks.
+    tee: Vec<(&'a Arc<Endpoint>, Target)>,
     writer: Writer<'a>,
     work: Option<Work>,
     ended: Option<Result<Ended>>,
@@ -123,17 +126,21 @@ impl Way<'_> {
             lane.set_method(plan.from.method(plan.into));
         }
         let messages_from = |largest| Source::new(engine, source, plan, options, largest);
-        let messages_into = |all| Sink::new(engine, (source, plan.from), (sink, plan.into), options, all);
+        let messages_into = |all| {
+            let ends = std::iter::once((sink, plan.into)).chain(self.tee.iter().copied());
+            let sinks = ends.map(|end| Sink::new(engine, (source, plan.from), end, options, all));
+            Sinks::new(sinks.collect(), options.skip)
+        };
         Ok(match plan.conversion {
             Conversion::Streams => {
                 Work::Streams(Streams::open(source, sink, options, buffer, lane).await?.into())
             }
             Conversion::Messages => {
-                let to = messages_into(false);
-                Work::Messages(Messages::new(messages_from(to.largest()?), to, options).into())
+                let to = messages_into(false)?;
+                Work::Messages(Messages::new(messages_from(to.largest()), to, options).into())
             }
             Conversion::Framed(framing) => {
-                let to = messages_into(framing == Framing::Json);
+                let to = messages_into(framing == Framing::Json)?;
                 Work::Framed(Framed::open(source, to, framing, options, buffer, lane).await?.into())
             }
             Conversion::Unframed(framing) => {
@@ -174,10 +181,7 @@ impl Way<'_> {
                 streams.give_back(self.source, self.lane, sink_works);
                 None
             }
-            Work::Messages(messages) => {
-                messages.give_back(self.lane).await;
-                None
-            }
+            Work::Messages(messages) => messages.give_back(self.lane).await,
             Work::Framed(framed) => framed.give_back(self.source, self.lane).await,
             Work::Unframed(unframed) => unframed.give_back().await,
         }
@@ -185,22 +189,24 @@ impl Way<'_> {
 }
 
 /// Runs the relay to its end.
-pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: (Plan, Option<Plan>)) {
-    let way = |source, sink, lane, plan| Way {
+pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: Plans) {
+    let way = |source, sink, lane, plan, tee| Way {
         engine: &engine,
         source,
         sink,
         relay: &relay,
         lane,
         plan,
+        tee,
         writer: Writer::new(sink),
         work: None,
         ended: None,
     };
     let (source, sink) = (&relay.source, &relay.sink);
-    let mut forth = way(source, sink, &relay.forth, plans.0);
-    let mut back = match (&relay.back, plans.1) {
-        (Some(lane), Some(plan)) => Some(way(sink, source, lane, plan)),
+    let tee = relay.tee.iter().zip(plans.tee).collect();
+    let mut forth = way(source, sink, &relay.forth, plans.forth, tee);
+    let mut back = match (&relay.back, plans.back) {
+        (Some(lane), Some(plan)) => Some(way(sink, source, lane, plan, Vec::new())),
         _ => None,
     };
     let failed = Flag::new();

@@ -10,6 +10,7 @@ mod rights;
 mod shapes;
 mod skip;
 mod streams;
+mod tee;
 mod verbs;
 
 use std::{

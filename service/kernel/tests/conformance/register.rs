@@ -295,6 +295,7 @@ fn sample(parameter: &Parameter) -> Value {
         Type::Numbers { min, .. } => vec![min, min].into(),
         Type::Path => "/x".into(),
         Type::Dict => Dict::new().into(),
+        Type::Objects => vec!["/x".to_owned()].into(),
     }
 }
 
