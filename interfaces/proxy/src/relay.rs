@@ -19,7 +19,7 @@ pub trait Relay {
     fn stop(&self) -> zbus::Result<()>;
 
     /// How it moves the data (method: splice, read and write, …), and the counters of both ways; what was
-    /// dropped as skipped (on-error=skip) and filtered.
+    /// dropped as skipped (on-error=skip) and filtered; the paths of the further sinks (tee, as).
     fn inspect(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
 
     /// It has ended: at the end of the stream, by Stop, or by an error. Then the object is gone.
