@@ -17,16 +17,8 @@ async fn bytes_are_exact_whatever_moves_them() {
     {
         for (bytes, piece) in [(1u64, 1), (4097, 100), (70_000, 65_536), ((1 << 20) + 3, 300_001)] {
             let world = World::new();
-            let (source, input) = match from {
-                "pipe" => world.pipe_source().await,
-                "unix" => world.unix().await,
-                _ => world.tcp().await,
-            };
-            let (sink, output) = match to {
-                "pipe" => world.pipe_sink().await,
-                "unix" => world.unix().await,
-                _ => world.tcp().await,
-            };
+            let (source, input) = world.source(from).await;
+            let (sink, output) = world.sink(to).await;
             let fed = feed(input, data.clone(), piece.max(1000));
             let first = world.relay(&source, &sink, dict! { "bytes" => bytes }).await.unwrap();
             let got = read_exactly(&output, bytes as usize).await.unwrap();

@@ -85,6 +85,24 @@ impl World {
         (self.adopt(ours).await, theirs.into())
     }
 
+    /// The source of that kind: pipe, unix or tcp.
+    async fn source(&self, kind: &str) -> (Arc<Endpoint>, OwnedFd) {
+        match kind {
+            "pipe" => self.pipe_source().await,
+            "unix" => self.unix().await,
+            _ => self.tcp().await,
+        }
+    }
+
+    /// The sink of that kind, likewise.
+    async fn sink(&self, kind: &str) -> (Arc<Endpoint>, OwnedFd) {
+        match kind {
+            "pipe" => self.pipe_sink().await,
+            "unix" => self.unix().await,
+            _ => self.tcp().await,
+        }
+    }
+
     /// What is in the news is still there.
     async fn take_news(&self) {
         while !self.engine.news_are_out() {

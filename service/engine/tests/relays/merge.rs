@@ -36,11 +36,7 @@ fn check(sent: Vec<Vec<Vec<u8>>>, got: impl IntoIterator<Item = Vec<u8>>) {
 async fn messages_into_one_stream_stay_whole() {
     for to in ["pipe", "unix", "tcp"] {
         let world = World::new();
-        let (sink, output) = match to {
-            "pipe" => world.pipe_sink().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
+        let (sink, output) = world.sink(to).await;
         let sent: Vec<_> = (0..4).map(|source| tagged(source, 50 * (u64::from(source) + 1))).collect();
         let (mut relays, mut feeders) = (Vec::new(), Vec::new());
         for messages in sent.clone() {

@@ -19,16 +19,8 @@ async fn streams_are_no_faster_whatever_moves_them() {
     let data = noise(RATE / 2, 21);
     for (from, to) in [("pipe", "pipe"), ("unix", "unix"), ("unix", "tcp"), ("tcp", "pipe")] {
         let world = World::new();
-        let (source, input) = match from {
-            "pipe" => world.pipe_source().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
-        let (sink, output) = match to {
-            "pipe" => world.pipe_sink().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
+        let (source, input) = world.source(from).await;
+        let (sink, output) = world.sink(to).await;
         let start = Instant::now();
         let relay = world.relay(&source, &sink, dict! { "rate-bytes" => RATE as u64 }).await.unwrap();
         let fed = feed(input, data.clone(), 50_000);

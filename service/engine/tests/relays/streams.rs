@@ -24,16 +24,8 @@ async fn every_pair_moves_everything() {
             ("tcp", "tcp", "read and write"),
         ] {
             let world = World::new();
-            let (source, input) = match from {
-                "pipe" => world.pipe_source().await,
-                "unix" => world.unix().await,
-                _ => world.tcp().await,
-            };
-            let (sink, output) = match to {
-                "pipe" => world.pipe_sink().await,
-                "unix" => world.unix().await,
-                _ => world.tcp().await,
-            };
+            let (source, input) = world.source(from).await;
+            let (sink, output) = world.sink(to).await;
             let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
             let data = noise(length, 7);
             let fed = feed(input, data.clone(), piece);
@@ -60,11 +52,7 @@ async fn memory_goes_in_and_out() {
     for out in ["pipe", "unix", "tcp"] {
         let source = world.create(&memory(data.len())).await;
         source.memory().unwrap().write(0, &data).unwrap();
-        let (sink, output) = match out {
-            "pipe" => world.pipe_sink().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
+        let (sink, output) = world.sink(out).await;
         let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
         let got = drain(output).await.unwrap();
         assert!(got == data, "memory to {out}: {}", got.len());
@@ -74,11 +62,7 @@ async fn memory_goes_in_and_out() {
     // Into memory, which takes what there is room for; the rest stays at the source.
     for from in ["pipe", "unix", "tcp"] {
         let sink = world.create(&memory(100_000)).await;
-        let (source, input) = match from {
-            "pipe" => world.pipe_source().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
+        let (source, input) = world.source(from).await;
         let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
         let fed = feed(input, data[..150_000].to_vec(), 10_000);
         let finished = ended(&relay).await;
@@ -171,11 +155,7 @@ async fn the_sink_goes_in_the_middle() {
             "pipe" => world.pipe_source().await,
             _ => world.unix().await,
         };
-        let (sink, output) = match to {
-            "pipe" => world.pipe_sink().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
+        let (sink, output) = world.sink(to).await;
         let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
         let data = noise(6 * MIB, 5);
         let fed = feed(input, data.clone(), 50_000);
@@ -234,11 +214,7 @@ async fn back_pressure_reaches_the_writer() {
             "pipe" => world.pipe_source().await,
             _ => world.unix().await,
         };
-        let (sink, _output) = match to {
-            "pipe" => world.pipe_sink().await,
-            "unix" => world.unix().await,
-            _ => world.tcp().await,
-        };
+        let (sink, _output) = world.sink(to).await;
         let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
         ipc_kernel::fd::set_nonblocking(input.as_fd()).unwrap();
         let piece = noise(65536, 1);
