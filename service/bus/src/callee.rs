@@ -8,12 +8,15 @@ use ipc_kernel::{Address, Dict, Error, Kind, Parameter, Parameters, Result, Type
 use quick_xml::{Reader, events::Event};
 use zbus::message::Flags;
 
-use crate::dbus::{
-    body::{self, Form, Types},
-    link::DBUS,
-    object::Object,
-    target::Target,
-    wish::{self, Wish},
+use crate::{
+    dbus::{
+        body::{self, Form, Types},
+        link::DBUS,
+        object::Object,
+        target::Target,
+        wish::{self, Wish},
+    },
+    property::wrong,
 };
 
 static OPTIONS: &[Parameter] = &[
@@ -104,12 +107,10 @@ impl Method {
             error.help("the types of the arguments are not known; give signature to PublishCall")
         };
         let introspectable = Some("org.freedesktop.DBus.Introspectable");
-        let ask = self.object.call(introspectable, "Introspect", |call| {
-            call.build(&()).map_err(|error| Error::invalid(error.to_string()))
-        });
+        let ask = self.object.call(introspectable, "Introspect", |call| call.build(&()).map_err(wrong));
         let answer = ask.await?.map_err(|refused| helped(refused.into()))?;
         let body = answer.body();
-        let data: &str = body.deserialize().map_err(|error| helped(Error::invalid(error.to_string())))?;
+        let data: &str = body.deserialize().map_err(|error| helped(wrong(error)))?;
         let types: Types = signature(data, &self.interface, &self.member).map_err(helped)?.parse()?;
         *asked() = Some((version, types.clone()));
         Ok(types)

@@ -48,7 +48,7 @@ impl Property {
 }
 
 /// What is no message.
-fn wrong(error: zbus::Error) -> Error {
+pub fn wrong(error: zbus::Error) -> Error {
     Error::invalid(format!("the message has a body that it must not have: {error}"))
 }
 

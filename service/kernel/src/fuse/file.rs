@@ -144,7 +144,6 @@ pub struct File {
     taken: AtomicU64,
     /// Where changes are shown to inotify, and under which name.
     shown: OnceLock<(Arc<announce::Place>, String)>,
-    quiet: bool,
 }
 
 impl fmt::Debug for File {
@@ -193,7 +192,6 @@ impl File {
     /// NOSPC: what it holds is more than there is room for.
     pub fn new(ino: u64, mode: u32, published: Published, quota: Arc<Quota>) -> Result<Self, Errno> {
         let kind = published.name();
-        let quiet = matches!(published, Published::Log { shown: false });
         let (body, bytes, mode) = match published {
             Published::Held(data) => {
                 let bytes = data.len() as u64;
@@ -210,7 +208,7 @@ impl File {
         let (meta, waiting) = (Mutex::new(Meta::new(mode)), Mutex::default());
         let (removed, bell, taken) = (AtomicBool::new(false), Event::new(), AtomicU64::new(bytes));
         let shown = OnceLock::new();
-        Ok(Self { ino, kind, body, meta, waiting, removed, bell, quota, taken, shown, quiet })
+        Ok(Self { ino, kind, body, meta, waiting, removed, bell, quota, taken, shown })
     }
 
     /// Its name was removed.
@@ -323,10 +321,8 @@ impl File {
 
     /// From now on inotify sees what changes otherwise than by writing the file.
     pub fn shown_at(&self, place: Arc<announce::Place>, name: &str) {
-        if !self.quiet {
-            // It is published once.
-            _ = self.shown.set((place, name.to_owned()));
-        }
+        // It is published once.
+        _ = self.shown.set((place, name.to_owned()));
     }
 
     pub fn show(&self) {

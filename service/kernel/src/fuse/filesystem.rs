@@ -201,13 +201,16 @@ impl shape::Filesystem for Mounted {
             file.show();
             return Ok(file);
         }
+        let changes_are_shown = !matches!(published, Published::Log { shown: false });
         let quota = self.shared.quota.clone();
         let mut tree = lock(&self.shared.tree);
         let known = tree.known(name);
         let file = tree.add(name, |ino| File::new(ino, self.mode, published, quota).map_err(no_room))?;
         drop(tree);
         if let Some(place) = self.shared.place.get() {
-            file.shown_at(place.clone(), name);
+            if changes_are_shown {
+                file.shown_at(place.clone(), name);
+            }
             announce::new(place, name, known);
         }
         Ok(file)
