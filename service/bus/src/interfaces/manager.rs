@@ -77,8 +77,8 @@ impl Manager {
     }
 
     /// Moves everything that comes out of source into sink, until the end of the source, an error
-    /// or Stop. Options: both (b), framing (s: none, line, length, fixed), record-size (u), fds
-    /// (b), shutdown (b), lifetime (s: service, client); see the reference. Errors: NoSuchEndpoint,
+    /// or Stop. Options: both (b), framing (s: none, line, length, fixed, json, base64), tee (ao), and
+    /// those that filter, bound and convert what goes; see the reference. Errors: NoSuchEndpoint,
     /// InvalidArgument and NotSupported (the two do not fit; the text says what would), Busy (one
     /// of them is relayed already, or the source delivers), LimitExceeded (relays).
     #[zbus(out_args("relay"))]
