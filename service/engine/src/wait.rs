@@ -378,12 +378,20 @@ impl Hold {
     }
 }
 
+/// The places that there are, by fd and interest.
+#[derive(Default)]
+struct Places {
+    registered: HashMap<(RawFd, bool, bool), Weak<AsyncFd<Fd>>>,
+    /// With so many, those that are no more are forgotten: with twice as many as there were after the last time, so
+    /// that one of many costs no more than one of few.
+    forget_at: usize,
+}
+
 /// Finds or makes the place of an fd.
 fn register(fd: &Fd, interest: Interest) -> Result<Option<Arc<AsyncFd<Fd>>>> {
-    type Places = HashMap<(RawFd, bool, bool), Weak<AsyncFd<Fd>>>;
     static REGISTERED: Mutex<Option<Places>> = Mutex::new(None);
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
-    let registered = registered.get_or_insert_default();
+    let Places { registered, forget_at } = registered.get_or_insert_default();
     let key = (fd.as_raw_fd(), interest.is_readable(), interest.is_writable());
     if let Some(known) = registered.get(&key).and_then(Weak::upgrade) {
         return Ok(Some(known));
@@ -391,8 +399,9 @@ fn register(fd: &Fd, interest: Interest) -> Result<Option<Arc<AsyncFd<Fd>>>> {
     let Some(new) = place_for(fd.clone(), interest)? else {
         return Ok(None);
     };
-    if registered.len() > 2 * registered.values().filter(|weak| weak.strong_count() > 0).count() + 16 {
+    if registered.len() >= *forget_at {
         registered.retain(|_, weak| weak.strong_count() > 0);
+        *forget_at = 2 * registered.len() + 16;
     }
     // A place made of a duplicate is found under the number that it was asked for by; it must not
     // outlive that fd, whose number may be used again: only places of the fd itself are shared.

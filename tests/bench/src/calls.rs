@@ -3,13 +3,13 @@
 //!
 //! A round is short and there are ten times as many as was asked for, so that a disturbance spoils a few of them.
 
-use std::{thread, time::Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use anyhow::{Result, bail};
 
 use crate::{
     Settings,
+    cpu::on_one_cpu,
     peers::{self, Client, ECHO, ECHO_PATH, Ipc},
     rounds::{Contender, interleave},
     system,
@@ -27,26 +27,11 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     // Cargo brings the program up to date, with all CPUs.
     drop(Ipc::start()?);
     let settings = settings.clone();
-    // What a thread starts inherits its CPU; the rest of this process keeps its own.
-    let pinned = thread::spawn(move || {
-        pin()?;
+    on_one_cpu(move || {
         let mut rows = measure(&settings)?;
         rows.extend(system::calls(&settings)?);
         Ok(rows)
-    });
-    match pinned.join() {
-        Ok(rows) => rows,
-        Err(_) => bail!("the measuring thread panicked"),
-    }
-}
-
-/// To the last CPU that we may use: the first has the interrupts.
-fn pin() -> Result<()> {
-    let allowed = sched_getaffinity(None).context("sched_getaffinity")?;
-    let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| allowed.is_set(cpu)).context("no CPU")?;
-    let mut one = CpuSet::new();
-    one.set(last);
-    sched_setaffinity(None, &one).context("sched_setaffinity")
+    })
 }
 
 fn measure(settings: &Settings) -> Result<Vec<Row>> {

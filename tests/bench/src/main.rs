@@ -5,6 +5,7 @@
 //! met; a missed bar fails nothing, for a shared machine proves nothing. docs/performance.md has the bars' reasons.
 
 mod calls;
+mod cpu;
 mod data;
 mod events;
 mod idle;

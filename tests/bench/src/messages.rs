@@ -6,12 +6,12 @@
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ipc_harness::{need_tool, temp_dir, unique};
+use ipc_harness::{temp_dir, unique};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::{
@@ -48,7 +48,7 @@ struct Stage {
 
 pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     let dir = temp_dir();
-    let program = compiled(dir.path())?;
+    let program = peers::compiled(dir.path(), "loop", include_str!("loop.c"))?;
     let stage = Stage { ipc: Ipc::start()?, program, messages: if settings.quick { 5_000 } else { 100_000 } };
     let mut rows = Vec::new();
     let posix = stage.posix()?;
@@ -56,17 +56,6 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     let sysv = stage.sysv()?;
     rows.extend(stage.compare(settings, "sysvmq → posixmq", &sysv, &posix)?);
     Ok(rows)
-}
-
-/// The peer, as the distribution's compiler makes it.
-fn compiled(directory: &Path) -> Result<PathBuf> {
-    need_tool("cc")?;
-    let (source, program) = (directory.join("loop.c"), directory.join("loop"));
-    std::fs::write(&source, include_str!("loop.c")).context("the source of the peer")?;
-    let output = Command::new("cc").args(["-O2", "-o"]).arg(&program).arg(&source).arg("-lrt").output();
-    let output = output.context("cc")?;
-    ensure!(output.status.success(), "cc: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(program)
 }
 
 impl Stage {

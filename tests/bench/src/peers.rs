@@ -3,11 +3,11 @@
 use std::{
     fs,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ipc_harness::{Address, Bus, Launch, NAME, PATH, Process, Service, need_tool};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::Runtime;
@@ -242,6 +242,17 @@ pub fn be_echo(address: &str) -> Result<()> {
         connection.closed().await;
         Ok(())
     })
+}
+
+/// A peer in C, as the distribution's compiler makes it.
+pub fn compiled(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    need_tool("cc")?;
+    let (source, program) = (directory.join(name).with_extension("c"), directory.join(name));
+    fs::write(&source, text).context("the source of the peer")?;
+    let output = Command::new("cc").args(["-O2", "-o"]).arg(&program).arg(&source).arg("-lrt").output();
+    let output = output.context("cc")?;
+    ensure!(output.status.success(), "cc: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(program)
 }
 
 /// CPU seconds that a process has used, to the nanosecond: the times of its threads (proc_pid_schedstat in

@@ -1,23 +1,27 @@
 //! P14: what one of many costs: a relay among 1,000, an endpoint among 4,000, a client among 500, each against the
-//! same alone.
+//! same alone. What the kernel, the caches and the bus have to do with it is shown by peers: relays in a loop of C
+//! (`hops.c`), and the echo service.
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
+    path::Path,
+    process::{ChildStdin, ChildStdout, Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
-use ipc_harness::{Bus, connect};
+use ipc_harness::{Bus, connect, temp_dir};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use zbus::Connection;
 
 use crate::{
     Settings,
+    cpu::on_one_cpu,
     data::Way,
     idle::pss,
-    peers::{ECHO, Ipc, echo, runtime},
+    peers::{self, ECHO, Ipc, Killed, echo, runtime},
     rounds::{Contender, interleave},
     table::{Bar, Row},
 };
@@ -32,11 +36,16 @@ const BATCH: usize = 2_000;
 
 pub fn run(settings: &Settings) -> Result<Vec<Row>> {
     raise_file_limit()?;
+    // Cargo brings the program up to date, with all CPUs.
+    drop(Ipc::start()?);
     let part = if settings.quick { 10 } else { 1 };
-    let mut rows = relays(settings, 1_000 / part)?;
-    rows.extend(endpoints(settings, 4_000 / part)?);
-    rows.extend(clients(settings, 500 / part)?);
-    Ok(rows)
+    let settings = settings.clone();
+    on_one_cpu(move || {
+        let mut rows = relays(&settings, 1_000 / part)?;
+        rows.extend(endpoints(&settings, 4_000 / part)?);
+        rows.extend(clients(&settings, 500 / part)?);
+        Ok(rows)
+    })
 }
 
 fn raise_file_limit() -> Result<()> {
@@ -82,15 +91,50 @@ fn through(hops: &mut [Hop], count: usize) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64() * 1e6 / count as f64)
 }
 
+/// As many relays in a loop of C.
+struct Loop {
+    _process: Killed,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Loop {
+    fn start(program: &Path, count: usize) -> Result<Loop> {
+        let mut command = Command::new(program);
+        command.args([count.to_string(), BATCH.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Killed(command.spawn().context("the peer")?);
+        let ask = process.0.stdin.take().context("the peer's input")?;
+        let answers = BufReader::new(process.0.stdout.take().context("the peer's output")?);
+        Ok(Loop { _process: process, ask, answers })
+    }
+
+    fn through(&mut self) -> Result<f64> {
+        self.ask.write_all(b"\n")?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        answer.trim().parse().context("what the peer says")
+    }
+}
+
 fn relays(settings: &Settings, count: usize) -> Result<Vec<Row>> {
+    let dir = temp_dir();
+    let program = peers::compiled(dir.path(), "hops", include_str!("hops.c"))?;
+    let (mut loop_of_one, mut loop_of_all) = (Loop::start(&program, 1)?, Loop::start(&program, count)?);
     let (_one, mut single, _) = with_relays(1)?;
     let (_many, mut hops, each) = with_relays(count)?;
-    let mut contenders: [Contender<'_, f64>; 2] =
-        [Box::new(|| through(&mut hops, BATCH)), Box::new(|| through(&mut single, BATCH))];
+    let mut contenders: [Contender<'_, f64>; 4] = [
+        Box::new(|| through(&mut hops, BATCH)),
+        Box::new(|| through(&mut single, BATCH)),
+        Box::new(|| loop_of_all.through()),
+        Box::new(|| loop_of_one.through()),
+    ];
     let samples = interleave(settings.rounds, &mut contenders)?;
+    let [ours, alone, peer, peer_alone] = samples.as_slice() else { bail!("a contender is missing") };
     let what = format!("a byte through each of {count} relays");
+    let of_peer = format!("a byte through each of {count} relays in C");
     Ok(vec![
-        Row::ratio("P14", what, "µs", &samples[0], ("through one relay", &samples[1]), GROWTH),
+        Row::ratio("P14", what, "µs", ours, ("through one relay", alone), GROWTH),
+        Row::ratio("P14", of_peer, "µs", peer, ("through one in C", peer_alone), Bar::None),
         Row::absolute("P14", format!("memory of a relay, {count} of them"), "KB", &[each], Bar::AtMost(16.0)),
     ])
 }
