@@ -158,7 +158,7 @@ class IpcIndicator extends PanelMenu.Button {
         this._endpoints(shorten(others, ENDPOINTS, endpoint => [endpoint.path, {
             icon: 'network-transmit-receive-symbolic',
             title: endpoint.address,
-            end: endpoint.depth === null ? '' : depth(endpoint.depth),
+            end: endpoint.depth === null ? '' : depth(endpoint.depth, endpoint.bytes),
             values: endpoint.depth === null ? null : endpoint.history,
         }]));
     }

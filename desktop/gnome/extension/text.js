@@ -35,8 +35,10 @@ export function rate(bytes) {
     return fill(_('{size}/s'), {size: GLib.format_size(bytes)});
 }
 
-/** How much waits: messages. */
-export function depth(count) {
+/** How much waits: bytes of a stream, or messages. */
+export function depth(count, bytes) {
+    if (bytes)
+        return GLib.format_size(count);
     return fill(ngettext('{count} message', '{count} messages', count), {count});
 }
 

@@ -26,6 +26,17 @@ impl Endpoint {
         })
     }
 
+    /// How many bytes of a stream can be read now: those that the kernel has, and those that are kept here.
+    pub fn depth(&self) -> Result<u64> {
+        let (_, kept) = self.kept_count();
+        match self.stream()?.depth() {
+            Ok(waiting) => Ok(waiting + kept as u64),
+            // A direction that was shut down meanwhile: what is kept can be read all the same.
+            Err(_) if kept > 0 => Ok(kept as u64),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint
     /// and others receive from it.
     pub(crate) fn give_back_kept(&self) {

@@ -91,6 +91,11 @@ pub fn poll_now(fd: impl AsFd, interest: rustix::event::PollFlags) -> Result<rus
     Ok(fds[0].revents())
 }
 
+/// How many bytes can be read now (FIONREAD; ioctl_pipe(2), unix(7), tcp(7)).
+pub fn waiting(fd: impl AsFd) -> Result<u64> {
+    rustix::io::ioctl_fionread(fd).attempted(|| "ask how many bytes wait to be read")
+}
+
 /// The error for an fd of a kind that no mechanism serves.
 pub fn unsupported_kind(fd: impl AsFd) -> Error {
     let what = link(fd).unwrap_or_default();

@@ -261,6 +261,19 @@ impl Ends {
         Ok(opened)
     }
 
+    /// The kernel tells it through either end. None is opened for the question, as that would let waiting
+    /// writers in.
+    pub fn depth(&self) -> Result<u64> {
+        let held = self.held();
+        let end = held.reader.fd().or(held.writer.fd()).ok_or_else(|| {
+            Error::not_supported(
+                "the service holds no end of this FIFO through which the kernel would tell how many bytes wait; it \
+                 does from the first Read or Write on, or with hold=true",
+            )
+        })?;
+        fd::waiting(end)
+    }
+
     /// Which ends are held; through one of them, what the kernel says of the pipe. None is opened
     /// for the question, as that would let waiting writers in.
     pub fn inspect(&self) -> Result<Dict> {

@@ -57,6 +57,7 @@ pub mod unix;
 pub mod value;
 pub mod word;
 pub mod word_place;
+pub mod word_value;
 
 pub use ability::{Ability, Lack};
 pub use address::Address;

@@ -6,7 +6,7 @@ use rustix::{event::PollFlags, io::Errno};
 use crate::{
     Attempt, Dict, Error, Fd, Kind, Result, dict,
     error::Attempted,
-    fd::{poll_now, retry},
+    fd::{self, poll_now, retry},
     shape,
 };
 
@@ -58,7 +58,7 @@ pub fn hung_up(fd: &Fd) -> Result<bool> {
 
 /// Bytes that wait in the pipe (FIONREAD), as a size for a buffer.
 pub fn available(fd: &Fd) -> usize {
-    rustix::io::ioctl_fionread(fd).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+    fd::waiting(fd).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
 }
 
 /// Sets the capacity (F_SETPIPE_SZ); the kernel rounds up to a power of two pages.

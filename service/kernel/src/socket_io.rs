@@ -11,11 +11,17 @@ use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType},
 };
 
-use crate::{Attempt, Error, Fd, Kind, Result, error::Attempted, fd::retry, shape, shape::Direction};
+use crate::{
+    Attempt, Error, Fd, Kind, Result,
+    error::Attempted,
+    fd::{self, retry},
+    shape,
+    shape::Direction,
+};
 
 /// Up to `max` bytes; empty is end of stream.
 pub fn read(fd: &Fd, max: usize) -> Result<Attempt<Vec<u8>>> {
-    let waiting = rustix::io::ioctl_fionread(fd).map_or(0, |bytes| bytes as usize);
+    let waiting = fd::waiting(fd).map_or(0, |bytes| bytes as usize);
     let mut data = vec![0; max.min(waiting.max(1))];
     match retry(|| rustix::net::recv(fd, &mut data[..], RecvFlags::DONTWAIT)) {
         Ok((length, _)) => {

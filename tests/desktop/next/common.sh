@@ -57,7 +57,7 @@ service() {
     until_true busctl --user get-property org.example.IPC /org/example/IPC org.example.IPC Version
 }
 
-# Two interfaces, a relay in which data moves, and a queue with a message.
+# Two interfaces, a relay in which data moves, a queue with a message, and a pipe with seven bytes.
 objects() {
     ip link add left type veth peer name right
     ip link set left up
@@ -69,6 +69,8 @@ objects() {
     manager Relay 'ooa{sv}' "$source" "$sink" 0 >/dev/null
     queue=$(manager Create 'sa{sv}' sysvmq:key=private 0)
     busctl --user call org.example.IPC "$queue" org.example.IPC.Messages SendText 'sa{sv}u' one 0 1000
+    pipe=$(manager Create 'sa{sv}' pipe: 0)
+    busctl --user call org.example.IPC "$pipe" org.example.IPC.Stream WriteText su 'seven b' 1000
     (
         exec 3>"$HOME/bell"
         while :; do

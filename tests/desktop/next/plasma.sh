@@ -45,6 +45,7 @@ xdotool mousemove 22 778
 picture plasma-panel
 xdotool click 1
 until_line "$log" 'ipc: relay /org/example/IPC/relay/[0-9]* running [1-9]'
+until_line "$log" 'ipc: endpoint pipe:inode=[0-9]* 7 bytes'
 ip link set right down
 until_line "$log" 'ipc: event left: no carrier'
 ip link set right up

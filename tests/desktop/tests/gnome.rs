@@ -122,6 +122,8 @@ async fn relays_are_shown_paused_and_stopped() {
         bus.call(&queue, "org.example.IPC.Messages", "SendText", "sa{sv}u", &[word, "0", "1000"])
             .expect("SendText");
     }
+    let pipe = create("pipe:");
+    bus.call(&pipe, "org.example.IPC.Stream", "WriteText", "su", &["seven b", "1000"]).expect("WriteText");
     let mut shell = desktop.start(&[]).await;
     shell.open(true).await;
     let title = format!("fifo:path={bell}");
@@ -134,6 +136,7 @@ async fn relays_are_shown_paused_and_stopped() {
     ));
     shell.row(|row| end(row)?.filter(|end| end.ends_with("/s") && !end.starts_with("0 "))).await;
     shell.row(|row| row.contains(&"2 messages").then_some(())).await;
+    shell.row(|row| row.contains(&"7 bytes").then_some(())).await;
     shell.picture("gnome-relay").await;
     shell.press(&title, "Pause or resume").await;
     shell.row(|row| end(row)?.filter(|end| end == "paused")).await;

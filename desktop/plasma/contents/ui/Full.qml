@@ -126,7 +126,13 @@ PlasmaExtras.Representation {
                         required property var modelData
                         icon: "network-connect"
                         title: modelData.address
-                        end: modelData.depth === null ? "" : i18np("%1 message", "%1 messages", modelData.depth)
+                        end: {
+                            const {depth, bytes} = modelData;
+                            if (depth === null)
+                                return "";
+                            return bytes ? KCoreAddons.Format.formatByteSize(depth)
+                                : i18np("%1 message", "%1 messages", depth);
+                        }
                         values: modelData.depth === null ? null : modelData.history
                         Layout.fillWidth: true
                     }

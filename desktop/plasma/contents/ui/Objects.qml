@@ -75,12 +75,14 @@ QtObject {
                     history: remember(path, relay.Rate),
                 });
             } else if (endpoint) {
-                const depth = interfaces["org.example.IPC.Messages"]?.Depth ?? null;
+                const stream = interfaces["org.example.IPC.Stream"];
+                const depth = (stream ?? interfaces["org.example.IPC.Messages"])?.Depth ?? null;
                 freshEndpoints.push({
                     path,
                     address: endpoint.Address,
                     createdAt: endpoint.CreatedAt,
                     depth,
+                    bytes: stream !== undefined,
                     history: depth === null ? [] : remember(path, depth),
                 });
             }

@@ -116,6 +116,8 @@ PlasmoidItem {
         id: held
         service: ipc
         open: root.looked
+        onEndpointsChanged: endpoints.filter(it => it.depth !== null).forEach(it =>
+            console.debug(log, "endpoint", it.address, it.depth, it.bytes ? "bytes" : "messages"))
         onRelaysChanged: relays.forEach(relay => console.debug(log, "relay", relay.path, relay.state, relay.rate))
     }
     Feed {

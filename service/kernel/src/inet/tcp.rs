@@ -246,6 +246,10 @@ impl Stream for Connection {
     fn sink(&self) -> Result<Attempt<End>> {
         Ok(Attempt::Done(End { fd: self.fd.clone(), kind: EndKind::Tcp }))
     }
+
+    fn depth(&self) -> Result<u64> {
+        fd::waiting(&self.fd)
+    }
 }
 
 /// These end a connection for good, whatever they mean elsewhere (tcp(7), "Error Handling").

@@ -412,4 +412,8 @@ impl Stream for Fifo {
     fn sink(&self) -> Result<Attempt<End>> {
         self.ends.sink()
     }
+
+    fn depth(&self) -> Result<u64> {
+        self.ends.depth()
+    }
 }

@@ -371,6 +371,11 @@ impl Stream for Pipe {
         let fd = self.end(Direction::Write)?;
         Ok(Attempt::Done(End { fd, kind: EndKind::Pipe }))
     }
+
+    /// The kernel tells it through either end.
+    fn depth(&self) -> Result<u64> {
+        fd::waiting(self.sides().any()?)
+    }
 }
 
 impl Messages for Pipe {

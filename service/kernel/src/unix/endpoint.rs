@@ -284,7 +284,7 @@ impl Endpoint for UnixEndpoint {
             state.insert("group".into(), file.st_gid.into());
         }
         if self.role != Role::Listening {
-            let waiting = rustix::io::ioctl_fionread(&self.fd).attempted(attempt)?;
+            let waiting = fd::waiting(&self.fd)?;
             state.insert("queued-in".into(), waiting.into());
             state.insert("queued-out".into(), queued_out(&self.fd)?.into());
         }
@@ -380,6 +380,10 @@ impl Stream for UnixEndpoint {
 
     fn sink(&self) -> Result<Attempt<End>> {
         self.source()
+    }
+
+    fn depth(&self) -> Result<u64> {
+        fd::waiting(&self.fd)
     }
 }
 

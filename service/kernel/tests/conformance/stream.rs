@@ -351,3 +351,20 @@ fn a_relay_gets_ends_that_work() {
         assert_eq!(read_exactly(&*ends.reader, 2), b"in");
     });
 }
+
+#[test]
+fn the_depth_is_what_can_be_read() {
+    each(Shape::Stream, STREAMS, |row, scratch| {
+        let ends = (row.make)(scratch);
+        // Whoever reads a FIFO holds an end of it from then on.
+        let readiness = must_wait("reading an empty stream", stream(&*ends.reader).read(100));
+        assert_eq!(stream(&*ends.reader).depth().expect("of an empty stream"), 0);
+        write_all(&*ends.writer, &pattern(0, 1000));
+        assert!(wait(readiness, crate::driver::PATIENCE), "the readiness must come with bytes");
+        for (left, read) in [(1000, 300), (700, 699), (1, 1)] {
+            assert_eq!(stream(&*ends.reader).depth().expect("the depth"), left);
+            read_exactly(&*ends.reader, read);
+        }
+        assert_eq!(stream(&*ends.reader).depth().expect("of what was read"), 0);
+    });
+}
