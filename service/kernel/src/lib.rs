@@ -15,6 +15,7 @@ extern crate self as ipc_kernel; // What tests share, is written for those outsi
 pub mod ability;
 pub mod address;
 pub mod blocked;
+pub mod datagrams;
 pub mod dev_shm;
 pub mod error;
 pub mod fd;

@@ -6,7 +6,10 @@
 use std::{os::fd::OwnedFd, str::FromStr};
 
 use crate::{
-    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result, blocked::Sent, futex_word::FutexWord,
+    Attempt, Dict, Endpoint, Error, Fd, Readiness, Result,
+    blocked::Sent,
+    datagrams::{DatagramSink, DatagramSource},
+    futex_word::FutexWord,
     mechanism::End,
 };
 pub use crate::{fuse::shape::Filesystem, signal::status::Exit, word_value::Word};
@@ -180,6 +183,16 @@ pub trait Messages: Send + Sync {
 
     /// How many messages wait, where the kernel tells.
     fn depth(&self) -> Option<u64> {
+        None
+    }
+
+    /// Several at once, where they come as datagrams.
+    fn datagram_source(&self) -> Option<&dyn DatagramSource> {
+        None
+    }
+
+    /// Several at once, where they go as datagrams to a peer.
+    fn datagram_sink(&self) -> Option<&dyn DatagramSink> {
         None
     }
 }

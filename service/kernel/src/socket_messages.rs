@@ -152,7 +152,7 @@ pub fn send(fd: &Fd, data: &[u8], fds: &[Fd], to: Option<&SocketAddrAny>) -> rus
 }
 
 /// What to wait for before the next attempt to send.
-fn room(fd: &Fd) -> Readiness {
+pub fn room(fd: &Fd) -> Readiness {
     match poll_now(fd, PollFlags::OUT) {
         Ok(ready) if ready.contains(PollFlags::OUT) => Readiness::After(BACK_OFF),
         _ => Readiness::Writable(fd.clone()),

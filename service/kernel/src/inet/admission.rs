@@ -26,6 +26,11 @@ impl Admission {
         self.ranges.admit(peer)
     }
 
+    /// Whether anybody may be turned away.
+    pub fn is_selective(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
     /// Counts one that was turned away.
     pub fn refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
@@ -33,7 +38,7 @@ impl Admission {
 
     /// Adds the ranges and the count to what `Inspect` tells, where ranges were given.
     pub fn inspect(&self, state: &mut Dict) {
-        if !self.ranges.is_empty() {
+        if self.is_selective() {
             state.insert("range".into(), self.ranges.to_string().into());
             state.insert("refused".into(), self.refused.load(Ordering::Relaxed).into());
         }

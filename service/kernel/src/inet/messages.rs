@@ -167,7 +167,7 @@ fn address_in(contents: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-fn socket_address(storage: &libc::sockaddr_storage, length: usize) -> Option<SocketAddr> {
+pub(crate) fn socket_address(storage: &libc::sockaddr_storage, length: usize) -> Option<SocketAddr> {
     // SAFETY: the storage is initialised memory of this size, and `length` is cut to it.
     let bytes = unsafe {
         std::slice::from_raw_parts(

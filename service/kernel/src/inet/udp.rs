@@ -15,7 +15,9 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value, dict,
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value,
+    datagrams::{self, Batch, DatagramSink, DatagramSource},
+    dict,
     error::describe,
     fd::{self, retry},
     inet,
@@ -25,6 +27,7 @@ use crate::{
     inet::messages::{self, Received},
     inet::options::Protocol,
     shape::{self, Message, Messages, Outgoing, Shape},
+    socket_options,
 };
 /// 65,535 less the headers: IPv4's length counts its own header of 20 bytes, IPv6's does not, and
 /// UDP's has 8.
@@ -314,10 +317,7 @@ fn message(received: Received) -> Result<Message> {
     }
     let Some(from) = address else {
         // A datagram has a sender; without one recv(2) says that the socket was shut down.
-        return Err(Error::new(
-            Kind::Closed,
-            "cannot receive: another process that holds this socket has shut it down",
-        ));
+        return Err(shut_down());
     };
     let from = address::write("udp", &address::canonical(from));
     let mut attributes = dict! { "address" => from.to_string() };
@@ -325,6 +325,10 @@ fn message(received: Received) -> Result<Message> {
         attributes.insert("time".into(), time.into());
     }
     Ok(Message { data, attributes, fds: Vec::new() })
+}
+
+fn shut_down() -> Error {
+    Error::new(Kind::Closed, "cannot receive: another process that holds this socket has shut it down")
 }
 
 fn no_selector(selector: &Dict) -> Result<()> {
@@ -409,5 +413,47 @@ impl Messages for Udp {
 
     fn max_message_size(&self) -> u64 {
         if self.family == AddressFamily::INET { MAX_IPV4 as u64 } else { MAX_IPV6 as u64 }
+    }
+
+    fn datagram_source(&self) -> Option<&dyn DatagramSource> {
+        let timed = socket_options::get_int(&self.fd, libc::SO_TIMESTAMPNS).is_ok_and(|timed| timed != 0);
+        (!timed && !self.admission.is_selective()).then_some(self)
+    }
+
+    fn datagram_sink(&self) -> Option<&dyn DatagramSink> {
+        self.peer.map(|_| self as _)
+    }
+}
+
+impl DatagramSource for Udp {
+    fn receive(&self, batch: &mut Batch) -> Result<Attempt<()>> {
+        let mut next = self.next();
+        if let Some(received) = next.take() {
+            // An empty batch has room.
+            *next = batch.push(received).err();
+            return Ok(Attempt::Done(()));
+        }
+        match datagrams::receive(&self.fd, batch) {
+            Ok(()) if batch.is_empty() => Err(shut_down()),
+            Ok(()) => Ok(Attempt::Done(())),
+            Err(errno) => self.nothing(errno),
+        }
+    }
+
+    fn messages(&self, batch: &Batch) -> Vec<Message> {
+        // Each has a sender, and none was cut.
+        batch.received().into_iter().filter_map(|received| message(received).ok()).collect()
+    }
+}
+
+impl DatagramSink for Udp {
+    fn send(&self, datagrams: &[&[u8]]) -> Result<Attempt<usize>> {
+        match datagrams::send(&self.fd, datagrams) {
+            Ok(count) => Ok(Attempt::Done(count)),
+            Err(Errno::AGAIN) => Ok(shape::writable(&self.fd)),
+            Err(errno) => {
+                Err(self.send_failed(errno, None, datagrams.first().map_or(0, |first| first.len())))
+            }
+        }
     }
 }

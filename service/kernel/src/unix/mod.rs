@@ -3,5 +3,6 @@
 pub mod client;
 pub mod endpoint;
 pub mod list;
+mod messages;
 pub mod name;
 pub mod peers;
