@@ -30,7 +30,7 @@ use crate::{
     limits::Limits,
     news::News,
     options::Lifetime,
-    relay::Turns,
+    relay::{Connections, Turns},
     wait::{Cancel, Patience, complete},
 };
 
@@ -72,6 +72,8 @@ pub struct Endpoint {
     kept_bytes: Mutex<VecDeque<u8>>,
     /// The relays that write into it.
     pub(crate) turns: Turns,
+    /// Where it is a socket that can be connected again.
+    pub(crate) connections: Connections,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -134,6 +136,7 @@ impl Endpoint {
             kept: Mutex::default(),
             kept_bytes: Mutex::default(),
             turns: Turns::default(),
+            connections: Connections::default(),
         }
     }
 
@@ -209,6 +212,13 @@ impl Endpoint {
         self.given_back.notify(usize::MAX);
     }
 
+    /// Puts a message that came through no call behind those that are kept.
+    pub(crate) fn keep_last(&self, message: Message) {
+        self.kept().push_back(message);
+        self.received.notify(usize::MAX);
+        self.given_back.notify(usize::MAX);
+    }
+
     /// Bytes that were taken earlier and not delivered, at most `max`.
     pub fn take_kept_bytes(&self, max: usize) -> Option<Vec<u8>> {
         let mut kept = self.kept_bytes();
@@ -226,6 +236,12 @@ impl Endpoint {
         if !data.is_empty() {
             self.given_back.notify(usize::MAX);
         }
+    }
+
+    /// Puts bytes behind those that are kept.
+    pub(crate) fn keep_bytes_last(&self, data: &[u8]) {
+        self.kept_bytes().extend(data);
+        self.given_back.notify(usize::MAX);
     }
 
     /// The number of bytes or messages that are kept, for `Inspect`.

@@ -16,6 +16,7 @@ pub mod ability;
 pub mod address;
 pub mod blocked;
 pub mod dev_shm;
+pub mod dialed;
 pub mod error;
 pub mod fd;
 pub mod fifo_ends;

@@ -16,6 +16,7 @@ use rustix::{
 
 use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value, dict,
+    dialed::Dialed,
     error::describe,
     fd::{self, retry},
     inet,
@@ -334,6 +335,10 @@ fn no_selector(selector: &Dict) -> Result<()> {
 }
 
 impl Endpoint for Udp {
+    fn dialed(&self) -> std::result::Result<&Dialed, &'static str> {
+        Err("udp has no connection that could be lost: the socket goes on when its peer is back")
+    }
+
     fn address(&self) -> Address {
         self.address.clone()
     }

@@ -20,6 +20,7 @@ use rustix::{
 
 use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Parameters, Result, Value, dict,
+    dialed::{self, Dialed},
     error::Attempted,
     fd::{self, poll_now, retry},
     mechanism::{End, EndKind, Permissions},
@@ -256,6 +257,15 @@ impl Endpoint for UnixEndpoint {
 
     fn is_socket(&self) -> bool {
         true
+    }
+
+    fn dialed(&self) -> std::result::Result<&Dialed, &'static str> {
+        Err(match (&self.peer, self.role) {
+            (_, Role::Listening) => dialed::NO_CONNECTION,
+            (_, Role::Unconnected) => "it receives from everybody and is connected to nobody",
+            (PeerEnd::Pair(_), _) => "it is one of a pair, whose other end has no address",
+            (PeerEnd::None, _) => dialed::ACCEPTED,
+        })
     }
 
     fn inspect(&self) -> Result<Dict> {
