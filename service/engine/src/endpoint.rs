@@ -15,6 +15,7 @@ use std::{
 use event_listener::Event;
 use ipc_kernel::{
     Attempt, Descriptor, Dict, Error, Kind, Result,
+    datagrams::Batch,
     fd::poll_now,
     mechanism,
     shape::{Futex, Memory, Message, Messages, Semaphore, SemaphoreOperation, Shape, Stream},
@@ -30,7 +31,7 @@ use crate::{
     limits::Limits,
     news::News,
     options::Lifetime,
-    relay::Turns,
+    relay::{Connections, Turns},
     wait::{Cancel, Patience, complete},
 };
 
@@ -72,6 +73,8 @@ pub struct Endpoint {
     kept_bytes: Mutex<VecDeque<u8>>,
     /// The relays that write into it.
     pub(crate) turns: Turns,
+    /// Where it is a socket that can be connected again.
+    pub(crate) connections: Connections,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -134,6 +137,7 @@ impl Endpoint {
             kept: Mutex::default(),
             kept_bytes: Mutex::default(),
             turns: Turns::default(),
+            connections: Connections::default(),
         }
     }
 
@@ -209,6 +213,13 @@ impl Endpoint {
         self.given_back.notify(usize::MAX);
     }
 
+    /// Puts a message that came through no call behind those that are kept.
+    pub(crate) fn keep_last(&self, message: Message) {
+        self.kept().push_back(message);
+        self.received.notify(usize::MAX);
+        self.given_back.notify(usize::MAX);
+    }
+
     /// Bytes that were taken earlier and not delivered, at most `max`.
     pub fn take_kept_bytes(&self, max: usize) -> Option<Vec<u8>> {
         let mut kept = self.kept_bytes();
@@ -226,6 +237,12 @@ impl Endpoint {
         if !data.is_empty() {
             self.given_back.notify(usize::MAX);
         }
+    }
+
+    /// Puts bytes behind those that are kept.
+    pub(crate) fn keep_bytes_last(&self, data: &[u8]) {
+        self.kept_bytes().extend(data);
+        self.given_back.notify(usize::MAX);
     }
 
     /// The number of bytes or messages that are kept, for `Inspect`.
@@ -286,10 +303,24 @@ impl Endpoint {
             None => messages.receive(selector)?,
         };
         if matches!(attempt, Attempt::Done(_)) {
-            self.delivered.fetch_add(1, Ordering::AcqRel);
-            self.received.notify(usize::MAX);
+            self.taken(1);
         }
         Ok(attempt)
+    }
+
+    /// One attempt to receive several datagrams from the kernel; what is kept here is not looked at.
+    pub fn attempt_batch(&self, batch: &mut Batch) -> Result<Attempt<()>> {
+        let source = self.messages()?.datagram_source().ok_or_else(|| self.lacks(Shape::Messages))?;
+        let attempt = source.receive(batch)?;
+        if matches!(attempt, Attempt::Done(())) {
+            self.taken(batch.len() as u64);
+        }
+        Ok(attempt)
+    }
+
+    fn taken(&self, count: u64) {
+        self.delivered.fetch_add(count, Ordering::AcqRel);
+        self.received.notify(usize::MAX);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     Attempt, Fd, Result,
     error::errno_of,
     fd::retry,
-    inet::messages::{Received, socket_address},
+    inet::{messages::socket_address, udp::message},
     shape::Message,
 };
 
@@ -23,9 +23,6 @@ pub const MOST: usize = 16;
 pub trait DatagramSource: Send + Sync {
     /// Takes what is there into the empty batch, as far as it has room.
     fn receive(&self, batch: &mut Batch) -> Result<Attempt<()>>;
-
-    /// What remains of a batch, as messages.
-    fn messages(&self, batch: &Batch) -> Vec<Message>;
 }
 
 /// Messages that go to a peer as datagrams.
@@ -40,7 +37,7 @@ pub trait DatagramSink: Send + Sync {
 pub struct Batch {
     buffer: Vec<u8>,
     /// The length and the sender of each, slot by slot.
-    filled: Vec<(usize, Option<SocketAddr>)>,
+    filled: Vec<(usize, SocketAddr)>,
     /// So many of them have gone.
     gone: usize,
 }
@@ -55,6 +52,11 @@ impl Batch {
         self.gone == self.filled.len()
     }
 
+    /// How many have not gone yet.
+    pub fn len(&self) -> usize {
+        self.filled.len() - self.gone
+    }
+
     /// Those that have not gone yet.
     pub fn rest(&self) -> Vec<&[u8]> {
         let slots = self.buffer.chunks_exact(SLOT).zip(&self.filled);
@@ -67,27 +69,19 @@ impl Batch {
         self.gone = (self.gone + count).min(self.filled.len());
     }
 
-    /// Holds one that was taken by itself. What has no room is given back.
-    pub fn push(&mut self, received: Received) -> std::result::Result<(), Received> {
-        let Some(slot) = self.buffer.chunks_exact_mut(SLOT).nth(self.filled.len()) else {
-            return Err(received);
-        };
-        let Some(start) = slot.get_mut(..received.data.len()) else { return Err(received) };
-        start.copy_from_slice(&received.data);
-        self.filled.push((received.data.len(), received.address));
-        Ok(())
+    /// Holds one that was taken by itself, in place of those that have gone. False: it has no room.
+    pub fn hold(&mut self, data: &[u8], from: SocketAddr) -> bool {
+        let room = self.buffer.get_mut(..SLOT).and_then(|slot| slot.get_mut(..data.len()));
+        let Some(start) = room else { return false };
+        start.copy_from_slice(data);
+        (self.filled, self.gone) = (vec![(data.len(), from)], 0);
+        true
     }
 
-    /// What has not gone, each by itself.
-    pub fn received(&self) -> Vec<Received> {
-        let rest = self.rest().into_iter().zip(&self.filled[self.gone..]);
-        let received = |(data, (length, address)): (&[u8], &(usize, Option<SocketAddr>))| Received {
-            data: data.to_vec(),
-            length: *length,
-            address: *address,
-            ..Received::default()
-        };
-        rest.map(received).collect()
+    /// What has not gone, as messages with their senders.
+    pub fn messages(&self) -> Vec<Message> {
+        let senders = self.filled.iter().skip(self.gone).map(|(_, from)| from);
+        self.rest().into_iter().zip(senders).map(|(data, from)| message(data.to_vec(), *from)).collect()
     }
 
     /// The buffer, for the next batch.
@@ -120,7 +114,7 @@ pub fn receive(fd: &Fd, batch: &mut Batch) -> rustix::io::Result<()> {
     for (header, name) in headers.iter().zip(&names).take(received) {
         // Without a sender it is no datagram: the socket was shut down.
         let Some(from) = socket_address(name, header.msg_hdr.msg_namelen as usize) else { break };
-        batch.filled.push(((header.msg_len as usize).min(SLOT), Some(from)));
+        batch.filled.push(((header.msg_len as usize).min(SLOT), from));
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ pub mod address;
 pub mod blocked;
 pub mod datagrams;
 pub mod dev_shm;
+pub mod dialed;
 pub mod error;
 pub mod fd;
 pub mod fifo_ends;

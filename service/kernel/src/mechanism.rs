@@ -14,6 +14,7 @@ use event_listener::EventListener;
 use crate::{
     Address, Dict, Error, Fd, Lack, Parameter, Parameters, Result,
     blocked::Blocked,
+    dialed::{self, Dialed},
     listing::Listing,
     shape::{
         Events, Filesystem, Futex, Listener, Mailbox, Memory, Messages, Process, Semaphore, Shape, Stream,
@@ -165,6 +166,11 @@ pub trait Endpoint: Send + Sync {
     /// Whether it is a socket: what goes in comes out elsewhere.
     fn is_socket(&self) -> bool {
         false
+    }
+
+    /// The connection, if it was made by address and can be made again; Err says why it cannot.
+    fn dialed(&self) -> std::result::Result<&Dialed, &'static str> {
+        Err(dialed::NO_CONNECTION)
     }
 
     /// Live state from the kernel.

@@ -13,6 +13,7 @@ use super::{
     ends::{sink_end, source_end},
     kinds::{self, Conversion, Origin, Target},
     options::{Framing, Options},
+    reconnect::can_reconnect,
     sinks,
     sources::{check_snapshot, snapshot_limit},
 };
@@ -48,6 +49,7 @@ pub(super) fn check(
     apart(source, sink)?;
     let forth = direction(engine, source, sink, options)?;
     fitting(engine, source, sink, options, forth)?;
+    reconnectable(source, sink, options)?;
     let mut plans = Plans { forth, back: None, tee: Vec::new() };
     for (index, further) in tee.iter().enumerate() {
         if further.id == sink.id || tee[..index].iter().any(|before| before.id == further.id) {
@@ -115,6 +117,18 @@ fn apart(source: &Endpoint, sink: &Endpoint) -> Result<()> {
     Ok(())
 }
 
+/// Whether there is something to connect again.
+fn reconnectable(source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<()> {
+    match [source, sink].map(can_reconnect) {
+        [Err(of_source), Err(of_sink)] if options.reconnect.is_some() => Err(Error::invalid(format!(
+            "reconnect=true needs a socket that was connected by Attach, unix or tcp, at one end or both; of the \
+             source, {}: {of_source}; of the sink, {}: {of_sink}",
+            source.address, sink.address
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the options fit what the ends are.
 fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Options, plan: Plan) -> Result<()> {
     let Plan { from, into, conversion, .. } = plan;
@@ -147,6 +161,11 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
         ("attributes", options.both, "one direction: start two relays instead of both=true"),
         ("filter", options.both, "one direction: start two relays instead of both=true"),
         ("tee", options.both, "one direction: start two relays instead of both=true"),
+        (
+            "tee",
+            options.reconnect.is_some() && can_reconnect(sink).is_ok(),
+            "sinks that are not connected again; lead the socket's messages through a relay of its own, with reconnect=true",
+        ),
         ("tee", into == Target::Bytes, "sinks of messages; a stream of bytes as the sink goes to one reader"),
     ];
     if let Some((key, _, needs)) = misfit.into_iter().find(|(key, wrong, _)| *wrong && options.has(key)) {

@@ -1,7 +1,10 @@
 //! The two ends of a byte stream as a relay uses them: where bytes come from ([`Intake`]) and
 //! where they go ([`Outlet`]), each with what it takes to wait for it.
 
-use std::os::fd::OwnedFd;
+use std::{
+    os::fd::OwnedFd,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use ipc_kernel::{
     Attempt, Error, Fd, Kind, Result, error,
@@ -83,6 +86,7 @@ pub(super) struct Intake {
     rights: Rights,
     /// What SO_PASSRIGHTS was, where the kernel has it.
     accepted_before: Option<bool>,
+    lost: AtomicBool,
     address: String,
 }
 
@@ -106,6 +110,7 @@ impl Intake {
             watch: Watch::new(PollFlags::IN),
             rights,
             accepted_before,
+            lost: AtomicBool::new(false),
             address: source.address.clone(),
         })
     }
@@ -181,7 +186,13 @@ impl Intake {
     }
 
     pub fn failed(&self, errno: Errno) -> Error {
+        self.lost.fetch_or(ends_connection(errno), Ordering::Relaxed);
         Error::from_errno(errno, format_args!("read from {}", self.address))
+    }
+
+    /// Whether an error was the end of the connection.
+    pub fn lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -200,6 +211,7 @@ pub(super) struct Outlet {
     pub cursor: Cursor,
     watch: Watch,
     gone: Option<Watched>,
+    lost: AtomicBool,
     address: String,
 }
 
@@ -218,6 +230,7 @@ impl Outlet {
             cursor: Cursor::new(end),
             watch: Watch::new(PollFlags::OUT),
             gone,
+            lost: AtomicBool::new(false),
             address: sink.address.clone(),
         })
     }
@@ -274,10 +287,16 @@ impl Outlet {
     }
 
     pub fn failed(&self, errno: Errno) -> Error {
+        self.lost.fetch_or(ends_connection(errno), Ordering::Relaxed);
         match errno {
             Errno::PIPE | Errno::CONNRESET | Errno::SHUTDOWN | Errno::NOTCONN => self.closed(Some(errno)),
             errno => Error::from_errno(errno, format_args!("write to {}", self.address)),
         }
+    }
+
+    /// Whether an error was the end of the connection.
+    pub fn lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     pub fn closed(&self, errno: Option<Errno>) -> Error {
@@ -287,6 +306,23 @@ impl Outlet {
             format!("the sink was closed: nobody reads from {} any more{name}", self.address),
         )
     }
+}
+
+/// What read(2) and write(2) say of a connection that is over (tcp(7), unix(7)).
+fn ends_connection(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::PIPE
+            | Errno::CONNRESET
+            | Errno::CONNABORTED
+            | Errno::CONNREFUSED
+            | Errno::SHUTDOWN
+            | Errno::NOTCONN
+            | Errno::TIMEDOUT
+            | Errno::HOSTUNREACH
+            | Errno::NETUNREACH
+            | Errno::NETRESET
+    )
 }
 
 /// The end that a relay reads from.

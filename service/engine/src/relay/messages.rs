@@ -19,6 +19,7 @@ use super::{
     frames::{self, Discard},
     kinds::Origin,
     options::{Framing, Options},
+    reconnect::Side,
     sources::{Source, Taken},
     task::Ended,
     tee::Sinks,
@@ -73,6 +74,14 @@ impl Messages {
         }
     }
 
+    /// An end has another connection.
+    pub fn renew(&mut self, side: Side) {
+        match side {
+            Side::Source => self.from.renew(),
+            Side::Sink => self.to.renew(),
+        }
+    }
+
     /// A message that not all sinks have is kept, and its next reader has to be told.
     pub async fn give_back(mut self, lane: &Lane) -> Option<String> {
         if self.to.arrived().await
@@ -102,6 +111,8 @@ pub(super) struct Framed {
     frame: usize,
     bound: String,
     ended: bool,
+    /// The end came within a message.
+    cut: bool,
     /// The length of the frame that is on its way, and of the message in it.
     sending: Option<(usize, usize)>,
     /// What is still to come of a message that is dropped.
@@ -136,6 +147,7 @@ impl Framed {
             frame,
             bound,
             ended: false,
+            cut: false,
             sending: None,
             discard: None,
             to,
@@ -169,7 +181,7 @@ impl Framed {
                         self.discard = Some(self.framing.discard(rest));
                         continue;
                     }
-                    frame => frame?,
+                    frame => frame.inspect_err(|_| self.cut = self.ended)?,
                 };
                 if let Some(frame) = frame {
                     match self.send(frame.payload, frame.total, lane).await {
@@ -252,6 +264,25 @@ impl Framed {
                 }
             }
         }
+    }
+
+    /// Whether the error is about the source's connection, and not about a message.
+    pub fn source_is_lost(&self) -> bool {
+        self.cut || self.intake.lost()
+    }
+
+    /// The source has another connection, where messages begin anew. Says how many bytes there are of one that was not
+    /// complete.
+    pub async fn renew_source(&mut self, source: &Endpoint, lane: &Lane) -> Result<usize> {
+        self.intake = Intake::open(source, false, lane).await?;
+        (self.ended, self.cut, self.discard) = (false, false, None);
+        let cut = self.bytes.len() - self.start;
+        (self.bytes, self.start) = (Vec::new(), 0);
+        Ok(cut)
+    }
+
+    pub fn renew_sinks(&mut self) {
+        self.to.renew();
     }
 
     /// A message of which a part is dropped has its rest at the source, and the next reader has to be told.
@@ -382,6 +413,21 @@ impl Unframed {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// The reader of another connection has no part of the message that is being written: it begins anew.
+    pub async fn renew_sink(&mut self, sink: &Endpoint, lane: &Lane) -> Result<()> {
+        self.outlet = Outlet::open(sink, lane).await?;
+        self.written = 0;
+        Ok(())
+    }
+
+    pub fn renew_source(&mut self) {
+        self.from.renew();
+    }
+
+    pub fn sink_is_lost(&self) -> bool {
+        self.outlet.lost()
     }
 
     /// A message of which a part is written is kept whole, and the sink's reader has to be told.

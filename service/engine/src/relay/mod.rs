@@ -10,12 +10,13 @@
 //! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
 //! that does not fit stays at the source, or is dropped and told ([`skip`]). How much goes, and how fast, may be
 //! bounded ([`flow`]); several may write messages into one stream ([`turns`]), and messages may go to several sinks
-//! ([`tee`]).
+//! ([`tee`]). A socket whose peer has left may be connected again ([`reconnect`]).
 
 mod bucket;
 mod buffers;
 mod checks;
 mod control;
+mod datagrams;
 mod ends;
 mod filter;
 mod flow;
@@ -25,6 +26,7 @@ pub mod kinds;
 mod messages;
 mod meter;
 pub mod options;
+mod reconnect;
 mod sinks;
 mod skip;
 mod sources;
@@ -32,6 +34,7 @@ mod streams;
 mod task;
 mod tee;
 mod turns;
+mod work;
 
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError, Weak,
@@ -42,15 +45,16 @@ use ipc_kernel::{Dict, Error, Kind, Result, dict};
 
 use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
-pub(crate) use self::turns::Turns;
 use self::{
     control::{Control, Order},
     kinds::Origin,
     meter::Meter,
     options::Options,
+    reconnect::Told,
     skip::Skips,
 };
 pub use self::{options::RELAY_OPTIONS, task::Finished};
+pub(crate) use self::{reconnect::Connections, turns::Turns};
 
 /// A relay that runs, or has run.
 #[derive(Debug)]
@@ -71,6 +75,8 @@ pub struct Relay {
     control: Control,
     forth: Lane,
     back: Option<Lane>,
+    /// Of its connections.
+    told: Told,
     finished: OnceLock<Finished>,
     dirty: AtomicBool,
     engine: Weak<Engine>,
@@ -81,6 +87,8 @@ pub struct Relay {
 pub enum State {
     /// One of its ends is not there yet: a FIFO that nobody has opened on the other side.
     Waiting,
+    /// A peer has left, and is connected to again.
+    Reconnecting,
     /// It moves what comes.
     Running,
     Paused,
@@ -92,6 +100,7 @@ impl State {
     pub fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
+            Self::Reconnecting => "reconnecting",
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Finished => "finished",
@@ -202,6 +211,7 @@ impl Engine {
             forth: Lane::new(news.clone(), &options),
             back: options.both.then(|| Lane::new(news.clone(), &options)),
             options,
+            told: Told::default(),
             finished: OnceLock::new(),
             dirty: AtomicBool::new(false),
             engine: Arc::downgrade(self),
@@ -277,6 +287,7 @@ impl Relay {
             Some(finished) if finished.failed => State::Failed,
             Some(_) => State::Finished,
             None if self.control.is_paused() => State::Paused,
+            None if self.told.is_reconnecting() => State::Reconnecting,
             None if waits(&self.forth) || self.back.as_ref().is_some_and(waits) => State::Waiting,
             None => State::Running,
         }
@@ -338,6 +349,9 @@ impl Relay {
             state.insert("filtered".into(), self.forth.filtered.load(Ordering::Relaxed).into());
         }
         self.forth.skips.tell(&mut state, "");
+        if self.options.reconnect.is_some() {
+            self.told.tell(&mut state);
+        }
         if let Some(back) = &self.back {
             back.skips.tell(&mut state, "-back");
             state.insert("method-back".into(), back.method().into());

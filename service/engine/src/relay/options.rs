@@ -12,6 +12,9 @@ const FRAMINGS: &[&str] = &["none", "line", "length", "fixed", "json", "base64"]
 /// The largest record: what one relay may hold at most (the hard maximum of `relay-buffer`).
 const MAX_RECORD: u32 = 1 << 20;
 
+/// A day.
+const MAX_PAUSE: u32 = 86_400_000;
+
 /// More than any memory moves.
 const MAX_RATE: u64 = 1 << 40;
 
@@ -104,6 +107,27 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
          on-error=skip what one can never take is skipped for that one. For sinks of messages",
     ),
     Parameter::new(
+        "reconnect",
+        Type::Bool,
+        "Connect again when the peer has left, instead of ending, and go on with what was not taken. For a socket at \
+         one end or both that was connected by Attach: unix or tcp",
+    )
+    .default("false"),
+    Parameter::new(
+        "retry-ms",
+        Type::U32 { min: 1, max: MAX_PAUSE },
+        "Milliseconds before the first attempt to connect again; the next pauses are twice as long each, and each is \
+         shortened by chance, by a half at most. Data that moves, or a connection that lasts, makes it the first again",
+    )
+    .default("100"),
+    Parameter::new("retry-max-ms", Type::U32 { min: 1, max: MAX_PAUSE }, "The longest of these pauses")
+        .default("30000"),
+    Parameter::new(
+        "retries",
+        Type::U32 { min: 1, max: u32::MAX },
+        "End when so many attempts in a row have failed; without it, never",
+    ),
+    Parameter::new(
         "lifetime",
         Type::Word(&["service", "client"]),
         "service: until Stop or an end; client: also until the creating connection ends",
@@ -145,6 +169,38 @@ impl Framing {
     }
 }
 
+/// How to connect again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reconnect {
+    /// The pauses before it: the first, doubled up to the longest.
+    pub first: Duration,
+    pub longest: Duration,
+    /// How many may fail in a row.
+    pub attempts: Option<u32>,
+}
+
+impl Reconnect {
+    fn of(checked: &Parameters, given: &Dict) -> Result<Option<Self>> {
+        if !checked.bool("reconnect") {
+            return match ["retry-ms", "retry-max-ms", "retries"].iter().find(|key| given.contains_key(**key))
+            {
+                Some(key) => Err(Error::invalid(format!("the option {key:?} belongs to reconnect=true"))),
+                None => Ok(None),
+            };
+        }
+        // The table has defaults.
+        let first = checked.u32("retry-ms").unwrap_or(100);
+        let longest = checked.u32("retry-max-ms").unwrap_or(30_000);
+        if first > longest {
+            return Err(Error::invalid(format!(
+                "the option \"retry-ms\" is {first}, but the longest pause, \"retry-max-ms\", is {longest}"
+            )));
+        }
+        let [first, longest] = [first, longest].map(|pause| Duration::from_millis(pause.into()));
+        Ok(Some(Self { first, longest, attempts: checked.u32("retries") }))
+    }
+}
+
 /// The options, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -168,6 +224,8 @@ pub(crate) struct Options {
     pub rate_messages: Option<u64>,
     /// Messages that the sink can never take are dropped.
     pub skip: bool,
+    /// What has lost its peer is connected again.
+    pub reconnect: Option<Reconnect>,
     /// The keys that were given, for what fits only some ends.
     given: Vec<&'static str>,
     pub client_lifetime: bool,
@@ -210,11 +268,18 @@ impl Options {
             rate_bytes: checked.size("rate-bytes"),
             rate_messages: checked.u32("rate-messages").map(u64::from),
             skip: checked.text("on-error") == Some("skip"),
+            reconnect: Reconnect::of(&checked, options)?,
             given: given.collect(),
             client_lifetime: checked.text("lifetime") == Some("client"),
             fds: checked.bool("fds"),
             shutdown: checked.bool("shutdown"),
         })
+    }
+
+    /// Whether messages go as they are and as they come: none is dropped, changed, counted or slowed down.
+    pub fn leaves_messages_alone(&self) -> bool {
+        let bounded = self.count.is_some() || self.rate_bytes.is_some() || self.rate_messages.is_some();
+        !bounded && !self.skip && self.filter.is_empty() && self.attributes.is_empty()
     }
 
     pub fn has(&self, key: &str) -> bool {

@@ -176,6 +176,11 @@ impl Sink {
         self.engine.on_memory(&self.endpoint, write).await
     }
 
+    /// It may have another connection: the place in epoll of the former one is of no use.
+    pub fn renew(&mut self) {
+        self.hold = Hold::default();
+    }
+
     /// Whether the message that was on its way has arrived, when the sending was given up.
     pub async fn arrived(&self) -> bool {
         self.hold.settle().await;

@@ -192,6 +192,11 @@ impl Source {
         }
     }
 
+    /// It has another connection: the place in epoll of the former one is of no use.
+    pub fn renew(&mut self) {
+        self.hold = Hold::default();
+    }
+
     fn too_large(&self, length: u64) -> Error {
         let Largest { bytes, because } = self.largest;
         Error::new(

@@ -24,6 +24,7 @@ use super::{
     ends::{Intake, Outlet},
     flow::{Bound, Flow},
     options::Options,
+    reconnect::Side,
     task::Ended,
 };
 use crate::endpoint::Endpoint;
@@ -410,6 +411,25 @@ impl Streams {
             }
             _ => self.outlet.failed(errno),
         }
+    }
+
+    /// Which end has lost its connection, after an error.
+    pub fn lost(&self) -> Option<Side> {
+        let source = self.intake.lost().then_some(Side::Source);
+        self.outlet.lost().then_some(Side::Sink).or(source)
+    }
+
+    pub async fn renew_source(&mut self, source: &Endpoint, lane: &Lane) -> Result<()> {
+        self.intake = Intake::open(source, self.intake.forwards(), lane).await?;
+        (self.streak, self.unclear) = (0, 0);
+        Ok(())
+    }
+
+    /// What is held goes into the new connection.
+    pub async fn renew_sink(&mut self, sink: &Endpoint, lane: &Lane) -> Result<()> {
+        self.outlet = Outlet::open(sink, lane).await?;
+        self.unclear = 0;
+        Ok(())
     }
 
     /// How many bytes were taken that are not in the sink.

@@ -10,17 +10,13 @@ use futures_util::{FutureExt, future::join};
 use ipc_kernel::{Error, Kind, Result, shape::Direction};
 
 use super::{
-    Lane, Relay,
-    checks::{Plan, Plans},
+    Relay,
+    checks::Plans,
     control::Order,
-    kinds::{Conversion, Origin, Target},
-    messages::{Framed, Messages, Unframed},
-    options::Framing,
-    sinks::Sink,
-    sources::{Largest, Source},
-    streams::Streams,
-    tee::Sinks,
+    kinds::{Origin, Target},
+    reconnect::{Line, Side, can_reconnect, left},
     turns::Writer,
+    work::{Route, Work},
 };
 use crate::{Engine, endpoint::Endpoint, flag::Flag};
 
@@ -48,49 +44,61 @@ pub struct Finished {
     pub failed: bool,
 }
 
-/// What moves the data of one direction, once its ends are open.
-#[derive(Debug)]
-enum Work {
-    Streams(Box<Streams>),
-    Messages(Box<Messages>),
-    Framed(Box<Framed>),
-    Unframed(Box<Unframed>),
-}
-
 /// One direction.
 struct Way<'a> {
-    engine: &'a Arc<Engine>,
-    source: &'a Arc<Endpoint>,
-    sink: &'a Arc<Endpoint>,
-    relay: &'a Relay,
-    lane: &'a Lane,
-    plan: Plan,
+    route: Route<'a>,
     /// The further sinks.
     tee: Vec<(&'a Arc<Endpoint>, Target)>,
     writer: Writer<'a>,
     work: Option<Work>,
+    /// The connections of source and sink, where they are connections.
+    lines: [Line; 2],
+    /// The end that has lost its connection.
+    lost: Option<Side>,
     ended: Option<Result<Ended>>,
 }
 
-impl Way<'_> {
+/// What the two directions know of each other.
+#[derive(Default)]
+struct Both {
+    /// One has failed in a way that concerns the other.
+    failed: Flag,
+    /// One has ended.
+    ended: Flag,
+}
+
+impl<'a> Way<'a> {
+    fn new(route: Route<'a>, tee: Vec<(&'a Arc<Endpoint>, Target)>) -> Self {
+        let Route { source, sink, relay, .. } = route;
+        Self {
+            route,
+            tee,
+            writer: Writer::new(sink),
+            work: None,
+            lines: [source, sink].map(|end| Line::new(end, relay)),
+            lost: None,
+            ended: None,
+        }
+    }
+
     /// Runs to its end. May be dropped and run again.
-    async fn run(&mut self, failed: &Flag) {
+    async fn run(&mut self, both: &Both) {
         if self.ended.is_some() {
             return;
         }
         let ended = tokio::select! {
             biased;
-            ended = self.pump() => ended,
-            // The other direction has failed in a way that concerns this one.
-            () = failed.wait() => return,
+            ended = self.go_on(both) => ended,
+            () = both.failed.wait() => return,
         };
+        let Route { sink, relay, .. } = self.route;
         // Others that still write into the sink keep it open.
         let last = self.writer.leave();
-        let passes_on = last && matches!(ended, Ok(Ended::EndOfStream)) && self.relay.options.shutdown;
+        let passes_on = last && matches!(ended, Ok(Ended::EndOfStream)) && relay.options.shutdown;
         if passes_on {
             // What we hold of the sink's end goes first, so that its reader sees the end.
             self.work = None;
-            if let Some(stream) = self.sink.kernel.stream() {
+            if let Some(stream) = sink.kernel.stream() {
                 // A peer that has gone meanwhile has all the data that it wanted.
                 let _ = stream.shutdown(Direction::Write);
             }
@@ -98,75 +106,120 @@ impl Way<'_> {
         // When the reader has gone, the other direction may still have something to deliver.
         let alone = matches!(&ended, Err(error) if error.kind != Kind::Closed);
         self.ended = Some(ended);
+        both.ended.set();
         if alone {
-            failed.set();
+            both.failed.set();
+        }
+    }
+
+    /// Pumps, and has what loses its connection connected again, until there is nothing more to do.
+    async fn go_on(&mut self, both: &Both) -> Result<Ended> {
+        loop {
+            if let Some(side) = self.lost {
+                let over = async {
+                    match side {
+                        // A peer that has answered to the end of the other direction is not asked again.
+                        Side::Source => both.ended.wait().await,
+                        Side::Sink => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    renewed = self.renew(side) => renewed?,
+                    () = over => return Ok(Ended::EndOfStream),
+                }
+                self.lost = None;
+            }
+            let Route { source, sink, plan, .. } = self.route;
+            let [from, into] = self.lines;
+            // Bytes are read to the end of the former connection first.
+            let replaced_source = async {
+                match plan.from {
+                    Origin::Bytes => std::future::pending().await,
+                    _ => from.replaced(source).await,
+                }
+            };
+            let ended = tokio::select! {
+                biased;
+                ended = self.pump() => ended,
+                () = replaced_source => {
+                    self.lost = Some(Side::Source);
+                    continue;
+                }
+                () = into.replaced(sink) => {
+                    self.lost = Some(Side::Sink);
+                    continue;
+                }
+            };
+            self.lost = self.loses(&ended, both);
+            if self.lost.is_none() {
+                return ended;
+            }
+        }
+    }
+
+    /// The end that has lost its connection and is to be connected again, now that the pump has come to this.
+    fn loses(&self, ended: &Result<Ended>, both: &Both) -> Option<Side> {
+        let Route { source, sink, relay, .. } = self.route;
+        let side = match ended {
+            Ok(Ended::EndOfStream) => Side::Source,
+            Ok(Ended::SinkGone(_)) => Side::Sink,
+            Ok(_) => return None,
+            Err(error) => self.work.as_ref()?.lost(error)?,
+        };
+        let end = match side {
+            Side::Source => source,
+            Side::Sink => sink,
+        };
+        let over = side == Side::Source && both.ended.is_set();
+        if relay.options.reconnect.is_none() || can_reconnect(end).is_err() || over {
+            return None;
+        }
+        relay.told.lost(match ended {
+            Ok(Ended::SinkGone(error)) | Err(error) => error.text.clone(),
+            Ok(_) => left(end),
+        });
+        Some(side)
+    }
+
+    /// Gets another connection for that end.
+    async fn renew(&mut self, side: Side) -> Result<()> {
+        let Route { engine, source, sink, relay, .. } = self.route;
+        let [from, into] = &mut self.lines;
+        match side {
+            Side::Source => from.renew(engine, source, relay).await?,
+            Side::Sink => into.renew(engine, sink, relay).await?,
+        }
+        match &mut self.work {
+            Some(work) => work.renew(side, self.route).await,
+            None => Ok(()),
         }
     }
 
     async fn pump(&mut self) -> Result<Ended> {
-        if self.work.is_none() {
-            self.work = Some(self.open().await?);
-        }
-        let Self { source, lane, .. } = *self;
-        match &mut self.work {
-            Some(Work::Streams(streams)) => streams.pump(source, lane).await,
-            Some(Work::Messages(messages)) => messages.pump(lane).await,
-            Some(Work::Framed(framed)) => framed.pump(source, lane).await,
-            Some(Work::Unframed(unframed)) => unframed.pump(lane).await,
-            None => Ok(Ended::EndOfStream),
-        }
-    }
-
-    /// Opens the ends, and waits for them where they are not there yet.
-    async fn open(&self) -> Result<Work> {
-        let Self { engine, source, sink, lane, plan, .. } = *self;
-        let options = &self.relay.options;
-        let buffer = engine.limits.relay_buffer as usize;
-        if plan.conversion != Conversion::Streams {
-            lane.set_method(plan.from.method(plan.into));
-        }
-        let messages_from = |largest| Source::new(engine, source, plan, options, largest);
-        let messages_into = |all| {
-            let ends = std::iter::once((sink, plan.into)).chain(self.tee.iter().copied());
-            let sinks = ends.map(|end| Sink::new(engine, (source, plan.from), end, options, all));
-            Sinks::new(sinks.collect(), options.skip)
+        let work = match &mut self.work {
+            Some(work) => work,
+            none => none.insert(Work::open(self.route, &self.tee).await?),
         };
-        Ok(match plan.conversion {
-            Conversion::Streams => {
-                Work::Streams(Streams::open(source, sink, options, buffer, lane).await?.into())
-            }
-            Conversion::Messages => {
-                let to = messages_into(false)?;
-                Work::Messages(Messages::new(messages_from(to.largest()), to, options).into())
-            }
-            Conversion::Framed(framing) => {
-                let to = messages_into(framing == Framing::Json)?;
-                Work::Framed(Framed::open(source, to, framing, options, buffer, lane).await?.into())
-            }
-            Conversion::Unframed(framing) => {
-                let largest =
-                    Largest { bytes: buffer as u64, because: "that a relay may hold (relay-buffer)" };
-                let from = messages_from(largest);
-                Work::Unframed(Unframed::open(from, sink, framing, options, lane).await?.into())
-            }
-        })
+        work.pump(self.route).await
     }
 
     /// What an endpoint has told before it was closed goes on, as far as the sink takes it at once.
     fn flush(&mut self) {
+        let Route { source, lane, plan, .. } = self.route;
         if self.ended.is_some()
-            || !matches!(self.plan.from, Origin::Events | Origin::Signals)
-            || !self.source.closed.is_set()
+            || !matches!(plan.from, Origin::Events | Origin::Signals)
+            || !source.closed.is_set()
         {
             return;
         }
         loop {
-            let before = self.lane.meter.messages();
+            let before = lane.meter.messages();
             if let Some(ended) = self.pump().now_or_never() {
                 self.ended = Some(ended);
                 return;
             }
-            if self.lane.meter.messages() == before {
+            if lane.meter.messages() == before {
                 return;
             }
         }
@@ -174,48 +227,32 @@ impl Way<'_> {
 
     /// Returns what was taken and not delivered. Says what cannot be undone.
     async fn give_back(&mut self) -> Option<String> {
-        self.flush();
-        let sink_works = !matches!(self.ended, Some(Err(_) | Ok(Ended::SinkGone(_))));
-        match self.work.take()? {
-            Work::Streams(streams) => {
-                streams.give_back(self.source, self.lane, sink_works);
-                None
-            }
-            Work::Messages(messages) => messages.give_back(self.lane).await,
-            Work::Framed(framed) => framed.give_back(self.source, self.lane).await,
-            Work::Unframed(unframed) => unframed.give_back().await,
+        if self.lost.is_none() {
+            self.flush();
         }
+        let gone = matches!(self.ended, Some(Err(_) | Ok(Ended::SinkGone(_))));
+        let sink_works = !gone && self.lost != Some(Side::Sink);
+        self.work.take()?.give_back(self.route, sink_works).await
     }
 }
 
 /// Runs the relay to its end.
 pub(super) async fn run(engine: Arc<Engine>, relay: Arc<Relay>, plans: Plans) {
-    let way = |source, sink, lane, plan, tee| Way {
-        engine: &engine,
-        source,
-        sink,
-        relay: &relay,
-        lane,
-        plan,
-        tee,
-        writer: Writer::new(sink),
-        work: None,
-        ended: None,
-    };
     let (source, sink) = (&relay.source, &relay.sink);
-    let tee = relay.tee.iter().zip(plans.tee).collect();
-    let mut forth = way(source, sink, &relay.forth, plans.forth, tee);
-    let mut back = match (&relay.back, plans.back) {
-        (Some(lane), Some(plan)) => Some(way(sink, source, lane, plan, Vec::new())),
+    let forth = Route { engine: &engine, source, sink, relay: &relay, lane: &relay.forth, plan: plans.forth };
+    let back = match (&relay.back, plans.back) {
+        (Some(lane), Some(plan)) => Some(Route { source: sink, sink: source, lane, plan, ..forth }),
         _ => None,
     };
-    let failed = Flag::new();
+    let mut forth = Way::new(forth, relay.tee.iter().zip(plans.tee).collect());
+    let mut back = back.map(|route| Way::new(route, Vec::new()));
+    let shared = Both::default();
     let stopped = loop {
         relay.control.running().await;
         let both = async {
             match &mut back {
-                None => forth.run(&failed).await,
-                Some(back) => drop(join(forth.run(&failed), back.run(&failed)).await),
+                None => forth.run(&shared).await,
+                Some(back) => drop(join(forth.run(&shared), back.run(&shared)).await),
             }
         };
         tokio::select! {

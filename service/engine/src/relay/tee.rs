@@ -70,6 +70,11 @@ impl Sinks {
         Ok(taken)
     }
 
+    /// The sinks may have other connections.
+    pub fn renew(&mut self) {
+        self.sinks.iter_mut().for_each(|place| place.sink.renew());
+    }
+
     /// Whether the message that was on its way has arrived everywhere, when the sending was given up.
     pub async fn arrived(&mut self) -> bool {
         if let Some(place) = self.sinks.get_mut(self.done)

@@ -12,7 +12,9 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, fd, inet,
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result,
+    dialed::{self, Dialed},
+    fd, inet,
     inet::address::{self, Family, Ranges},
     inet::admission::{Admission, REFUSALS_AT_ONCE},
     inet::bind::{self, Local},
@@ -211,6 +213,10 @@ impl Endpoint for Connection {
 
     fn is_socket(&self) -> bool {
         true
+    }
+
+    fn dialed(&self) -> std::result::Result<&Dialed, &'static str> {
+        Err(dialed::ACCEPTED)
     }
 
     fn inspect(&self) -> Result<Dict> {

@@ -17,6 +17,7 @@ use rustix::{
 use crate::{
     Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value,
     datagrams::{self, Batch, DatagramSink, DatagramSource},
+    dialed::Dialed,
     dict,
     error::describe,
     fd::{self, retry},
@@ -188,11 +189,11 @@ impl Udp {
     fn take(&self) -> Result<Attempt<Message>> {
         let mut next = self.next();
         if let Some(received) = next.take() {
-            return message(received).map(Attempt::Done);
+            return whole(received).map(Attempt::Done);
         }
         for _ in 0..REFUSALS_AT_ONCE {
             match messages::receive(&self.fd, false) {
-                Ok(received) if self.admits(&received) => return message(received).map(Attempt::Done),
+                Ok(received) if self.admits(&received) => return whole(received).map(Attempt::Done),
                 Ok(_) => self.admission.refused(),
                 Err(errno) => return self.nothing(errno),
             }
@@ -213,10 +214,10 @@ impl Udp {
                     time: *time,
                     report: None,
                 };
-                return message(copy).map(Attempt::Done);
+                return whole(copy).map(Attempt::Done);
             }
             match messages::receive(&self.fd, true) {
-                Ok(received) if self.admits(&received) => return message(received).map(Attempt::Done),
+                Ok(received) if self.admits(&received) => return whole(received).map(Attempt::Done),
                 Ok(_) => {}
                 Err(errno) => return self.nothing(errno),
             }
@@ -306,8 +307,8 @@ impl Udp {
     }
 }
 
-/// What the caller gets of a datagram.
-fn message(received: Received) -> Result<Message> {
+/// What the caller gets of a datagram that was received.
+fn whole(received: Received) -> Result<Message> {
     let Received { data, length, address, time, .. } = received;
     if data.len() < length {
         return Err(Error::new(
@@ -315,16 +316,19 @@ fn message(received: Received) -> Result<Message> {
             format!("a datagram of {length} bytes was cut to {}: it is larger than UDP allows", data.len()),
         ));
     }
-    let Some(from) = address else {
-        // A datagram has a sender; without one recv(2) says that the socket was shut down.
-        return Err(shut_down());
-    };
-    let from = address::write("udp", &address::canonical(from));
-    let mut attributes = dict! { "address" => from.to_string() };
+    // A datagram has a sender; without one recv(2) says that the socket was shut down.
+    let from = address.ok_or_else(shut_down)?;
+    let mut message = message(data, from);
     if let Some(time) = time {
-        attributes.insert("time".into(), time.into());
+        message.attributes.insert("time".into(), time.into());
     }
-    Ok(Message { data, attributes, fds: Vec::new() })
+    Ok(message)
+}
+
+/// A datagram with its sender.
+pub(crate) fn message(data: Vec<u8>, from: SocketAddr) -> Message {
+    let from = address::write("udp", &address::canonical(from));
+    Message { data, attributes: dict! { "address" => from.to_string() }, fds: Vec::new() }
 }
 
 fn shut_down() -> Error {
@@ -338,6 +342,10 @@ fn no_selector(selector: &Dict) -> Result<()> {
 }
 
 impl Endpoint for Udp {
+    fn dialed(&self) -> std::result::Result<&Dialed, &'static str> {
+        Err("udp has no connection that could be lost: the socket goes on when its peer is back")
+    }
+
     fn address(&self) -> Address {
         self.address.clone()
     }
@@ -428,9 +436,10 @@ impl Messages for Udp {
 impl DatagramSource for Udp {
     fn receive(&self, batch: &mut Batch) -> Result<Attempt<()>> {
         let mut next = self.next();
-        if let Some(received) = next.take() {
-            // An empty batch has room.
-            *next = batch.push(received).err();
+        if let Some(Received { data, address: Some(from), .. }) = &*next
+            && batch.hold(data, *from)
+        {
+            *next = None;
             return Ok(Attempt::Done(()));
         }
         match datagrams::receive(&self.fd, batch) {
@@ -438,11 +447,6 @@ impl DatagramSource for Udp {
             Ok(()) => Ok(Attempt::Done(())),
             Err(errno) => self.nothing(errno),
         }
-    }
-
-    fn messages(&self, batch: &Batch) -> Vec<Message> {
-        // Each has a sender, and none was cut.
-        batch.received().into_iter().filter_map(|received| message(received).ok()).collect()
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::{
     Ability, Lack, Descriptor, Dict, Opening, Parameter, Parameters, Result, Type,
+    dialed::Dialed,
     error::Attempted,
     inet::address::Family,
     inet::bind::{self, MPTCP},
@@ -177,7 +178,7 @@ fn create(parameters: &Parameters) -> Result<Opening> {
 
 fn attach(parameters: &Parameters) -> Result<Opening> {
     match check(parameters)? {
-        Protocol::Tcp => inet::tcp::connect(parameters),
+        Protocol::Tcp => Dialed::open(parameters, inet::tcp::connect),
         Protocol::Udp => inet::udp::connect(parameters),
     }
 }

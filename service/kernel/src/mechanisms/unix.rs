@@ -19,6 +19,7 @@ use rustix::{
 
 use crate::{
     Attempt, Descriptor, Dict, Endpoint, Error, Kind, Opening, Parameter, Parameters, Readiness, Result, Type,
+    dialed::Dialed,
     error::Attempted,
     fd,
     mechanism::{Adoption, Column},
@@ -93,7 +94,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
     ],
     create,
     anonymous: |parameters| parameters.bool("pair"),
-    attach,
+    attach: |parameters| Dialed::open(parameters, connect),
     adopt,
     list: || Ok(unix::list::list()?.into()),
     limits,
@@ -221,7 +222,7 @@ fn create_pair(kind: SocketType, parameters: &Parameters) -> Result<UnixEndpoint
     Ok(endpoint)
 }
 
-fn attach(parameters: &Parameters) -> Result<Opening> {
+fn connect(parameters: &Parameters) -> Result<Opening> {
     let kind = socket_type(parameters);
     let name = match (parameters.path("path")?, parameters.bytes("abstract")) {
         (Some(path), None) => Name::Path(path),

@@ -19,7 +19,9 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Parameters, Result, Value, dict,
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Parameters, Result, Value,
+    dialed::{self, Dialed},
+    dict,
     error::Attempted,
     fd::{self, poll_now, retry},
     mechanism::{End, EndKind, Permissions},
@@ -139,6 +141,15 @@ impl Endpoint for UnixEndpoint {
 
     fn is_socket(&self) -> bool {
         true
+    }
+
+    fn dialed(&self) -> std::result::Result<&Dialed, &'static str> {
+        Err(match (&self.peer, self.role) {
+            (_, Role::Listening) => dialed::NO_CONNECTION,
+            (_, Role::Unconnected) => "it receives from everybody and is connected to nobody",
+            (PeerEnd::Pair(_), _) => "it is one of a pair, whose other end has no address",
+            (PeerEnd::None, _) => dialed::ACCEPTED,
+        })
     }
 
     fn inspect(&self) -> Result<Dict> {
