@@ -22,6 +22,8 @@ type Details = BTreeMap<String, OwnedVariant>;
 type Changed = (u64, u64, Vec<String>, String, String, Details);
 /// Number, time, name of the signal, its arguments.
 type Told = (u64, u64, String, OwnedVariant);
+/// The number of the last event, and the interfaces.
+type Links = (u64, Vec<(i32, String, String, Details)>);
 
 async fn changes(
     client: &Client,
@@ -36,8 +38,7 @@ async fn told(client: &Client, seq: u64, timeout_ms: u32) -> Result<(Vec<Told>, 
     client.call(NODE, "Netlink", "WaitSince", &(seq, timeout_ms)).await
 }
 
-async fn watched(stage: &Stage, client: &Client, dir: &ipc_harness::TempDir, options: &str) -> String {
-    assert!(stage.way != Way::System || dir.path().exists());
+async fn watched(client: &Client, dir: &ipc_harness::TempDir, options: &str) -> String {
     client.create(&format!("inotify:path={},events=create{options}", dir.path().display())).await
 }
 
@@ -45,7 +46,7 @@ async fn watched(stage: &Stage, client: &Client, dir: &ipc_harness::TempDir, opt
 async fn something_new(stage: Stage) {
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     for number in 1..=3u64 {
         let path = dir.path().join(format!("file{number}")).display().to_string();
         let touch = async {
@@ -81,7 +82,7 @@ async fn nothing_is_lost_between_two_calls(stage: Stage) {
     const FILES: u64 = 400;
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     let script =
         "import os, sys\nfor n in range(int(sys.argv[2])):\n  open(f'{sys.argv[1]}/{n}', 'w').close()";
     let writer = stage.python(script, &[&dir.path().display().to_string(), &FILES.to_string()]);
@@ -103,7 +104,7 @@ async fn nothing_is_lost_between_two_calls(stage: Stage) {
 async fn what_is_no_longer_kept(stage: Stage) {
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     for number in 0..20 {
         fs::write(dir.path().join(number.to_string()), "").expect("writing");
     }
@@ -119,7 +120,7 @@ async fn what_is_no_longer_kept(stage: Stage) {
 async fn the_end_of_a_watch(stage: Stage) {
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "+delete-self").await;
+    let watch = watched(&client, &dir, "+delete-self").await;
     let goes = async {
         client.used("waits", 1).await;
         drop(dir);
@@ -129,7 +130,7 @@ async fn the_end_of_a_watch(stage: Stage) {
     assert!(last.iter().any(|event| event.2.contains(&"DELETE_SELF".to_owned())), "{last:?}");
 
     let (dir, closer) = (stage.temp_dir(), stage.client().await);
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     let close = async {
         client.used("waits", 1).await;
         closer.close(&watch).await;
@@ -143,7 +144,7 @@ async fn the_end_of_a_watch(stage: Stage) {
 async fn a_client_leaves(stage: Stage) {
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     let leaving = stage.client().await;
     let connection = leaving.connection.clone();
     let path = watch.clone();
@@ -180,7 +181,7 @@ async fn very_many_wait(stage: Stage) {
     let (connections, each) = if stage.way == Way::System { (3, 16) } else { (4, 250) };
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     let clients = some(&stage, connections).await;
     let calls = clients.iter().flat_map(|client| (0..each).map(|_| changes(client, &watch, 0, LONG)));
     let event = async {
@@ -203,7 +204,7 @@ async fn very_many_wait(stage: Stage) {
 async fn too_many_wait(stage: Stage) {
     let client = stage.client().await;
     let dir = stage.temp_dir();
-    let watch = watched(&stage, &client, &dir, "").await;
+    let watch = watched(&client, &dir, "").await;
     let one_more = async {
         client.used("waits", 2).await;
         let refused = error(changes(&client, &watch, 0, DEFAULT).await);
@@ -228,7 +229,6 @@ mod few {
 /// The herald's events: after the number of a list, and after the last one that was told.
 async fn of_the_network(stage: Stage) {
     let (client, service) = (stage.client().await, &stage.service);
-    type Links = (u64, Vec<(i32, String, String, Details)>);
     let (mut seq, _): Links = client.call(NODE, "Netlink", "Links", &()).await.expect("Links");
     for (command, name) in
         [("link set lo up", "LinkChanged"), ("address add 10.77.0.1/24 dev lo", "AddressAdded")]
@@ -270,8 +270,7 @@ async fn a_crowd_at_the_herald(stage: Stage) {
     let Some(system) = &stage.system else { return };
     let (client, service) = (stage.client().await, &stage.service);
     let bob = Client::of_system_bus(system.connect_as(&BOB.into()).await);
-    let (seq, _): (u64, Vec<(i32, String, String, Details)>) =
-        bob.call(NODE, "Netlink", "Links", &()).await.expect("Links");
+    let (seq, _): Links = bob.call(NODE, "Netlink", "Links", &()).await.expect("Links");
     let crowd = some(&stage, 4).await;
     let waits = crowd.iter().flat_map(|client| (0..16).map(|_| told(client, seq, LONG)));
     let others = async {
@@ -280,9 +279,7 @@ async fn a_crowd_at_the_herald(stage: Stage) {
             while full().await.is_none_or(|error| !error.text.contains("calls-per-user")) {}
         })
         .await;
-        let asked: Result<(u64, Vec<(i32, String, String, Details)>), _> =
-            bob.call(NODE, "Netlink", "Links", &()).await;
-        asked.expect("the herald answers others");
+        let _: Links = bob.call(NODE, "Netlink", "Links", &()).await.expect("the herald answers others");
         let (heard, _) = tokio::join!(told(&bob, seq, LONG), async { service.ip("link set lo up") });
         assert!(!heard.expect("and tells them").0.is_empty());
     };
