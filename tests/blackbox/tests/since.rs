@@ -292,6 +292,15 @@ mod network {
     everywhere!(in_own_network; of_the_network, a_crowd_at_the_herald);
 }
 
+/// The front asks who has not answered for a while whether it still runs: the herald says so while calls wait there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_not_taken_for_dead() {
+    let stage = or_skip!(Stage::in_own_network(Way::System, "[front]\nstuck-after-ms = 1000\n"));
+    let client = stage.client().await;
+    let (seq, _): Links = client.call(NODE, "Netlink", "Links", &()).await.expect("Links");
+    assert_error(&error(told(&client, seq, 4000).await), "Timeout", &["within 4000 ms"]);
+}
+
 /// What a shell does: a call that prints when something happens.
 #[test]
 fn by_busctl() {
