@@ -4,8 +4,13 @@ use std::{num::NonZeroUsize, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
 use zbus::{
-    Address, Connection, MatchRule, MessageStream, connection::Builder, fdo::DBusProxy, message::Type,
+    Address, Connection, MatchRule, MessageStream,
+    connection::Builder,
+    fdo::{DBusProxy, ObjectManagerProxy},
+    message::Type,
 };
+
+use crate::signals::Interfaces;
 
 pub const NAME: &str = "org.example.IPC";
 
@@ -105,4 +110,17 @@ pub async fn owners(connection: &Connection) -> Result<MessageStream> {
 pub async fn signals(connection: &Connection) -> Result<MessageStream> {
     let rule = MatchRule::builder().msg_type(Type::Signal).path_namespace("/org/example/IPC").build()?;
     Ok(MessageStream::for_match_rule(rule, connection, QUEUED).await?)
+}
+
+/// All objects of the service, with their properties.
+pub async fn objects(connection: &Connection) -> Result<Vec<(String, Interfaces)>> {
+    let manager = ObjectManagerProxy::new(connection, NAME, "/org/example/IPC").await?;
+    let objects = manager.get_managed_objects().await?.into_iter().map(|(path, interfaces)| {
+        let interfaces = interfaces.into_iter().map(|(name, properties)| {
+            let properties = properties.into_iter().map(|(name, value)| (name.to_string(), value));
+            (name.to_string(), properties.collect())
+        });
+        (path.to_string(), interfaces.collect())
+    });
+    Ok(objects.collect())
 }

@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use ipc_proxy::{EndpointProxy, ManagerProxy, MechanismProxy, RelayProxy};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
-use crate::state::{Process, State};
+use crate::{
+    bus,
+    state::{Process, State, Waiting},
+};
 
 /// The youngest so many processes are offered.
 const PROCESSES: usize = 40;
@@ -71,7 +74,7 @@ async fn make(
     Ok(made?)
 }
 
-/// The counters of relays, and the processes that there are.
+/// The counters of relays, what waits in endpoints, and the processes that there are.
 async fn refresh(connection: &Connection, state: &mut State) -> Result<()> {
     let relays: Vec<_> = state.relays.keys().cloned().collect();
     for path in relays {
@@ -81,6 +84,11 @@ async fn refresh(connection: &Connection, state: &mut State) -> Result<()> {
         if let Some(known) = state.relays.get_mut(&path) {
             known.bytes = number(&now, "bytes").unwrap_or(known.bytes);
             known.rate = number(&now, "rate").unwrap_or_default();
+        }
+    }
+    for (path, interfaces) in bus::objects(connection).await? {
+        if let Some(known) = state.endpoints.get_mut(&path) {
+            known.waiting = Waiting::of(&interfaces);
         }
     }
     let node = MechanismProxy::new(connection, "/org/example/IPC/signal").await?;

@@ -163,7 +163,11 @@ impl Tray {
         let shown = all.iter().take(SHOWN);
         let mut menu: Vec<_> = shown
             .map(|(path, endpoint)| {
-                list(&endpoint.address, vec![choice("Close", Command::Close(path.clone()))])
+                let label = match endpoint.waiting {
+                    Some(waiting) => format!("{}: {waiting}", endpoint.address),
+                    None => endpoint.address.clone(),
+                };
+                list(&label, vec![choice("Close", Command::Close(path.clone()))])
             })
             .collect();
         if all.len() > SHOWN {

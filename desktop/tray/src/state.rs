@@ -48,6 +48,37 @@ pub struct Link {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub address: String,
+    /// As of the last time that somebody looked; None where the kernel does not tell.
+    pub waiting: Option<Waiting>,
+}
+
+/// What waits to be read or received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    Bytes(u64),
+    Messages(u64),
+}
+
+impl Waiting {
+    /// The depth among the properties of an endpoint.
+    pub fn of(interfaces: &Interfaces) -> Option<Self> {
+        let depth = |interface: &str| {
+            let value = interfaces.get(interface)?.get("Depth")?.try_clone().ok()?;
+            u64::try_from(value).ok()
+        };
+        let bytes = depth("org.example.IPC.Stream").map(Self::Bytes);
+        bytes.or_else(|| depth("org.example.IPC.Messages").map(Self::Messages))
+    }
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(bytes) => f.write_str(&size(*bytes)),
+            Self::Messages(1) => f.write_str("1 message"),
+            Self::Messages(count) => write!(f, "{count} messages"),
+        }
+    }
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -204,7 +235,8 @@ impl State {
             };
             self.relays.insert(path, relay);
         } else if let Some(properties) = interfaces.get("org.example.IPC.Endpoint") {
-            let endpoint = Endpoint { address: text(properties, "Address") };
+            let (address, waiting) = (text(properties, "Address"), Waiting::of(interfaces));
+            let endpoint = Endpoint { address, waiting };
             self.endpoints.insert(path, endpoint);
         }
     }

@@ -7,10 +7,7 @@ use futures_util::{StreamExt, stream::BoxStream};
 use ipc_proxy::{ManagerProxy, NetlinkProxy};
 use ksni::Handle;
 use tokio::{sync::mpsc::Receiver, time::Instant};
-use zbus::{
-    Connection, Message, MessageStream,
-    fdo::{self, ObjectManagerProxy},
-};
+use zbus::{Connection, Message, MessageStream, fdo};
 
 use crate::{
     bus::{self, Choice, NAME},
@@ -158,8 +155,7 @@ impl Watcher<'_> {
         let (addresses_seq, addresses) = netlink.addresses().await?;
         // What is on the other buses sent to everybody.
         ManagerProxy::new(&self.connection).await?.subscribe().await?;
-        let objects = ObjectManagerProxy::new(&self.connection, NAME, "/org/example/IPC").await?;
-        let objects = objects.get_managed_objects().await?;
+        let objects = bus::objects(&self.connection).await?;
         let mut state = State {
             feed: std::mem::take(&mut self.state.feed),
             links_seq,
@@ -174,11 +170,7 @@ impl Watcher<'_> {
             state.links.entry(index).or_default().addresses.insert(written(&address, prefix));
         }
         for (path, interfaces) in objects {
-            let interfaces = interfaces.into_iter().map(|(name, properties)| {
-                let properties = properties.into_iter().map(|(name, value)| (name.to_string(), value));
-                (name.to_string(), properties.collect())
-            });
-            state.add(path.to_string(), &interfaces.collect());
+            state.add(path, &interfaces);
         }
         // What was asked for from this tray is still there, unless the service is another one.
         state.folders = std::mem::take(&mut self.state.folders);

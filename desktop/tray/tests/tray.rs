@@ -83,6 +83,23 @@ async fn a_relay_is_paused_and_stopped_from_the_menu() {
 }
 
 #[tokio::test]
+async fn what_waits_is_said_when_the_menu_opens() {
+    let stage = or_skip!(Stage::new(Way::DbusDaemon));
+    let mut desktop = Desktop::start(stage.address()).await;
+    let client = stage.client().await;
+    let (pipe, queue) =
+        (client.create("pipe:").await, client.create("sysvmq:key=private,remove-on-close").await);
+    let (pipe_is, queue_is) = (client.address(&pipe).await, client.address(&queue).await);
+    desktop.entry(|entry| entry.label == format!("{pipe_is}: 0 B")).await;
+    client.write(&pipe, b"seven b", 1000).await.expect("written");
+    client.send(&queue, b"one", options([])).await.expect("sent");
+    desktop.open();
+    desktop.entry(|entry| entry.label == format!("{pipe_is}: 7 B")).await;
+    desktop.entry(|entry| entry.label == format!("{queue_is}: 1 message")).await;
+    client.close(&queue).await;
+}
+
+#[tokio::test]
 async fn a_watched_folder_tells_until_it_is_muted() {
     let stage = or_skip!(Stage::new(Way::DbusDaemon));
     let mut desktop = Desktop::start(stage.address()).await;

@@ -49,6 +49,15 @@ pub trait Netlink {
     /// restart; then only new snapshots say what has become of the rest.
     fn since(&self, seq: u64) -> zbus::Result<(Vec<(u64, u64, String, OwnedVariant)>, u64)>;
 
+    /// The same as soon as there is something after seq: for clients that hear no signals. Each call goes on with
+    /// the last number of the one before, or that of a list. timeout_ms: 0 does not wait (Busy), 4294967295 is the
+    /// default of 20 s, at most 300 s. Errors: Busy, Timeout (nothing was told), Cancelled, LimitExceeded (waits).
+    fn wait_since(
+        &self,
+        seq: u64,
+        timeout_ms: u32,
+    ) -> zbus::Result<(Vec<(u64, u64, String, OwnedVariant)>, u64)>;
+
     /// Asks for ProcessEvent signals, which come to everybody as long as somebody wants them. It ends with
     /// as many calls of UnwatchProcesses(), or when the caller leaves the bus; after Overflow of the source
     /// restart, it is to be asked for again.

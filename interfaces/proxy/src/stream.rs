@@ -34,4 +34,11 @@ pub trait Stream {
     /// Bytes came and were taken (option deliver); empty: end of stream.
     #[zbus(signal)]
     fn received(&self, seq: u64, data: Vec<u8>) -> zbus::Result<()>;
+
+    /// How many bytes wait: those that the kernel has for this endpoint (FIONREAD; of a pipe or FIFO all that are in
+    /// it, through whichever end the service holds), and those that were taken and given back. It changes with each
+    /// write and read of anybody, and so no signal tells of it. Not there while the service holds no end of the
+    /// pipe or FIFO; a FIFO's are opened at the first Read or Write, or with hold=true.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn depth(&self) -> zbus::Result<u64>;
 }

@@ -15,6 +15,16 @@ pub trait Watch {
         seq: u64,
     ) -> zbus::Result<(Vec<(u64, u64, Vec<String>, String, String, HashMap<String, OwnedVariant>)>, u64)>;
 
+    /// The same as soon as there is something after seq: for clients that hear no signals. Each call goes on with
+    /// the last number of the one before, and 0 is the first. timeout_ms: 0 does not wait (Busy), 4294967295 is
+    /// the default of 20 s, at most 300 s. Errors: Busy, Timeout (nothing has happened), Closed (the watch has
+    /// ended; the text says why), Cancelled, LimitExceeded (waits).
+    fn wait_since(
+        &self,
+        seq: u64,
+        timeout_ms: u32,
+    ) -> zbus::Result<(Vec<(u64, u64, Vec<String>, String, String, HashMap<String, OwnedVariant>)>, u64)>;
+
     /// A file changed. The events are those of inotify(7) without IN_: CREATE, ISDIR, … A rename
     /// has both MOVED_FROM and MOVED_TO, and its former path in from; one of them alone was moved out of
     /// what is watched, or in. UNWATCHED: that directory is not watched, details say why in reason (s). How

@@ -237,10 +237,10 @@ fn serve_caller(start: WorkerStart, carried: &Carried, config: Config, violation
 /// The herald: tells everybody what the kernel tells everybody.
 fn serve_everybody(start: WorkerStart, config: Config, violation: Violation) -> Result<()> {
     let WorkerStart { control, identity } = start;
-    // It is not one user's: the front sees to it that nobody has more calls here than his share.
+    // It is not one user's: the front sees to it that nobody has more calls here than his share, waits or not.
     let Config { front, limits, .. } = config;
-    let calls_per_connection = front.calls_per_connection;
-    let engine = Engine::new(Limits { calls: front.calls, calls_per_connection, ..limits });
+    let (calls, calls_per_connection) = (front.calls, front.calls_per_connection);
+    let engine = Engine::new(Limits { calls, waits: calls, calls_per_connection, ..limits });
     in_sandbox(Inmate::Herald, violation, identity.uid, |told| worker::serve_herald(control, engine, told))
 }
 

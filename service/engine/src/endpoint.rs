@@ -332,6 +332,19 @@ impl Engine {
         endpoint: &Endpoint,
         verb: &str,
         timeout_ms: u32,
+        attempt: impl FnMut() -> Result<Attempt<T>>,
+    ) -> Result<T> {
+        let what = || format!("{verb} {}", endpoint.address);
+        self.wait_for(call, &endpoint.closed, what, timeout_ms, attempt).await
+    }
+
+    /// The same with something else that may be closed.
+    pub(crate) async fn wait_for<T>(
+        &self,
+        call: &Call,
+        closed: &Flag,
+        what: impl Fn() -> String,
+        timeout_ms: u32,
         mut attempt: impl FnMut() -> Result<Attempt<T>>,
     ) -> Result<T> {
         let patience = self.patience(timeout_ms)?;
@@ -343,8 +356,8 @@ impl Engine {
             Patience::None => None,
             _ => Some(self.counters.waits.take(self.limits.waits, "there are too many waits", "waits")?),
         };
-        let cancel = Cancel { closed: &endpoint.closed, gone: &call.client.gone, stopping: &self.stopping };
-        complete(patience, cancel, || format!("{verb} {}", endpoint.address), attempt).await
+        let cancel = Cancel { closed, gone: &call.client.gone, stopping: &self.stopping };
+        complete(patience, cancel, what, attempt).await
     }
 
     pub fn patience(&self, timeout_ms: u32) -> Result<Patience> {

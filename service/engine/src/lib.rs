@@ -29,6 +29,7 @@ pub mod published;
 pub mod pump;
 pub mod range_watch;
 pub mod relay;
+pub mod since;
 pub mod wait;
 pub mod words;
 

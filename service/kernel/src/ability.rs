@@ -67,7 +67,7 @@ impl Ability {
             Self::Write => "something goes in, or happens to it: `Write`, `Send`, `Store`, `Post`, `Publish`",
             Self::Wait => {
                 "a call that ends when something has happened, or with `Timeout`: `Read`, `Receive`, `Accept`, `Wait`, \
-                 `WaitExit`"
+                 `WaitExit`, `WaitSince`"
             }
             Self::Event => {
                 "what happens at it arrives as a D-Bus signal of its shape, without a call that waits (`Closed`, which all \
@@ -96,7 +96,8 @@ impl Shape {
             Self::Memory => &[Read, Write, Event, Relay],
             Self::Semaphore => &[Read, Write, Wait],
             Self::Futex => &[Read, Write, Wait, Event],
-            Self::Watch | Self::Mailbox => &[Read, Event],
+            Self::Watch => &[Read, Wait, Event],
+            Self::Mailbox => &[Read, Event],
             Self::Process => &[Write, Wait, Event],
             Self::Filesystem => &[Read, Write, Event],
         }

@@ -1,5 +1,5 @@
 // The folders that are watched: one endpoint of the service for each path in the configuration, made anew when the
-// service was away. What has changed is asked for every second, and only while a folder is watched.
+// service was away. Of each, what changes is waited for with a call that the service answers when there is something.
 
 import QtQuick
 
@@ -18,7 +18,14 @@ QtObject {
 
     readonly property var objects: watches.map(it => it.object).filter(object => object)
 
+    /** Less than what QtDBus waits for an answer, 25 s. */
+    readonly property int patience: 20000
+    /** How many are waited for at once: of one connection, which is that of the whole shell, the service takes 16 calls
+        at a time. The others are asked every second. */
+    readonly property int most: 8
+
     onWantedChanged: sync()
+    onObjectsChanged: askAll()
 
     function start() {
         watches = [];
@@ -41,7 +48,7 @@ QtObject {
         watches.filter(it => !wanted.includes(it.path)).forEach(end);
         const kept = watches.filter(it => wanted.includes(it.path));
         const fresh = wanted.filter(path => !kept.some(it => it.path === path));
-        watches = [...kept, ...fresh.map(path => ({path, object: "", seq: 0, error: ""}))];
+        watches = [...kept, ...fresh.map(path => ({path, object: "", seq: 0, error: "", asked: false, waits: false}))];
         watches.filter(it => fresh.includes(it.path)).forEach(begin);
     }
 
@@ -86,29 +93,53 @@ QtObject {
             service.call(watch.object, "Endpoint", "Close", "", []);
     }
 
-    readonly property Timer timer: Timer {
-        interval: 1000
-        repeat: true
-        running: folders.objects.length > 0
-        onTriggered: folders.watches.filter(it => it.object).forEach(folders.ask)
+    function askAll() {
+        watches.filter(it => it.object && !it.asked).forEach(ask);
     }
 
     function ask(watch) {
-        service.call(watch.object, "Watch", "Since", "t", [watch.seq], events => {
+        watch.asked = true;
+        watch.waits = watches.filter(it => it.waits).length < most;
+        const timeout = watch.waits ? patience : 0;
+        service.call(watch.object, "Watch", "WaitSince", "tu", [watch.seq, timeout], events => {
             for (const [seq, , names, path, from] of events) {
-                if (seq <= watch.seq)
-                    continue;
                 watch.seq = seq;
                 if (names.includes("IGNORED"))
                     broken(watch, names.join(" "));
                 else
                     happened(names, path, from);
             }
+            goOn(watch);
         }, error => {
-            // The endpoint has gone, as when the user's worker on the system bus has: it is made anew.
-            watch.object = "";
-            if (error.answered)
-                begin(watch);
+            if (error.name === "Timeout") {
+                goOn(watch);
+            } else if (["Closed", "Gone", "NoSuchEndpoint", "UnknownObject"].includes(error.name)) {
+                // The endpoint has gone, as when the user's worker on the system bus has: it is made anew.
+                Object.assign(watch, {object: "", seq: 0, asked: false, waits: false});
+                if (watches.includes(watch))
+                    begin(watch);
+            } else if (error.answered && !["Busy", "LimitExceeded"].includes(error.name)) {
+                end(watch);
+                broken(watch, error.message);
+            } else {
+                watch.waits = false;
+                goOn(watch);
+            }
         });
+    }
+
+    /** Waits again; who may not wait is asked a little later. */
+    function goOn(watch) {
+        const waited = watch.waits;
+        watch.asked = watch.waits = false;
+        if (!waited)
+            pause.start();
+        else if (watch.object && watches.includes(watch))
+            ask(watch);
+    }
+
+    readonly property Timer pause: Timer {
+        interval: 1000
+        onTriggered: folders.askAll()
     }
 }

@@ -23,7 +23,7 @@ PlasmaExtras.Representation {
     readonly property bool present: service.presence === "present"
     readonly property var configuration: Plasmoid.configuration
     /** The endpoints that are there for the widget itself. */
-    readonly property var own: [...folders.objects, ...processes.objects, ...network.bells.map(bell => bell.object)]
+    readonly property var own: [...folders.objects, ...processes.objects]
 
     contentItem: Item {
         PlasmaExtras.PlaceholderMessage {

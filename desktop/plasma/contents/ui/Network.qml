@@ -1,5 +1,5 @@
 // The network interfaces with their addresses, and the devices that come and go: lists with the number of the last
-// event that is in them, and what happened since, asked for when a bell rings.
+// event that is in them, and what happened since, which the service tells with the answer to a call when it happens.
 
 import QtQuick
 
@@ -15,41 +15,25 @@ QtObject {
     property var addresses: new Map()
     property double seq: -1
     property bool asked: false
-    property bool again: false
 
     readonly property string node: "/org/example/IPC/netlink"
-    readonly property list<QtObject> bells: [
-        Bell {
-            service: network.service
-            address: "netlink:family=route,groups=link+ipv4-ifaddr+ipv6-ifaddr"
-            onRung: network.ask()
-        },
-        Bell {
-            service: network.service
-            address: "netlink:family=kobject-uevent,groups=kernel"
-            onRung: network.ask()
-        }
-    ]
+    /** Less than what QtDBus waits for an answer, 25 s. */
+    readonly property int patience: 20000
 
     /** what: link, link-removed, address, address-removed or device */
     signal happened(string what, var it)
 
     function start() {
-        bells.forEach(bell => bell.start());
         refresh();
     }
 
     function stop() {
-        bells.forEach(bell => bell.stop());
+        pause.stop();
         table = new Map();
         addresses = new Map();
         links = [];
         seq = -1;
-        asked = again = false;
-    }
-
-    function close() {
-        bells.forEach(bell => bell.close());
+        asked = false;
     }
 
     /** New lists, whatever was missed. */
@@ -61,37 +45,49 @@ QtObject {
                 network.table = table;
                 network.addresses = new Map(addresses.map(([index, , address, prefix]) =>
                     [key(index, address, prefix), {index, address, prefix}]));
-                network.seq = seq;
+                // Later ones have in them what is waited for, and telling that again changes nothing.
+                if (network.seq < 0)
+                    network.seq = seq;
                 show();
-                ask();
-            });
-        });
+                wait();
+            }, again);
+        }, again);
     }
 
-    function ask() {
-        if (seq < 0)
+    function wait() {
+        if (seq < 0 || asked)
             return;
-        if (asked) {
-            again = true;
-            return;
-        }
         asked = true;
-        again = false;
-        service.call(node, "Netlink", "Since", "t", [seq], (events, lost) => {
+        service.call(node, "Netlink", "WaitSince", "tu", [seq, patience], (events, lost) => {
             asked = false;
             for (const [number, , name, told] of events) {
-                seq = Math.max(seq, number);
+                seq = number;
                 apply(name, told);
             }
             show();
             if (lost > 0)
                 refresh();
-            else if (again)
-                ask();
+            // The kernel tells one thing in several messages; and what is told of processes may be very much.
+            pause.interval = events.some(([, , name]) => /^(Link|Address|Device)/.test(name)) ? 50 : 1000;
+            pause.restart();
         }, error => {
             asked = false;
-            console.warn(`org.example.IPC: Since: ${error.message}`);
+            if (error.name === "Timeout")
+                wait();
+            else
+                again(error);
         });
+    }
+
+    /** As when the process that tells everybody was started anew. */
+    function again(error) {
+        console.warn(`org.example.IPC: network: ${error.message}`);
+        pause.interval = 2000;
+        pause.restart();
+    }
+
+    readonly property Timer pause: Timer {
+        onTriggered: network.seq < 0 ? network.refresh() : network.wait()
     }
 
     function apply(event, told) {

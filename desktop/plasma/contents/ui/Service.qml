@@ -3,7 +3,7 @@
 // has gone meanwhile is not answered any more.
 //
 // Plasma 6.3 knows D-Bus calls in QML, and no signals. So everything here is asked for, and what has to be told at
-// once is a call that the service answers late: see Bell.qml and Processes.qml.
+// once is a call that the service answers late: see Network.qml, Folders.qml and Processes.qml.
 
 import QtQuick
 import org.kde.plasma.workspace.dbus as DBus

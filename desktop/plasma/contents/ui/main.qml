@@ -58,7 +58,6 @@ PlasmoidItem {
     }
 
     Component.onDestruction: {
-        net.close();
         followed.close();
         awaited.close();
     }

@@ -10,6 +10,7 @@ use ipc_engine::{
     Call,
     events::{Kept, Numbered},
     herald::Herald,
+    since::Past,
 };
 use ipc_kernel::{Error, Kind, listing::Listing, netlink};
 use serde::Serialize;
@@ -60,6 +61,25 @@ impl Netlink {
         }
         Ok(reply)
     }
+
+    /// Events as Since tells them: the newest, as many as one reply may have.
+    fn past(&self, (mut events, mut lost): Past<netlink::Event>) -> Result<(Vec<Told>, u64)> {
+        let mut room = self.face.longest_list().0 as usize;
+        let fits = |event: &&Numbered<netlink::Event>| {
+            room.checked_sub(event.happening.bytes()).inspect(|rest| room = *rest).is_some()
+        };
+        let unfit = events.len() - events.iter().rev().take_while(fits).count();
+        lost += unfit as u64;
+        let mut kept = Vec::with_capacity(events.len() - unfit);
+        for event in events.drain(unfit..) {
+            let (name, fields) = told(&event.happening)?;
+            let mut arguments = StructureBuilder::new();
+            fields.into_iter().for_each(|field| arguments.push_value(field));
+            let arguments = OwnedVariant::try_from(Variant::from(arguments.build()?))?;
+            kept.push((event.seq, event.at, name, arguments));
+        }
+        Ok((kept, lost))
+    }
 }
 
 fn size<T: Serialize + DynamicType>(value: &T) -> Result<usize> {
@@ -68,7 +88,7 @@ fn size<T: Serialize + DynamicType>(value: &T) -> Result<usize> {
 
 /// An event that was kept: number, time in microseconds since the epoch, name of the signal, its other
 /// arguments.
-type Past = (u64, u64, &'static str, OwnedVariant);
+type Told = (u64, u64, &'static str, OwnedVariant);
 
 type Link = (i32, String, String, Vardict);
 type Address = (i32, String, String, u8, Vardict);
@@ -146,24 +166,23 @@ impl Netlink {
     /// arguments as a structure; and how many are no longer kept. Not 0 if seq is a number from before a
     /// restart; then only new snapshots say what has become of the rest.
     #[zbus(out_args("events", "lost"))]
-    fn since(&self, seq: u64, #[zbus(header)] header: Header<'_>) -> Result<(Vec<Past>, u64)> {
+    fn since(&self, seq: u64, #[zbus(header)] header: Header<'_>) -> Result<(Vec<Told>, u64)> {
         let (_call, herald) = self.admit(&header)?;
-        let (mut events, mut lost) = herald.since(seq);
-        let mut room = self.face.longest_list().0 as usize;
-        let fits = |event: &&Numbered<netlink::Event>| {
-            room.checked_sub(event.happening.bytes()).inspect(|rest| room = *rest).is_some()
-        };
-        let unfit = events.len() - events.iter().rev().take_while(fits).count();
-        lost += unfit as u64;
-        let mut kept = Vec::with_capacity(events.len() - unfit);
-        for event in events.drain(unfit..) {
-            let (name, fields) = told(&event.happening)?;
-            let mut arguments = StructureBuilder::new();
-            fields.into_iter().for_each(|field| arguments.push_value(field));
-            let arguments = OwnedVariant::try_from(Variant::from(arguments.build()?))?;
-            kept.push((event.seq, event.at, name, arguments));
-        }
-        Ok((kept, lost))
+        self.past(herald.since(seq))
+    }
+
+    /// The same as soon as there is something after seq: for clients that hear no signals. Each call goes on with
+    /// the last number of the one before, or that of a list. timeout_ms: 0 does not wait (Busy), 4294967295 is the
+    /// default of 20 s, at most 300 s. Errors: Busy, Timeout (nothing was told), Cancelled, LimitExceeded (waits).
+    #[zbus(out_args("events", "lost"))]
+    async fn wait_since(
+        &self,
+        seq: u64,
+        timeout_ms: u32,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(Vec<Told>, u64)> {
+        let (call, herald) = self.admit(&header)?;
+        self.past(self.face.engine.wait_told(&call, &herald, seq, timeout_ms).await?)
     }
 
     /// Asks for ProcessEvent signals, which come to everybody as long as somebody wants them. It ends with

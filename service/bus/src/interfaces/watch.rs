@@ -1,6 +1,6 @@
 //! `org.example.IPC.Watch`: changes of files, as they happen.
 
-use ipc_engine::events::Happening;
+use ipc_engine::events::{Happening, Numbered};
 use ipc_kernel::{Dict, shape::Event};
 use zbus::{interface, message::Header, object_server::SignalEmitter};
 
@@ -40,6 +40,28 @@ pub fn details(change: &Event) -> Result<Vardict> {
     vardict(details)
 }
 
+/// Events as Since tells them.
+fn past(events: Vec<Numbered>, lost: u64) -> Result<(Vec<Kept>, u64)> {
+    let mut kept = Vec::with_capacity(events.len());
+    for event in events {
+        kept.push(match event.happening {
+            Happening::Changed(changed) => {
+                let (names, path, from, details) = change(&changed)?;
+                (event.seq, event.at, names, path, from, details)
+            }
+            _ => (
+                event.seq,
+                event.at,
+                vec!["Q_OVERFLOW".to_owned()],
+                String::new(),
+                String::new(),
+                Vardict::new(),
+            ),
+        });
+    }
+    Ok((kept, lost))
+}
+
 #[interface(name = "org.example.IPC.Watch")]
 impl Watch {
     /// What Changed signals have said since number seq, as far as it is kept (1,024 events and
@@ -49,24 +71,23 @@ impl Watch {
     fn since(&self, seq: u64, #[zbus(header)] header: Header<'_>) -> Result<(Vec<Kept>, u64)> {
         let _call = self.face.call(&header)?;
         let (events, lost) = self.endpoint.events.since(seq);
-        let mut kept = Vec::with_capacity(events.len());
-        for event in events {
-            kept.push(match event.happening {
-                Happening::Changed(changed) => {
-                    let (names, path, from, details) = change(&changed)?;
-                    (event.seq, event.at, names, path, from, details)
-                }
-                _ => (
-                    event.seq,
-                    event.at,
-                    vec!["Q_OVERFLOW".to_owned()],
-                    String::new(),
-                    String::new(),
-                    Vardict::new(),
-                ),
-            });
-        }
-        Ok((kept, lost))
+        past(events, lost)
+    }
+
+    /// The same as soon as there is something after seq: for clients that hear no signals. Each call goes on with
+    /// the last number of the one before, and 0 is the first. timeout_ms: 0 does not wait (Busy), 4294967295 is
+    /// the default of 20 s, at most 300 s. Errors: Busy, Timeout (nothing has happened), Closed (the watch has
+    /// ended; the text says why), Cancelled, LimitExceeded (waits).
+    #[zbus(out_args("events", "lost"))]
+    async fn wait_since(
+        &self,
+        seq: u64,
+        timeout_ms: u32,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(Vec<Kept>, u64)> {
+        let call = self.face.call(&header)?;
+        let (events, lost) = self.face.engine.wait_since(&call, &self.endpoint, seq, timeout_ms).await?;
+        past(events, lost)
     }
 
     /// A file changed. The events are those of inotify(7) without IN_: CREATE, ISDIR, … A rename

@@ -69,10 +69,6 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
             "what is watched is written by others; a watch only tells",
         ),
         Lack::new(
-            Ability::Wait,
-            "events are pushed as signals, and `Since` has those that were missed; there is no call that waits",
-        ),
-        Lack::new(
             Ability::Fd,
             "all watches share one inotify instance, whose descriptor would give away the events of every endpoint",
         ),

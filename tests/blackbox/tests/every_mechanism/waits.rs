@@ -130,4 +130,22 @@ async fn for_the_end_of_a_process(stage: Stage) {
     ends(&client, wait, async || process.close_stdin()).await;
 }
 
-everywhere!(for_bytes, for_messages, for_a_unit, for_a_wake_up, for_connections, for_the_end_of_a_process,);
+/// Proves: inotify wait
+async fn for_events(stage: Stage) {
+    let client = stage.client().await;
+    let dir = stage.temp_dir();
+    let watch = client.create(&format!("inotify:path={},events=create", dir.path().display())).await;
+    let wait = async |timeout: u32| client.reply(&watch, "Watch", "WaitSince", &(0u64, timeout)).await;
+    let touch = async || drop(stage.sh(&format!("touch '{}/bell'", dir.path().display())).finish().success());
+    ends(&client, wait, touch).await;
+}
+
+everywhere!(
+    for_bytes,
+    for_messages,
+    for_a_unit,
+    for_a_wake_up,
+    for_connections,
+    for_the_end_of_a_process,
+    for_events,
+);
