@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,7 +15,6 @@ use std::{
 use event_listener::Event;
 use ipc_kernel::{
     Attempt, Descriptor, Dict, Error, Kind, Result,
-    datagrams::Batch,
     fd::poll_now,
     mechanism,
     shape::{Futex, Memory, Message, Messages, Semaphore, SemaphoreOperation, Shape, Stream},
@@ -68,9 +67,9 @@ pub struct Endpoint {
     /// Messages or bytes that were taken are kept for whoever comes next.
     pub(crate) given_back: Event,
     /// Messages that were taken from the kernel but not delivered.
-    kept: Mutex<VecDeque<Message>>,
+    pub(crate) kept: Mutex<VecDeque<Message>>,
     /// Bytes likewise.
-    kept_bytes: Mutex<VecDeque<u8>>,
+    pub(crate) kept_bytes: Mutex<VecDeque<u8>>,
     /// The relays that write into it.
     pub(crate) turns: Turns,
     /// Where it is a socket that can be connected again.
@@ -197,59 +196,6 @@ impl Endpoint {
         ))
     }
 
-    pub(crate) fn kept(&self) -> MutexGuard<'_, VecDeque<Message>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn kept_bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.kept_bytes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts a message that was taken back to the front.
-    pub fn keep(&self, message: Message) {
-        self.kept().push_front(message);
-        self.delivered.fetch_sub(1, Ordering::AcqRel);
-        self.received.notify(usize::MAX);
-        self.given_back.notify(usize::MAX);
-    }
-
-    /// Puts a message that came through no call behind those that are kept.
-    pub(crate) fn keep_last(&self, message: Message) {
-        self.kept().push_back(message);
-        self.received.notify(usize::MAX);
-        self.given_back.notify(usize::MAX);
-    }
-
-    /// Bytes that were taken earlier and not delivered, at most `max`.
-    pub fn take_kept_bytes(&self, max: usize) -> Option<Vec<u8>> {
-        let mut kept = self.kept_bytes();
-        let length = kept.len().min(max);
-        (length > 0).then(|| kept.drain(..length).collect())
-    }
-
-    /// Puts bytes that were taken back to the front.
-    pub fn keep_bytes(&self, data: &[u8]) {
-        let mut kept = self.kept_bytes();
-        for &byte in data.iter().rev() {
-            kept.push_front(byte);
-        }
-        drop(kept);
-        if !data.is_empty() {
-            self.given_back.notify(usize::MAX);
-        }
-    }
-
-    /// Puts bytes behind those that are kept.
-    pub(crate) fn keep_bytes_last(&self, data: &[u8]) {
-        self.kept_bytes().extend(data);
-        self.given_back.notify(usize::MAX);
-    }
-
-    /// The number of bytes or messages that are kept, for `Inspect`.
-    pub fn kept_count(&self) -> (usize, usize) {
-        (self.kept().len(), self.kept_bytes().len())
-    }
-
     /// Live state: the kernel's, and what the service itself holds.
     pub fn inspect(&self) -> Result<Dict> {
         let mut state = self.kernel.inspect()?;
@@ -274,53 +220,6 @@ impl Endpoint {
             Some(_) => false,
             None => matches!(self.kernel.inspect(), Err(error) if error.kind == Kind::Gone),
         }
-    }
-
-    /// One attempt to read, what was kept first.
-    pub fn attempt_read(&self, max: usize) -> Result<Attempt<Vec<u8>>> {
-        if let Some(kept) = self.take_kept_bytes(max) {
-            return Ok(Attempt::Done(kept));
-        }
-        self.stream()?.read(max)
-    }
-
-    /// The first message that was kept and that the selector asks for.
-    fn take_kept(&self, messages: &dyn Messages, selector: &Dict) -> Result<Option<Message>> {
-        let mut kept = self.kept();
-        for index in 0..kept.len() {
-            if messages.selects(selector, &kept[index])? {
-                return Ok(kept.remove(index));
-            }
-        }
-        Ok(None)
-    }
-
-    /// One attempt to receive, what was kept first.
-    pub fn attempt_receive(&self, selector: &Dict) -> Result<Attempt<Message>> {
-        let messages = self.messages()?;
-        let attempt = match self.take_kept(messages, selector)? {
-            Some(kept) => Attempt::Done(kept),
-            None => messages.receive(selector)?,
-        };
-        if matches!(attempt, Attempt::Done(_)) {
-            self.taken(1);
-        }
-        Ok(attempt)
-    }
-
-    /// One attempt to receive several datagrams from the kernel; what is kept here is not looked at.
-    pub fn attempt_batch(&self, batch: &mut Batch) -> Result<Attempt<()>> {
-        let source = self.messages()?.datagram_source().ok_or_else(|| self.lacks(Shape::Messages))?;
-        let attempt = source.receive(batch)?;
-        if matches!(attempt, Attempt::Done(())) {
-            self.taken(batch.len() as u64);
-        }
-        Ok(attempt)
-    }
-
-    fn taken(&self, count: u64) {
-        self.delivered.fetch_add(count, Ordering::AcqRel);
-        self.received.notify(usize::MAX);
     }
 }
 
