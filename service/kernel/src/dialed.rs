@@ -22,7 +22,8 @@ pub type Connect = fn(&Parameters) -> Result<Opening>;
 pub const NO_CONNECTION: &str = "it is no connection of a socket";
 
 /// What is to be said of a socket with a connection that others made.
-pub const ACCEPTED: &str = "its connection was accepted or handed over, so there is no address to connect to again";
+pub const ACCEPTED: &str =
+    "its connection was accepted or handed over, so there is no address to connect to again";
 
 pub struct Dialed {
     connect: Connect,
@@ -40,9 +41,7 @@ impl Dialed {
         };
         Ok(match opening {
             Opening::Done(socket) => Opening::Done(dialed(socket)),
-            Opening::Pending(mut attempt) => {
-                Opening::Pending(Box::new(move || Ok(attempt()?.map(&dialed))))
-            }
+            Opening::Pending(mut attempt) => Opening::Pending(Box::new(move || Ok(attempt()?.map(&dialed)))),
         })
     }
 

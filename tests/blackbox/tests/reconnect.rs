@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fs, io::Read, os::unix::fs::PermissionsExt, os::unix::net::UnixStream};
 
-use ipc_blackbox::{Client, Inbox, Options, Stage, assert_error, error, everywhere, integer, options, path_of};
+use ipc_blackbox::{
+    Client, Inbox, Options, Stage, assert_error, error, everywhere, integer, options, path_of,
+};
 use ipc_harness::{Process, TempDir, need_tool, or_skip, unique};
 use rustix::process::Signal;
 use zbus::{OwnedVariant, Variant};
@@ -316,8 +318,20 @@ async fn what_cannot_be_connected_again(stage: Stage) {
             "InvalidArgument",
             vec!["\"retries\" belongs to reconnect=true"],
         ),
-        (&pipe, &socket, soon([("retries", 0u32.into())]), "InvalidArgument", vec!["\"retries\"", "from 1 to"]),
-        (&pipe, &socket, options([("reconnect", 1u32.into())]), "InvalidArgument", vec!["\"reconnect\"", "true or false"]),
+        (
+            &pipe,
+            &socket,
+            soon([("retries", 0u32.into())]),
+            "InvalidArgument",
+            vec!["\"retries\"", "from 1 to"],
+        ),
+        (
+            &pipe,
+            &socket,
+            options([("reconnect", 1u32.into())]),
+            "InvalidArgument",
+            vec!["\"reconnect\"", "true or false"],
+        ),
     ];
     for (source, sink, given, name, phrases) in cases {
         assert_error(&error(client.try_relay(source, sink, given).await), name, &phrases);

@@ -44,7 +44,6 @@ use ipc_kernel::{Dict, Error, Kind, Result, dict};
 
 use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
-pub(crate) use self::{reconnect::Connections, turns::Turns};
 use self::{
     control::{Control, Order},
     kinds::Origin,
@@ -54,6 +53,7 @@ use self::{
     skip::Skips,
 };
 pub use self::{options::RELAY_OPTIONS, task::Finished};
+pub(crate) use self::{reconnect::Connections, turns::Turns};
 
 /// A relay that runs, or has run.
 #[derive(Debug)]

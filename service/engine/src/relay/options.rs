@@ -182,7 +182,8 @@ pub(crate) struct Reconnect {
 impl Reconnect {
     fn of(checked: &Parameters, given: &Dict) -> Result<Option<Self>> {
         if !checked.bool("reconnect") {
-            return match ["retry-ms", "retry-max-ms", "retries"].iter().find(|key| given.contains_key(**key)) {
+            return match ["retry-ms", "retry-max-ms", "retries"].iter().find(|key| given.contains_key(**key))
+            {
                 Some(key) => Err(Error::invalid(format!("the option {key:?} belongs to reconnect=true"))),
                 None => Ok(None),
             };

@@ -18,13 +18,7 @@ use event_listener::Event;
 use ipc_kernel::{Attempt, Dict, Error, Kind, Opening, Result, mechanism};
 
 use super::{Relay, options::Reconnect};
-use crate::{
-    Engine, Object,
-    endpoint::Endpoint,
-    engine::blocking,
-    events,
-    wait::until,
-};
+use crate::{Engine, Object, endpoint::Endpoint, engine::blocking, events, wait::until};
 
 /// An end of a direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,7 +52,8 @@ impl Place {
             _ => {
                 let flags = SocketFlags::CLOEXEC;
                 let socket =
-                    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+                    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                        .unwrap();
                 rustix::net::bind(&socket, &SocketAddrUnix::new(self.path()).unwrap()).unwrap();
                 rustix::net::listen(&socket, 8).unwrap();
                 socket
@@ -409,7 +410,12 @@ async fn what_cannot_be_connected_again_is_refused() {
         (&pipe, &client, dict! { "retry-ms" => 3u32, "reconnect" => false }, "\"retry-ms\" belongs to"),
     ];
     let order = dict! { "reconnect" => true, "retry-ms" => 50u32, "retry-max-ms" => 49u32 };
-    refused.push((&pipe, &client, order, "\"retry-ms\" is 50, but the longest pause, \"retry-max-ms\", is 49"));
+    refused.push((
+        &pipe,
+        &client,
+        order,
+        "\"retry-ms\" is 50, but the longest pause, \"retry-max-ms\", is 49",
+    ));
     for (source, sink, options, text) in refused {
         let error = world.relay(source, sink, options).await.unwrap_err();
         assert_eq!(error.kind, Kind::InvalidArgument, "{error}");

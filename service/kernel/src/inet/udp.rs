@@ -15,8 +15,9 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value, dict,
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Opening, Parameters, Result, Value,
     dialed::Dialed,
+    dict,
     error::describe,
     fd::{self, retry},
     inet,

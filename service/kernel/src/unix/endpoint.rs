@@ -19,8 +19,9 @@ use rustix::{
 };
 
 use crate::{
-    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Parameters, Result, Value, dict,
+    Address, Attempt, Dict, Endpoint, Error, Fd, Kind, Parameters, Result, Value,
     dialed::{self, Dialed},
+    dict,
     error::Attempted,
     fd::{self, poll_now, retry},
     mechanism::{End, EndKind, Permissions},
