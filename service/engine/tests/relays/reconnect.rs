@@ -177,7 +177,7 @@ async fn a_record_begins_again() {
         assert!(read_exactly(&second, 8196).await.unwrap() == whole);
     }
     until("all are counted", || relay.messages() == 3).await;
-    assert_eq!(word(&relay, "reconnect-error").contains("nobody reads"), true);
+    assert!(word(&relay, "reconnect-error").contains("nobody reads"));
 }
 
 /// A record of the source that its connection did not complete is no record, and is counted.
