@@ -19,7 +19,10 @@ pub trait Relay {
     fn stop(&self) -> zbus::Result<()>;
 
     /// How it moves the data (method: splice, read and write, …), and the counters of both ways; what was
-    /// dropped as skipped (on-error=skip) and filtered; the paths of the further sinks (tee, as).
+    /// dropped as skipped (on-error=skip) and filtered; the paths of the further sinks (tee, as). With reconnect=true, how
+    /// often it has connected again (reconnects, t), why it had to or could not yet (reconnect-error, s), when it will try
+    /// again (reconnect-at, t, microseconds since the epoch; 0: it need not), and how many bytes of incomplete messages
+    /// were lost with a connection (cut, t).
     fn inspect(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
 
     /// It has ended: at the end of the stream, by Stop, or by an error. Then the object is gone.
@@ -50,7 +53,7 @@ pub trait Relay {
     #[zbus(property(emits_changed_signal = "const"))]
     fn source(&self) -> zbus::Result<OwnedObjectPath>;
 
-    /// waiting (for a peer), running, paused, finished or failed.
+    /// waiting (for a peer), reconnecting (to one that has left), running, paused, finished or failed.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
 }

@@ -359,6 +359,8 @@ fn the_files_are_checked() {
         ("[relay.r]\nframing = \"fixed\"\n", 1, "record-size"),
         ("[relay.r]\non-error = \"ignore\"\n", 2, "stop, skip"),
         ("[relay.r]\ncount = 0\n", 2, "\"count\" must be"),
+        ("[relay.r]\nreconnect = 1\n", 2, "\"reconnect\" must be true or false"),
+        ("[relay.r]\nretries = 3\n", 1, "\"retries\" belongs to reconnect=true"),
         ("[relay.r]\nrestart = true\n", 2, "on-failure"),
     ];
     for (text, line, phrase) in cases {
@@ -386,6 +388,41 @@ fn the_files_are_checked() {
 fn program() -> PathBuf {
     let service = Service::private();
     fs::read_link(format!("/proc/{}/exe", service.pid())).expect("the program")
+}
+
+/// A declared relay that connects again is the same relay; what makes it anew is not needed.
+#[tokio::test]
+async fn a_relay_that_connects_again() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let text = format!(
+        "[relay.out]\nsource = {{ create = \"fifo:path={}\", hold = true }}\nsink = \"unix:path={socket}\"\n\
+         reconnect = true\nretry-ms = 5\nretry-max-ms = 40\n",
+        place.path("in")
+    );
+    place.write("out.toml", &text);
+    let service = place.start();
+    let client = client(&service).await;
+    let relay = becomes(&client, "out.toml relay.out", "running").await;
+    let (mut first, _) = listener.accept().expect("a connection");
+    write_into(&place.path("in"), "first\n");
+    first.read_exact(&mut [0; 6]).expect("what was written");
+    drop((first, listener));
+    let state = async |wanted: &str| {
+        let asking = async { while text_of(&client, &relay.object, "Relay", "State").await != wanted {} };
+        watchdog(patience(), asking).await
+    };
+    state("reconnecting").await;
+    write_into(&place.path("in"), "held\n");
+    fs::remove_file(&socket).expect("the path that was left");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let (mut second, _) = listener.accept().expect("a connection");
+    let mut held = [0; 5];
+    second.read_exact(&mut held).expect("what was held");
+    assert_eq!(&held, b"held\n");
+    state("running").await;
+    assert_eq!(becomes(&client, "out.toml relay.out", "running").await, relay);
 }
 
 /// What is beyond a limit waits for room, and says which limit.

@@ -175,6 +175,34 @@ taken from the source, so a pipe fills and its writer waits. Bytes come in porti
 however large it is, and those behind it wait for what it was too much. With both=true each way has the rate for itself.
 Both options together are both kept to. splice(2) goes on moving the bytes.
 
+## A peer that leaves and comes back
+
+With `reconnect=true` a relay does not end when the peer of a socket has left. It connects to the same address again, with the
+options that Attach was given, and looks a host up anew; meanwhile its state is `reconnecting`. It is for sockets that the
+service has connected: `Attach` with `unix:` (all types) and `tcp:`, at one end or both. Attach itself has to succeed.
+
+| what | becomes of it |
+| --- | --- |
+| end of stream, a reset or a refusal from a source | another connection; the sink sees one stream, and no half-close in between |
+| bytes and messages that the relay has taken and the sink has not | go into the next connection |
+| what the former socket of a sink had taken, and its peer not | is lost with that socket; it counts as moved. TCP shows that a peer has left by what is sent to it, so what was sent before that is lost, too |
+| a record of which a part was written (`framing`) | is written again from its beginning. A stream without framing goes on with the next byte |
+| what the former socket had received and nobody had read | comes first, then what the next one receives |
+| a record of the source that its connection did not complete | is dropped, and its bytes are counted as `cut` in `Inspect`. A last line without a newline is a line |
+| a sink of messages | is known to be gone by the next message, which goes to the next peer |
+| a half-close by the peer of a source | is the end of its connection. With both=true the other way goes on with the next one, too |
+| both=true, when the other end is at its end | is passed on, and when the peer has answered with its own, the relay ends |
+
+The first attempt is made `retry-ms` later, each further one after twice the time, up to `retry-max-ms`; each pause is shortened
+by chance, by a half at most. Once data has moved over a connection, or it has lasted for retry-max-ms, the next pause is the
+first again. `retries` failed attempts in a row end the relay. Whatever the error, an attempt is made again: a server that
+restarts has no path, the wrong mode or nobody behind it for a moment. `Inspect` has `reconnects`, how often it has connected
+again; `reconnect-error`, why it had to or could not; and `reconnect-at`, when it will try next.
+
+The endpoint is the same with another socket: `Read`, `Write`, `Open` and other relays have the new one from then on, while who
+got a file descriptor before holds the former one. Several relays at one endpoint share the next connection; each of them needs
+the option.
+
 ## Several relays into one sink
 
 Any number of relays may write into one sink of messages, and into one stream if all of them have `framing`: they take turns, so

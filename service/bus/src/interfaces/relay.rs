@@ -45,7 +45,10 @@ impl Relay {
     }
 
     /// How it moves the data (method: splice, read and write, …), and the counters of both ways; what was
-    /// dropped as skipped (on-error=skip) and filtered; the paths of the further sinks (tee, as).
+    /// dropped as skipped (on-error=skip) and filtered; the paths of the further sinks (tee, as). With reconnect=true, how
+    /// often it has connected again (reconnects, t), why it had to or could not yet (reconnect-error, s), when it will try
+    /// again (reconnect-at, t, microseconds since the epoch; 0: it need not), and how many bytes of incomplete messages
+    /// were lost with a connection (cut, t).
     #[zbus(out_args("state"))]
     fn inspect(&self, #[zbus(header)] header: Header<'_>) -> Result<Vardict> {
         let _call = self.face.call(&header)?;
@@ -78,7 +81,7 @@ impl Relay {
         paths::endpoint(&self.relay.sink)
     }
 
-    /// waiting (for a peer), running, paused, finished or failed.
+    /// waiting (for a peer), reconnecting (to one that has left), running, paused, finished or failed.
     #[zbus(property)]
     pub fn state(&self) -> &str {
         self.relay.state().name()

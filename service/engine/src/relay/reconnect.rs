@@ -117,8 +117,13 @@ struct Without<'a>(&'a Relay);
 
 impl<'a> Without<'a> {
     fn new(relay: &'a Relay) -> Self {
-        relay.told.tale().without += 1;
-        relay.announce();
+        let mut tale = relay.told.tale();
+        tale.without += 1;
+        let first = tale.without == 1;
+        drop(tale);
+        if first {
+            relay.announce();
+        }
         Self(relay)
     }
 }
@@ -128,8 +133,11 @@ impl Drop for Without<'_> {
         let mut tale = self.0.told.tale();
         tale.without -= 1;
         tale.next = 0;
+        let last = tale.without == 0;
         drop(tale);
-        self.0.announce();
+        if last {
+            self.0.announce();
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod flow;
 mod framed;
 mod merge;
 mod rate;
+mod reconnect;
 mod rights;
 mod shapes;
 mod skip;
