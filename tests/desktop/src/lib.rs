@@ -1,13 +1,15 @@
 //! What desktops get of org.example.IPC, and real desktops to try it in.
 //!
-//! [`plasmoid`] packs the widget for Plasma, [`next`] runs the desktops of the next Debian in a folder. [`extension`] packs the GNOME Shell extension for both families of versions; [`Shell`] is a GNOME Shell without a
-//! screen that runs it beside a service, tells what its menu says and makes pictures of it.
+//! [`plasmoid`] packs the widget for Plasma, [`next`] runs the desktops of the next Debian in a folder. [`extension`]
+//! packs the GNOME Shell extension for both families of versions; [`Shell`] is a GNOME Shell without a screen that runs it
+//! beside a service, tells what its menu says and makes pictures of it; [`Preferences`] are those of the extension.
 
 #![forbid(unsafe_code)]
 
 pub mod extension;
 pub mod next;
 pub mod plasmoid;
+mod preferences;
 mod shell;
 
 use std::fs;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+pub use preferences::Preferences;
 pub use shell::{Desktop, Shell};
 
 /// The top of the checkout.

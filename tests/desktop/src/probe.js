@@ -39,7 +39,19 @@ globalThis.probe = (() => {
             open,
             rows: open ? rows().map(texts).filter(row => row.length) : [],
             notifications,
+            windows: global.get_window_actors().map(it => it.meta_window.title),
+            settings: button() ? keys() : {},
         };
+    }
+
+    // The settings of the extension as they are in this process, by their keys, in GVariant's text format.
+    let settings = null;
+    function keys() {
+        if (!settings) {
+            settings = Main.extensionManager.lookup(UUID).stateObj.getSettings();
+            settings.connect('changed', () => tell());
+        }
+        return Object.fromEntries(settings.settings_schema.list_keys().map(key => [key, settings.get_value(key).print(false)]));
     }
 
     function tell() {

@@ -21,7 +21,7 @@ pub fn here() -> Result<()> {
     pack()?;
     let mut test = cargo();
     // They tell what they have measured.
-    test.args(["test", "--package", "ipc-desktop", "--", "--nocapture"]);
+    test.args(["test", "--package", "ipc-desktop", "--package", "ipc-tray", "--", "--nocapture"]);
     let status = test.status()?;
     ensure!(status.success(), "{test:?}: {status}");
     println!("pictures are in target/desktop");

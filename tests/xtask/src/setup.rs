@@ -7,8 +7,9 @@ use std::{collections::BTreeSet, path::Path, process::Command};
 
 use ipc_harness::has_tool;
 
-/// Program and Debian package: with the modules below, the one list of what the tests use.
+/// Program and Debian package: with files and modules below, the one list of what the tests use.
 const TOOLS: &[(&str, &str)] = &[
+    ("Xvfb", "xvfb"),
     ("appstreamcli", "appstream"),
     ("busctl", "systemd"),
     ("dbus-broker-launch", "dbus-broker"),
@@ -19,10 +20,12 @@ const TOOLS: &[(&str, &str)] = &[
     ("gdbus", "libglib2.0-bin"),
     ("gdbus-codegen", "libglib2.0-dev"),
     ("gjs", "gjs"),
+    ("gnome-shell", "gnome-shell"),
     ("inotifywait", "inotify-tools"),
     ("ip", "iproute2"),
     ("ipcs", "util-linux"),
     ("msgfmt", "gettext"),
+    ("npx", "npm"),
     ("ps", "procps"),
     ("python3", "python3"),
     ("rsync", "rsync"),
@@ -32,7 +35,14 @@ const TOOLS: &[(&str, &str)] = &[
     ("udevadm", "udev"),
     ("unshare", "util-linux"),
     ("vim.tiny", "vim-tiny"),
+    ("xfce4-panel", "xfce4-panel"),
     ("xmllint", "libxml2-utils"),
+];
+
+/// The same of files that are no programs on the path: qmllint, and what draws icons in GNOME Shell and panels.
+const FILES: &[(&str, &str)] = &[
+    ("/usr/lib/qt6/bin/qmllint", "qt6-declarative-dev-tools"),
+    ("/usr/share/doc/librsvg2-common/copyright", "librsvg2-common"),
 ];
 
 /// The same of modules of the system's Python, which the other sides of the message bus tests are written with.
@@ -56,7 +66,8 @@ pub fn setup() {
 
 fn missing() -> impl Iterator<Item = (&'static str, &'static str)> {
     let tools = TOOLS.iter().filter(|(program, _)| !has_tool(program));
-    tools.chain(MODULES.iter().filter(|(module, _)| !has_module(module))).copied()
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    tools.chain(files).chain(MODULES.iter().filter(|(module, _)| !has_module(module))).copied()
 }
 
 fn has_module(name: &str) -> bool {
