@@ -88,10 +88,15 @@ impl Parcel {
         Amounts { calls: 1, bytes: self.size() as u64, fds: self.fds() as u64, workers: 0 }
     }
 
-    /// Held until the parcel is dropped, in place of what it held before.
+    /// Held until the parcel is dropped or releases it.
     pub fn hold(&mut self, user: User, permit: Permit) {
         self.user = user;
         self.permit = Some(permit);
+    }
+
+    /// Holds nothing any more.
+    pub fn release(&mut self) {
+        self.permit = None;
     }
 
     /// Of what it holds, the call itself: it goes on when the message has left the front.

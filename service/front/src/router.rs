@@ -231,6 +231,8 @@ impl Router {
         let standing = client.account().standing();
         let result = match standing {
             Standing::Fine => self.check(user, &parcel).and_then(|()| {
+                // What it held while it waited is not to count beside what it holds now.
+                parcel.release();
                 let permit = self.admission.admit(user, Some(&client.name), parcel.amounts())?;
                 parcel.hold(user, permit);
                 worker.call(self, client, parcel)

@@ -156,7 +156,10 @@ async fn through(world: &World, kind: Kind, to: Kind, snapshot: bool) -> bool {
     assert!(!finished.failed, "{what}: {finished:?}");
     if !streams {
         assert_eq!(finished.messages, 1, "{what}: {finished:?}");
-        assert_eq!(relay.method(), from.method(into), "{what}");
+        // Datagrams of UDP may go several at once.
+        let batches = from == Origin::Messages && into == Target::Messages && what.contains("from inet");
+        let methods = [from.method(into), "recvmmsg and sendmmsg"];
+        assert!(methods[..=usize::from(batches)].contains(&relay.method()), "{what}: {}", relay.method());
     }
     world.close(source.endpoint.clone());
     world.close(sink.endpoint);

@@ -39,7 +39,8 @@ impl Datagrams {
         buffer: usize,
     ) -> Option<Self> {
         let (from, into) = (source.kernel.messages()?, sink.kernel.messages()?);
-        (from.datagram_source()?, into.datagram_sink()?);
+        from.datagram_source()?;
+        into.datagram_sink()?;
         let count = (buffer / SLOT).min(MOST);
         // Looked at before any is taken: none is too large for the sink.
         let fit = from.max_message_size() <= into.max_message_size();

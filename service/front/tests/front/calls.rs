@@ -2,9 +2,13 @@
 
 use std::os::fd::OwnedFd;
 
+use futures_util::StreamExt;
 use ipc_front::Limits;
 use ipc_harness::{Bus, NAME, PATH, connect, or_skip, patience, watchdog};
-use zbus::message::{Flags, Message};
+use zbus::{
+    MessageStream,
+    message::{Flags, Message, Type},
+};
 
 use crate::{Client, Fixture, fake::Fake, lenient, start};
 
@@ -72,6 +76,29 @@ async fn what_is_too_large_is_refused() {
     let (name, text) = client.call("Fd", &fds).await.expect_err("3 fds");
     assert!(name == "LimitExceeded" && text.contains("fds-per-call is 2"), "{name}: {text}");
     client.call("Echo", &"small").await.expect("Echo");
+}
+
+/// As many as a connection may have, all of which come before it is known whose it is.
+#[tokio::test]
+async fn the_first_calls_may_come_all_at_once() {
+    let fixture = Fixture::new(or_skip!(Bus::dbus_daemon()), Limits::default()).await;
+    // It has said nothing before.
+    fixture.fake.examine_says(0);
+    let connection = connect(&fixture.bus).await;
+    let call = || Message::method_call(PATH, "Echo").interface(NAME).destination(NAME).build(&"at once");
+    let calls: Vec<_> = (0..Limits::default().calls_per_connection).map(|_| call().expect("valid")).collect();
+    let mut replies = MessageStream::from(&connection);
+    connection.send_all(&calls).await.expect("sent");
+    for _ in &calls {
+        let is_reply = |message: &Message| matches!(message.message_type(), Type::MethodReturn | Type::Error);
+        let reply = loop {
+            let message = watchdog(patience(), replies.next()).await.expect("connected").expect("a message");
+            if is_reply(&message) {
+                break message;
+            }
+        };
+        assert_eq!(reply.message_type(), Type::MethodReturn, "{reply:?}");
+    }
 }
 
 #[tokio::test]
