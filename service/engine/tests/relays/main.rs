@@ -2,6 +2,7 @@
 //! plain system calls.
 #![allow(clippy::unwrap_used)]
 
+mod fan;
 mod flow;
 mod framed;
 mod merge;
