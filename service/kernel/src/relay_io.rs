@@ -165,6 +165,11 @@ pub fn splice(from: &mut Cursor, to: &mut Cursor, max: usize) -> rustix::io::Res
     Ok(moved)
 }
 
+/// Puts what is in a pipe into another one as well, up to `max` bytes from its beginning: tee(2). It stays in the first.
+pub fn tee(from: &Cursor, to: &Cursor, max: usize) -> rustix::io::Result<usize> {
+    retry(|| rustix::pipe::tee(&from.fd, &to.fd, max, SpliceFlags::NONBLOCK))
+}
+
 /// A pipe of the relay's own, as its two ends: reading, writing.
 pub fn pipe() -> Result<(Cursor, Cursor)> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)

@@ -58,7 +58,7 @@ pub(super) fn check(
                 further.address
             ))));
         }
-        plans.tee.push(further_sink(engine, source, further, options).map_err(of_tee)?);
+        plans.tee.push(further_sink(engine, source, further, forth.into, options).map_err(of_tee)?);
     }
     if !options.both {
         return Ok(plans);
@@ -78,17 +78,30 @@ fn of_tee(error: Error) -> Error {
     Error { text: format!("the option \"tee\": {}", error.text), ..error }
 }
 
-fn further_sink(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Options) -> Result<Target> {
+fn further_sink(
+    engine: &Engine,
+    source: &Endpoint,
+    sink: &Endpoint,
+    first: Target,
+    options: &Options,
+) -> Result<Target> {
     apart(source, sink)?;
-    if kinds::sink(&sink.shapes, options.snapshot) == Ok(Target::Bytes) {
-        return Err(Error::invalid(format!("{} is a stream of bytes; {TEE_NEEDS}", sink.address)));
+    let bytes = kinds::sink(&sink.shapes, options.snapshot) == Ok(Target::Bytes);
+    if bytes != (first == Target::Bytes) {
+        let (one, other) = match bytes {
+            true => ("is a stream of bytes", "takes messages"),
+            false => ("takes messages", "is a stream of bytes"),
+        };
+        return Err(Error::invalid(format!(
+            "{} {one}, and the first sink {other}: all have to be of one kind; start another relay through a queue or a \
+             packet pipe",
+            sink.address
+        )));
     }
     let plan = direction(engine, source, sink, options)?;
     fitting(engine, source, sink, options, plan)?;
     Ok(plan.into)
 }
-
-const TEE_NEEDS: &str = "sinks of messages are needed, such as queues, packet pipes and seqpacket sockets";
 
 /// Whether the ends are two, and there.
 fn apart(source: &Endpoint, sink: &Endpoint) -> Result<()> {
@@ -166,7 +179,11 @@ fn fitting(engine: &Engine, source: &Endpoint, sink: &Endpoint, options: &Option
             options.reconnect.is_some() && can_reconnect(sink).is_ok(),
             "sinks that are not connected again; lead the socket's messages through a relay of its own, with reconnect=true",
         ),
-        ("tee", into == Target::Bytes, "sinks of messages; a stream of bytes as the sink goes to one reader"),
+        (
+            "tee",
+            options.fds && conversion == Conversion::Streams,
+            "fds=false: file descriptors that come with bytes go to one reader",
+        ),
     ];
     if let Some((key, _, needs)) = misfit.into_iter().find(|(key, wrong, _)| *wrong && options.has(key)) {
         return Err(Error::invalid(format!("the option {key:?} needs {needs}")));

@@ -212,7 +212,7 @@ pub(super) struct Outlet {
     watch: Watch,
     gone: Option<Watched>,
     lost: AtomicBool,
-    address: String,
+    pub address: String,
 }
 
 impl Outlet {

@@ -1,23 +1,21 @@
-//! Messages to messages, with their borders and file descriptors; and the adapters between
-//! messages and bytes, for which the caller has declared a framing.
+//! Messages to messages, with their borders and file descriptors; and out of bytes, for which the caller has declared a
+//! framing. The other way is in [`unframed`](super::unframed).
 //!
 //! What a message is, where it comes from and where it goes, is the matter of [`Source`] and [`Sink`].
 //!
 //! One message is on its way at a time. It is in the lane's struct until the sink has it whole,
 //! and goes back to the front of the source when the relay ends before that.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
-use ipc_kernel::{Dict, Error, Kind, Result};
-use tokio::sync::OwnedMutexGuard;
+use ipc_kernel::{Dict, Kind, Result};
 
 use super::{
     Lane,
-    ends::{Intake, Outlet},
+    ends::Intake,
     filter::Filter,
     flow::Flow,
     frames::{self, Discard},
-    kinds::Origin,
     options::{Framing, Options},
     reconnect::Side,
     sources::{Source, Taken},
@@ -296,150 +294,5 @@ impl Framed {
         let rest = "the source goes on with the rest of a message that was dropped";
         let discarded = self.discard.filter(|_| !self.ended).map(|_| rest.to_owned());
         discarded.or_else(|| self.sending.and_then(|_| self.to.torn()))
-    }
-}
-
-/// The message as it stands in the stream.
-fn wrapped(framing: Framing, taken: &Taken) -> Result<Vec<u8>> {
-    match taken.fds.len() {
-        0 => framing.wrap(&taken.data, &taken.attributes),
-        count => Err(Error::not_supported(format!(
-            "a message with {count} file descriptors cannot go into a stream of bytes"
-        ))),
-    }
-}
-
-/// Messages to bytes.
-#[derive(Debug)]
-pub(super) struct Unframed {
-    framing: Framing,
-    flow: Option<Flow>,
-    outlet: Outlet,
-    taken: Option<Taken>,
-    /// The message as it stands in the stream, and how much of that is written.
-    bytes: Vec<u8>,
-    written: usize,
-    sink: Arc<Endpoint>,
-    /// While a message is being written: nobody else's is.
-    turn: Option<OwnedMutexGuard<()>>,
-    from: Source,
-}
-
-impl Unframed {
-    pub async fn open(
-        from: Source,
-        sink: &Arc<Endpoint>,
-        framing: Framing,
-        options: &Options,
-        lane: &Lane,
-    ) -> Result<Self> {
-        Ok(Self {
-            // An event is a JSON object already.
-            framing: match (from.from, framing) {
-                (Origin::Events | Origin::Signals, Framing::Json) => Framing::Line,
-                (_, framing) => framing,
-            },
-            flow: Flow::new(options),
-            outlet: Outlet::open(sink, lane).await?,
-            taken: None,
-            bytes: Vec::new(),
-            written: 0,
-            sink: sink.clone(),
-            turn: None,
-            from,
-        })
-    }
-
-    pub async fn pump(&mut self, lane: &Lane) -> Result<Ended> {
-        loop {
-            for _ in 0..TURN {
-                if let Some(flow) = &mut self.flow {
-                    let ended = tokio::select! {
-                        biased;
-                        ended = flow.next(&lane.meter) => ended,
-                        gone = self.outlet.gone() => {
-                            gone?;
-                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
-                        }
-                    };
-                    if let Some(ended) = ended {
-                        return Ok(ended);
-                    }
-                }
-                if self.taken.is_none() {
-                    let taken = tokio::select! {
-                        biased;
-                        taken = self.from.next(lane) => taken?,
-                        gone = self.outlet.gone() => {
-                            gone?;
-                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
-                        }
-                    };
-                    let Some(taken) = taken else {
-                        return Ok(Ended::EndOfStream);
-                    };
-                    let taken = self.taken.insert(taken);
-                    self.written = 0;
-                    match wrapped(self.framing, taken) {
-                        Ok(bytes) => self.bytes = bytes,
-                        Err(error) => {
-                            lane.skips.refuse(error)?;
-                            self.taken = None;
-                            continue;
-                        }
-                    }
-                }
-                if self.turn.is_none() {
-                    self.turn = Some(self.sink.turns.turn().await);
-                }
-                if self.outlet.cursor.room() < self.bytes.len() - self.written {
-                    return Ok(Ended::Full);
-                }
-                // A message of no bytes at all, for which there is nothing to write, cannot be:
-                // a record has at least one, and the other framings add theirs.
-                while self.written < self.bytes.len() {
-                    match self.outlet.write(&self.bytes[self.written..], &[])? {
-                        Some(length) => {
-                            self.written += length;
-                            lane.meter.add_bytes(length);
-                        }
-                        None => self.outlet.ready().await?,
-                    }
-                }
-                lane.meter.add_message();
-                self.taken = None;
-                self.turn = None;
-                self.bytes = Vec::new();
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// The reader of another connection has no part of the message that is being written: it begins anew.
-    pub async fn renew_sink(&mut self, sink: &Endpoint, lane: &Lane) -> Result<()> {
-        self.outlet = Outlet::open(sink, lane).await?;
-        self.written = 0;
-        Ok(())
-    }
-
-    pub fn renew_source(&mut self) {
-        self.from.renew();
-    }
-
-    pub fn sink_is_lost(&self) -> bool {
-        self.outlet.lost()
-    }
-
-    /// A message of which a part is written is kept whole, and the sink's reader has to be told.
-    pub async fn give_back(self) -> Option<String> {
-        let torn = (self.taken.is_some() && self.written > 0).then(|| {
-            format!(
-                "{} of {} bytes of a message are in the sink; it was kept whole at the source",
-                self.written,
-                self.bytes.len()
-            )
-        });
-        self.from.finish(self.taken).await;
-        torn
     }
 }

@@ -9,8 +9,8 @@
 //! The rules, as the reference has them: end of stream of the source is passed on as a half-close
 //! of the sink; file descriptors are forwarded or refused, and never dropped silently; a message
 //! that does not fit stays at the source, or is dropped and told ([`skip`]). How much goes, and how fast, may be
-//! bounded ([`flow`]); several may write messages into one stream ([`turns`]), and messages may go to several sinks
-//! ([`tee`]). A socket whose peer has left may be connected again ([`reconnect`]).
+//! bounded ([`flow`]); several may write messages into one stream ([`turns`]), and what comes may go to several sinks
+//! ([`tee`] for messages, [`fan`] and [`unframed`] for bytes). A socket whose peer has left may be connected again ([`reconnect`]).
 
 mod bucket;
 mod buffers;
@@ -18,6 +18,7 @@ mod checks;
 mod control;
 mod datagrams;
 mod ends;
+mod fan;
 mod filter;
 mod flow;
 mod frames;
@@ -34,6 +35,7 @@ mod streams;
 mod task;
 mod tee;
 mod turns;
+mod unframed;
 mod work;
 
 use std::sync::{

@@ -102,9 +102,9 @@ pub static RELAY_OPTIONS: &[Parameter] = &[
     Parameter::new(
         "tee",
         Type::Objects,
-        "Further sinks: each message goes to all, one after the other, so that the slowest sets the pace, and leaves \
-         the source when all have taken it. When one fails or is closed, the relay ends and says which; with \
-         on-error=skip what one can never take is skipped for that one. For sinks of messages",
+        "Further sinks: each message, or all bytes, go to all, so that the slowest sets the pace, and leave the source \
+         when all have taken them. When one fails or is closed, the relay ends and says which; with on-error=skip what \
+         one can never take is skipped for that one. All sinks take bytes, or all messages",
     ),
     Parameter::new(
         "reconnect",

@@ -49,7 +49,8 @@ struct Way<'a> {
     route: Route<'a>,
     /// The further sinks.
     tee: Vec<(&'a Arc<Endpoint>, Target)>,
-    writer: Writer<'a>,
+    /// To its sinks.
+    writers: Vec<(&'a Endpoint, Writer<'a>)>,
     work: Option<Work>,
     /// The connections of source and sink, where they are connections.
     lines: [Line; 2],
@@ -72,8 +73,11 @@ impl<'a> Way<'a> {
         let Route { source, sink, relay, .. } = route;
         Self {
             route,
+            writers: std::iter::once(sink)
+                .chain(tee.iter().map(|(sink, _)| *sink))
+                .map(|sink| (&**sink, Writer::new(sink)))
+                .collect(),
             tee,
-            writer: Writer::new(sink),
             work: None,
             lines: [source, sink].map(|end| Line::new(end, relay)),
             lost: None,
@@ -91,14 +95,17 @@ impl<'a> Way<'a> {
             ended = self.go_on(both) => ended,
             () = both.failed.wait() => return,
         };
-        let Route { sink, relay, .. } = self.route;
-        // Others that still write into the sink keep it open.
-        let last = self.writer.leave();
-        let passes_on = last && matches!(ended, Ok(Ended::EndOfStream)) && relay.options.shutdown;
+        let passes_on = matches!(ended, Ok(Ended::EndOfStream)) && self.route.relay.options.shutdown;
         if passes_on {
-            // What we hold of the sink's end goes first, so that its reader sees the end.
+            // What we hold of the sinks' ends goes first, so that their readers see the end.
             self.work = None;
-            if let Some(stream) = sink.kernel.stream() {
+        }
+        for (sink, writer) in &mut self.writers {
+            // Others that still write into the sink keep it open.
+            if writer.leave()
+                && passes_on
+                && let Some(stream) = sink.kernel.stream()
+            {
                 // A peer that has gone meanwhile has all the data that it wanted.
                 let _ = stream.shutdown(Direction::Write);
             }

@@ -9,8 +9,9 @@ use super::{
     Lane, Relay,
     checks::Plan,
     datagrams::Datagrams,
+    fan::Fan,
     kinds::{Conversion, Target},
-    messages::{Framed, Messages, Unframed},
+    messages::{Framed, Messages},
     options::Framing,
     reconnect::Side,
     sinks::Sink,
@@ -18,6 +19,7 @@ use super::{
     streams::Streams,
     task::Ended,
     tee::Sinks,
+    unframed::Unframed,
 };
 use crate::{Engine, endpoint::Endpoint};
 
@@ -35,6 +37,7 @@ pub(super) struct Route<'a> {
 #[derive(Debug)]
 pub(super) enum Work {
     Streams(Box<Streams>),
+    Fan(Box<Fan>),
     Messages(Box<Messages>),
     Datagrams(Box<Datagrams>),
     Framed(Box<Framed>),
@@ -57,7 +60,11 @@ impl Work {
             Sinks::new(sinks.collect(), options.skip)
         };
         let between = || Datagrams::between(source, sink, options, buffer);
+        let sinks = || std::iter::once(sink).chain(tee.iter().map(|(sink, _)| *sink));
         Ok(match plan.conversion {
+            Conversion::Streams if !tee.is_empty() => {
+                Self::Fan(Fan::open(source, sinks(), options, buffer, lane).await?.into())
+            }
             Conversion::Streams => {
                 Self::Streams(Streams::open(source, sink, options, buffer, lane).await?.into())
             }
@@ -79,7 +86,7 @@ impl Work {
                 let largest =
                     Largest { bytes: buffer as u64, because: "that a relay may hold (relay-buffer)" };
                 let from = messages_from(largest);
-                Self::Unframed(Unframed::open(from, sink, framing, options, lane).await?.into())
+                Self::Unframed(Unframed::open(from, sinks(), framing, options, lane).await?.into())
             }
         })
     }
@@ -89,6 +96,7 @@ impl Work {
         let Route { source, lane, .. } = route;
         match self {
             Self::Streams(streams) => streams.pump(source, lane).await,
+            Self::Fan(fan) => fan.pump(source, lane).await,
             Self::Messages(messages) => messages.pump(lane).await,
             Self::Datagrams(datagrams) => datagrams.pump(lane).await,
             Self::Framed(framed) => framed.pump(source, lane).await,
@@ -102,6 +110,7 @@ impl Work {
         let closed = (error.kind == Kind::Closed).then_some(Side::Sink);
         match self {
             Self::Streams(streams) => streams.lost(),
+            Self::Fan(fan) => fan.lost(),
             Self::Messages(_) | Self::Datagrams(_) => closed,
             Self::Framed(framed) => framed.source_is_lost().then_some(Side::Source).or(closed),
             Self::Unframed(unframed) => unframed.sink_is_lost().then_some(Side::Sink),
@@ -114,6 +123,9 @@ impl Work {
         match (self, side) {
             (Self::Streams(streams), Side::Source) => streams.renew_source(source, lane).await,
             (Self::Streams(streams), Side::Sink) => streams.renew_sink(sink, lane).await,
+            (Self::Fan(fan), Side::Source) => fan.renew_source(source, lane).await,
+            // Several sinks are not connected again.
+            (Self::Fan(_), Side::Sink) => Ok(()),
             (Self::Framed(framed), Side::Source) => {
                 let cut = framed.renew_source(source, lane).await?;
                 relay.told.cut(cut);
@@ -148,6 +160,7 @@ impl Work {
                 streams.give_back(source, lane, sink_works);
                 None
             }
+            Self::Fan(fan) => fan.give_back(source, lane, sink_works),
             Self::Messages(messages) => messages.give_back(lane).await,
             Self::Datagrams(datagrams) => {
                 datagrams.give_back();

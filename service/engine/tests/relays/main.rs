@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod datagrams;
+mod fan;
 mod flow;
 mod framed;
 mod merge;

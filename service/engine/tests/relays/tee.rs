@@ -7,7 +7,7 @@ use super::{
     *,
 };
 
-async fn tee(
+pub(super) async fn tee(
     world: &World,
     source: &Arc<Endpoint>,
     sinks: [&Arc<Endpoint>; 2],
@@ -107,14 +107,14 @@ async fn what_cannot_be() {
     for (sinks, words) in [
         ([&*sink, &*sink], "a sink of the relay already"),
         ([&*sink, &*source], "would come back"),
-        ([&*sink, &pipe], "a stream of bytes"),
+        ([&*sink, &pipe], "is a stream of bytes, and the first sink takes messages"),
     ] {
         let error = tee(&world, &source, sinks, Dict::new()).await.unwrap_err();
         assert_eq!(error.kind, Kind::InvalidArgument);
         assert!(error.text.contains("\"tee\"") && error.text.contains(words), "{}", error.text);
     }
     let error = tee(&world, &source, [&pipe, &sink], dict! { "framing" => "line" }).await.unwrap_err();
-    assert!(error.text.contains("\"tee\"") && error.text.contains("sinks of messages"), "{}", error.text);
+    assert!(error.text.contains("takes messages, and the first sink is a stream"), "{}", error.text);
     // Round through another relay, by way of the further sink.
     let _back = world.relay(&other, &source, Dict::new()).await.unwrap();
     let error = tee(&world, &source, [&sink, &other], Dict::new()).await.unwrap_err();
