@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::extension::Variant;
-use crate::{copy_tree, extension, output, plasmoid, root};
+use crate::plasmoid::{self, Plasma};
+use crate::{copy_tree, extension, output, root};
 
 /// The suite, and what is needed of it.
 const SUITE: &str = "trixie";
@@ -69,7 +70,7 @@ impl Next {
             let name = program.file_name().context("the name of a program")?;
             fs::copy(program, staged.join(name)).with_context(|| program.display().to_string())?;
         }
-        fs::copy(plasmoid::pack()?, staged.join("org.example.IPC.plasmoid"))?;
+        fs::copy(plasmoid::pack(Plasma::Six)?, staged.join("org.example.IPC.plasmoid"))?;
         fs::copy(extension::pack(Variant::Modules)?, staged.join("extension.zip"))?;
         copy_tree(&root().join("tests/desktop/next"), &staged.join("next"))?;
         copy_tree(&root().join("desktop"), &staged.join("desktop"))?;

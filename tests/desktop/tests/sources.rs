@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use ipc_desktop::extension::{Variant, pack};
-use ipc_desktop::{output, plasmoid, root};
+use ipc_desktop::plasmoid::{self, Plasma};
+use ipc_desktop::{output, root};
 use ipc_harness::{Process, need_tool, or_skip};
 
 /// The version of eslint whose rules the sources follow.
@@ -48,7 +49,7 @@ fn both_archives_are_packed() {
 #[test]
 fn the_widget_is_packed() {
     or_skip!(need_tool("msgfmt").and(need_tool("python3")));
-    let archive = plasmoid::pack().unwrap_or_else(|error| panic!("{error:#}"));
+    let archive = plasmoid::pack(Plasma::Six).unwrap_or_else(|error| panic!("{error:#}"));
     let names = run("python3", &["-m", "zipfile", "--list", archive.to_str().expect("UTF-8")]);
     let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
     for wanted in [

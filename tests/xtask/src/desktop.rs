@@ -3,7 +3,8 @@
 use anyhow::{Result, bail, ensure};
 use ipc_desktop::extension::{self, Variant};
 use ipc_desktop::next::{DESKTOPS, Next};
-use ipc_desktop::{plasmoid, root};
+use ipc_desktop::plasmoid::{self, Plasma};
+use ipc_desktop::root;
 
 use crate::cargo;
 
@@ -12,7 +13,9 @@ pub fn pack() -> Result<()> {
     for variant in Variant::ALL {
         println!("packed {}", extension::pack(variant)?.display());
     }
-    println!("packed {}", plasmoid::pack()?.display());
+    for version in Plasma::ALL {
+        println!("packed {}", plasmoid::pack(version)?.display());
+    }
     Ok(())
 }
 

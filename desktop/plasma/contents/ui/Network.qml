@@ -18,7 +18,7 @@ QtObject {
     property bool again: false
 
     readonly property string node: "/org/example/IPC/netlink"
-    readonly property list<QtObject> bells: [
+    readonly property list<QtObject> both: [
         Bell {
             service: network.service
             address: "netlink:family=route,groups=link+ipv4-ifaddr+ipv6-ifaddr"
@@ -30,6 +30,8 @@ QtObject {
             onRung: network.ask()
         }
     ]
+
+    readonly property var bells: Array.from(both)
 
     /** what: link, link-removed, address, address-removed or device */
     signal happened(string what, var it)
@@ -135,7 +137,7 @@ QtObject {
     }
 
     function link(index, name, state, details) {
-        return {index, name, state, loopback: details.flags?.includes("loopback") ?? name === "lo"};
+        return {index, name, state, loopback: details.flags ? details.flags.includes("loopback") : name === "lo"};
     }
 
     function key(index, address, prefix) {
