@@ -108,4 +108,15 @@ stopped() {
 }
 click $stop
 until_true stopped
+
+# One more folder.
+mkdir "$HOME/Outbox"
+picture "$name-folder"
+click $folder
+sleep 0.5
+xdotool type '~/Outbox'
+xdotool key Return
+until_line "$log" "ipc: folder $HOME/Outbox watched"
+touch "$HOME/Outbox/letter"
+until_line "$log" 'ipc: event letter is new in ~/Outbox'
 echo "PASSED"

@@ -5,6 +5,7 @@ version=6
 name=plasma
 settings='105 680'
 field='900 535'
+folder='900 450'
 pause='1095 290'
 stop='1125 290'
 

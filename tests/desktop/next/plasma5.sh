@@ -5,6 +5,7 @@ version=5
 name=plasma5
 settings='105 680'
 field='900 541'
+folder='900 456'
 pause='1095 290'
 stop='1125 290'
 
