@@ -31,8 +31,6 @@ icons
 screen
 openbox >/dev/null 2>&1 &
 install || fail "the widget cannot be installed"
-service
-objects
 plasmashell --no-respawn >"$log" 2>&1 &
 until_true evaluate 'if (!desktops().length) throw 1'
 evaluate "
@@ -49,6 +47,9 @@ evaluate "
     // What shows notifications.
     panel.addWidget('org.kde.plasma.notifications');
 " || fail "no panel"
+until_line "$log" 'ipc: service absent'
+service
+objects
 until_line "$log" 'ipc: service present session'
 until_line "$log" 'ipc: link left up .*10.77.0.1/24'
 until_line "$log" "ipc: folder $HOME/Inbox watched"
