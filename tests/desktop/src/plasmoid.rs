@@ -137,7 +137,8 @@ fn line_of_5(line: &str) -> Result<String> {
         if import.starts_with('"') {
             return Ok(line.to_owned());
         }
-        let (module, rest) = import.split_once(' ').map_or((import, None), |(module, rest)| (module, Some(rest)));
+        let (module, rest) =
+            import.split_once(' ').map_or((import, None), |(module, rest)| (module, Some(rest)));
         let (_, other) = MODULES.iter().find(|(name, _)| *name == module).context("the module")?;
         return Ok(rest.map_or_else(|| format!("import {other}"), |rest| format!("import {other} {rest}")));
     }
