@@ -68,7 +68,7 @@ enum Task {
         #[arg(long)]
         pack: bool,
         /// Tries GNOME 48, Plasma 6 and the panel of Xfce, too, in a folder with Debian 13, and Plasma 5.27 in one with
-        /// Debian 12. They are made if they are missing (as root; 2.5 and 1.5 GB); IPC_DESKTOP_ROOT and
+        /// Debian 12. They are made if they are missing (as root; 2.5 and 2 GB); IPC_DESKTOP_ROOT and
         /// IPC_DESKTOP_ROOT_5 name folders that are there already.
         #[arg(long, conflicts_with = "pack")]
         all: bool,
