@@ -1,8 +1,9 @@
 //! What desktops get of org.example.IPC, and real desktops to try it in.
 //!
-//! [`plasmoid`] packs the widget for Plasma, [`next`] runs the desktops of the next Debian in a folder. [`extension`]
-//! packs the GNOME Shell extension for both families of versions; [`Shell`] is a GNOME Shell without a screen that runs it
-//! beside a service, tells what its menu says and makes pictures of it; [`Preferences`] are those of the extension.
+//! [`plasmoid`] packs the widget for Plasma 6 and 5.27, [`next`] runs the desktops of other Debians in folders.
+//! [`extension`] packs the GNOME Shell extension for both families of versions; [`Shell`] is a GNOME Shell without a
+//! screen that runs it beside a service, tells what its menu says and makes pictures of it; [`Preferences`] are those of
+//! the extension.
 
 #![forbid(unsafe_code)]
 

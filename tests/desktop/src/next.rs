@@ -1,6 +1,6 @@
-//! The desktops of the next Debian, in a folder: GNOME Shell 48, Plasma 6 and the panel of Xfce, each without a screen,
-//! with buses, network and processes of its own. For `cargo xtask desktop --all`, which is a nightly run: the folder takes
-//! 2.5 GB, and minutes to make.
+//! Desktops of another Debian than that of this machine, perhaps, each Debian in a folder: GNOME Shell 48, Plasma 6 and the
+//! panel of Xfce of the next one, Plasma 5.27 of the one before. They have no screen, and buses, network and processes of
+//! their own. For `cargo xtask desktop --all`, which is a nightly run: the folders take 2.5 and 2 GB, and minutes to make.
 //!
 //! What is tried there is in tests/desktop/next, as what one does with desktops is most clearly said as a shell
 //! script: each waits for what the desktop tells, makes pictures, and ends with PASSED.
@@ -12,44 +12,93 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::extension::Variant;
-use crate::{copy_tree, extension, output, plasmoid, root};
+use crate::plasmoid::{self, Plasma};
+use crate::{copy_tree, extension, output, root};
 
-/// The suite, and what is needed of it.
-const SUITE: &str = "trixie";
-const PACKAGES: &[&str] = &[
-    "breeze-icon-theme",
-    "dbus",
-    "dbus-daemon",
-    "fonts-dejavu-core",
-    "gnome-shell",
-    "imagemagick",
-    "iproute2",
-    "kf6-breeze-icon-theme",
-    "kpackagetool6",
-    "libglib2.0-bin",
-    "libkf6iconthemes-bin",
-    "openbox",
-    "plasma-desktop",
-    "plasma-workspace",
-    "qml-qt6",
-    "qml6-module-org-kde-kcmutils",
-    "qml6-module-org-kde-notifications",
-    "qml6-module-qtquick",
-    "qt6-declarative-dev-tools",
-    "qt6-svg-plugins",
-    "systemd",
-    "xdotool",
-    "xfce4-panel",
-    "xvfb",
+/// A Debian, and what is needed of it.
+pub struct Debian {
+    suite: &'static str,
+    /// The variable that names such a folder, where somebody has one already.
+    folder: &'static str,
+    packages: &'static [&'static str],
+    /// The scripts in tests/desktop/next for it.
+    pub desktops: &'static [&'static str],
+}
+
+/// All of them.
+pub const DEBIANS: &[Debian] = &[
+    Debian {
+        suite: "trixie",
+        folder: "IPC_DESKTOP_ROOT",
+        packages: &[
+            "breeze-icon-theme",
+            "dbus",
+            "dbus-daemon",
+            "fonts-dejavu-core",
+            "gnome-shell",
+            "imagemagick",
+            "iproute2",
+            "kf6-breeze-icon-theme",
+            "kpackagetool6",
+            "libglib2.0-bin",
+            "libkf6iconthemes-bin",
+            "openbox",
+            "plasma-desktop",
+            "plasma-workspace",
+            "qml-qt6",
+            "qml6-module-org-kde-kcmutils",
+            "qml6-module-org-kde-notifications",
+            "qml6-module-qtquick",
+            "qt6-declarative-dev-tools",
+            "qt6-svg-plugins",
+            "systemd",
+            "xdotool",
+            "xfce4-panel",
+            "xvfb",
+        ],
+        desktops: &["lint", "applets", "plasma", "gnome", "tray"],
+    },
+    Debian {
+        suite: "bookworm",
+        folder: "IPC_DESKTOP_ROOT_5",
+        packages: &[
+            "breeze-icon-theme",
+            "cmake",
+            "dbus",
+            "dbus-daemon",
+            "fonts-dejavu-core",
+            "g++",
+            "imagemagick",
+            "iproute2",
+            "kpackagetool5",
+            "libqt5svg5",
+            "make",
+            "openbox",
+            "plasma-desktop",
+            "plasma-integration",
+            "plasma-workspace",
+            "python3",
+            "qml-module-org-kde-kcm",
+            "qml-module-org-kde-kitemmodels",
+            "qml-module-org-kde-notifications",
+            "qml-module-qt-labs-platform",
+            "qtbase5-dev",
+            "qtdeclarative5-dev",
+            "qtdeclarative5-dev-tools",
+            "systemd",
+            "xdotool",
+            "xvfb",
+        ],
+        desktops: &["plasma5"],
+    },
 ];
 
-/// Where somebody has such a folder already.
-const FOLDER: &str = "IPC_DESKTOP_ROOT";
+/// All scripts.
+pub fn desktops() -> Vec<&'static str> {
+    DEBIANS.iter().flat_map(|debian| debian.desktops).copied().collect()
+}
 
-/// The scripts in tests/desktop/next.
-pub const DESKTOPS: &[&str] = &["lint", "applets", "plasma", "gnome", "tray"];
-
-/// A folder with the next Debian in it.
+/// A folder with a Debian in it.
 pub struct Next {
     folder: PathBuf,
     staged: PathBuf,
@@ -57,10 +106,11 @@ pub struct Next {
 
 impl Next {
     /// The folder, made if it is missing, and what is tried in it: `programs` are ipcd and ipc-tray.
-    pub fn new(programs: &[PathBuf]) -> Result<Next> {
-        let folder = std::env::var_os(FOLDER).map_or_else(|| output().join(SUITE), PathBuf::from);
+    pub fn new(debian: &Debian, programs: &[PathBuf]) -> Result<Next> {
+        let folder =
+            std::env::var_os(debian.folder).map_or_else(|| output().join(debian.suite), PathBuf::from);
         if !folder.join("usr/bin/plasmashell").exists() {
-            make(&folder)?;
+            make(debian, &folder)?;
         }
         let staged = output().join("next");
         let _ = fs::remove_dir_all(&staged);
@@ -69,7 +119,9 @@ impl Next {
             let name = program.file_name().context("the name of a program")?;
             fs::copy(program, staged.join(name)).with_context(|| program.display().to_string())?;
         }
-        fs::copy(plasmoid::pack()?, staged.join("org.example.IPC.plasmoid"))?;
+        for version in Plasma::ALL {
+            fs::copy(plasmoid::pack(version)?, staged.join(version.archive()))?;
+        }
         fs::copy(extension::pack(Variant::Modules)?, staged.join("extension.zip"))?;
         copy_tree(&root().join("tests/desktop/next"), &staged.join("next"))?;
         copy_tree(&root().join("desktop"), &staged.join("desktop"))?;
@@ -101,7 +153,7 @@ impl Next {
         Ok(text)
     }
 
-    /// Tries one of [`DESKTOPS`].
+    /// Tries one of the desktops of this Debian.
     pub fn desktop(&self, name: &str) -> Result<String> {
         let script = format!("/ipc/next/{name}.sh");
         let told = self.run(&["dbus-run-session", "--", "bash", &script])?;
@@ -111,8 +163,9 @@ impl Next {
 }
 
 /// Makes the folder with mmdebstrap(1), from where this machine has its packages.
-fn make(folder: &Path) -> Result<()> {
-    println!("making {} with {} packages of {SUITE}", folder.display(), PACKAGES.len());
+fn make(debian: &Debian, folder: &Path) -> Result<()> {
+    let Debian { suite, packages, .. } = debian;
+    println!("making {} with {} packages of {suite}", folder.display(), packages.len());
     let mut apt = Command::new("apt-get");
     let sites = apt
         .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
@@ -122,7 +175,7 @@ fn make(folder: &Path) -> Result<()> {
     let mirror = sites.lines().find(|site| !site.contains("security")).context("apt-get knows no mirror")?;
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--variant=apt", "--aptopt=APT::Install-Recommends \"false\""]);
-    mmdebstrap.arg(format!("--include={}", PACKAGES.join(","))).arg(SUITE).arg(folder).arg(mirror);
+    mmdebstrap.arg(format!("--include={}", packages.join(","))).arg(suite).arg(folder).arg(mirror);
     let status = mmdebstrap.status().context("mmdebstrap")?;
     ensure!(status.success(), "{mmdebstrap:?}: {status}");
     Ok(())

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ipc_desktop::extension::{Variant, pack};
-use ipc_desktop::{output, plasmoid, root};
+use ipc_desktop::plasmoid::{self, Plasma};
+use ipc_desktop::{output, root};
 use ipc_harness::{Process, has_tool, need_tool, or_skip, patience};
 
 /// The version of eslint whose rules the sources follow.
@@ -46,21 +47,29 @@ fn both_archives_are_packed() {
 }
 
 #[test]
-fn the_widget_is_packed() {
+fn both_widgets_are_packed() {
     or_skip!(need_tool("msgfmt").and(need_tool("python3")));
-    let archive = plasmoid::pack().unwrap_or_else(|error| panic!("{error:#}"));
-    let names = run("python3", &["-m", "zipfile", "--list", archive.to_str().expect("UTF-8")]);
-    let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    for wanted in [
-        "metadata.json",
-        "contents/config/main.xml",
-        "contents/ui/main.qml",
-        "contents/icons/org.example.IPC-symbolic.svg",
-        "contents/locale/de/LC_MESSAGES/plasma_applet_org.example.IPC.mo",
-    ] {
-        assert!(names.contains(&wanted), "{wanted} is not in {}: {names:?}", archive.display());
+    for version in Plasma::ALL {
+        let archive = plasmoid::pack(version).unwrap_or_else(|error| panic!("{error:#}"));
+        let archive = archive.to_str().expect("UTF-8");
+        let names = run("python3", &["-m", "zipfile", "--list", archive]);
+        let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        for wanted in [
+            "metadata.json",
+            "contents/config/main.xml",
+            "contents/ui/main.qml",
+            "contents/icons/org.example.IPC-symbolic.svg",
+            "contents/locale/de/LC_MESSAGES/plasma_applet_org.example.IPC.mo",
+        ] {
+            assert!(names.contains(&wanted), "{wanted} is not in {archive}: {names:?}");
+        }
+        assert!(!names.iter().any(|name| name.starts_with("po/")), "{names:?}");
+        assert_eq!(names.contains(&"contents/ui/PlasmoidItem.qml"), version == Plasma::Five, "{names:?}");
+        let script =
+            "import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).read('metadata.json').decode())";
+        let metadata = run("python3", &["-c", script, archive]);
+        assert_eq!(metadata.contains("X-Plasma-API-Minimum-Version"), version == Plasma::Six, "{metadata}");
     }
-    assert!(!names.iter().any(|name| name.starts_with("po/")), "{names:?}");
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail, ensure};
 use ipc_desktop::extension::{self, Variant};
-use ipc_desktop::next::{DESKTOPS, Next};
-use ipc_desktop::{plasmoid, root};
+use ipc_desktop::next::{DEBIANS, Next};
+use ipc_desktop::plasmoid::{self, Plasma};
+use ipc_desktop::root;
 
 use crate::cargo;
 
@@ -12,7 +13,9 @@ pub fn pack() -> Result<()> {
     for variant in Variant::ALL {
         println!("packed {}", extension::pack(variant)?.display());
     }
-    println!("packed {}", plasmoid::pack()?.display());
+    for version in Plasma::ALL {
+        println!("packed {}", plasmoid::pack(version)?.display());
+    }
     Ok(())
 }
 
@@ -28,7 +31,7 @@ pub fn here() -> Result<()> {
     Ok(())
 }
 
-/// Tries what the next Debian has: all of it, and says at the end what failed.
+/// Tries what other Debians have: all of it, and says at the end what failed.
 pub fn all(only: &[String]) -> Result<()> {
     if only.is_empty() {
         here()?;
@@ -38,14 +41,21 @@ pub fn all(only: &[String]) -> Result<()> {
     let status = build.status()?;
     ensure!(status.success(), "{build:?}: {status}");
     let programs = ["ipcd", "ipc-tray"].map(|program| root().join("target/debug").join(program));
-    let next = Next::new(&programs)?;
     let mut failed = Vec::new();
-    for name in DESKTOPS.iter().filter(|name| only.is_empty() || only.iter().any(|it| it == *name)) {
-        match next.desktop(name) {
-            Ok(told) => println!("{name}:\n{told}"),
-            Err(error) => {
-                eprintln!("{name}: {error:#}");
-                failed.push(*name);
+    for debian in DEBIANS {
+        let wanted = |name: &&&str| only.is_empty() || only.iter().any(|it| it == **name);
+        let desktops: Vec<_> = debian.desktops.iter().filter(wanted).collect();
+        if desktops.is_empty() {
+            continue;
+        }
+        let next = Next::new(debian, &programs)?;
+        for name in desktops {
+            match next.desktop(name) {
+                Ok(told) => println!("{name}:\n{told}"),
+                Err(error) => {
+                    eprintln!("{name}: {error:#}");
+                    failed.push(*name);
+                }
             }
         }
     }

@@ -67,12 +67,13 @@ enum Task {
         /// Only packs.
         #[arg(long)]
         pack: bool,
-        /// Tries GNOME 48, Plasma 6 and the panel of Xfce, too, in a folder with the next Debian, which is made if it
-        /// is missing (as root; 2.5 GB). IPC_DESKTOP_ROOT names one that is there already.
+        /// Tries GNOME 48, Plasma 6 and the panel of Xfce, too, in a folder with Debian 13, and Plasma 5.27 in one with
+        /// Debian 12. They are made if they are missing (as root; 2.5 and 2 GB); IPC_DESKTOP_ROOT and
+        /// IPC_DESKTOP_ROOT_5 name folders that are there already.
         #[arg(long, conflicts_with = "pack")]
         all: bool,
-        /// With --all: only these, of lint, applets, plasma, gnome and tray.
-        #[arg(requires = "all", value_parser = ipc_desktop::next::DESKTOPS.to_vec())]
+        /// With --all: only these, of lint, applets, plasma, gnome, tray and plasma5.
+        #[arg(requires = "all", value_parser = ipc_desktop::next::desktops())]
         only: Vec<String>,
     },
     /// Lets libFuzzer look for bytes that break what reads them, with cargo-fuzz, which is installed if it

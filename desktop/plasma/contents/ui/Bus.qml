@@ -23,8 +23,10 @@ QtObject {
     readonly property DBus.DBusServiceWatcher watcher: DBus.DBusServiceWatcher {
         busType: bus.type
         watchedService: bus.name
-        onRegisteredChanged: bus.changed()
     }
+
+    // Not when `registered` changes, which this may follow later.
+    onOwnedChanged: changed()
 
     Component.onCompleted: look()
 

@@ -19,7 +19,7 @@ QtObject {
 
     function add(icon, text) {
         const same = lines.find(line => line.text === text);
-        const line = {icon, text, time: Date.now(), count: (same?.count ?? 0) + 1};
+        const line = {icon, text, time: Date.now(), count: (same ? same.count : 0) + 1};
         lines = [line, ...lines.filter(line => line !== same)].slice(0, kept);
         added(text);
     }
@@ -28,7 +28,7 @@ QtObject {
         // Link-local addresses come and go with each change of the interface's state.
         if (what === "device")
             device(it);
-        else if (networkWanted && it.name !== "lo" && !it.address?.startsWith("fe80:"))
+        else if (networkWanted && it.name !== "lo" && !(it.address ?? "").startsWith("fe80:"))
             network(what, it);
     }
 

@@ -202,6 +202,8 @@ PlasmaExtras.Representation {
 
     function watchFolders(paths) {
         Plasmoid.configuration.folders = paths;
-        Plasmoid.configuration.writeConfig();
+        // Plasma 5.27 has done so by itself.
+        if (Plasmoid.configuration.writeConfig)
+            Plasmoid.configuration.writeConfig();
     }
 }

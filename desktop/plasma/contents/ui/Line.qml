@@ -64,7 +64,8 @@ RowLayout {
 
         PlasmaComponents.ToolButton {
             id: button
-            required property Kirigami.Action modelData
+            /** An action. Qt 5 breaks where it is called one. */
+            required property var modelData
 
             icon.name: modelData.icon.name
             icon.width: Kirigami.Units.iconSizes.small

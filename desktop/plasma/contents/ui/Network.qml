@@ -131,7 +131,7 @@ QtObject {
     }
 
     function link(index, name, state, details) {
-        return {index, name, state, loopback: details.flags?.includes("loopback") ?? name === "lo"};
+        return {index, name, state, loopback: details.flags ? details.flags.includes("loopback") : name === "lo"};
     }
 
     function key(index, address, prefix) {

@@ -58,7 +58,8 @@ QtObject {
     }
 
     function take(all) {
-        const address = path => all[path]?.["org.example.IPC.Endpoint"]?.Address ?? path;
+        const part = (path, name) => (all[path] ?? {})[`org.example.IPC.${name}`] ?? {};
+        const address = path => part(path, "Endpoint").Address ?? path;
         const before = new Map([...relays, ...endpoints].map(it => [it.path, it.history]));
         const remember = (path, value) => [...before.get(path) ?? [], value].slice(-remembered);
         const freshRelays = [], freshEndpoints = [];
@@ -75,8 +76,7 @@ QtObject {
                     history: remember(path, relay.Rate),
                 });
             } else if (endpoint) {
-                const stream = interfaces["org.example.IPC.Stream"];
-                const depth = (stream ?? interfaces["org.example.IPC.Messages"])?.Depth ?? null;
+                const depth = part(path, "Stream").Depth ?? part(path, "Messages").Depth ?? null;
                 freshEndpoints.push({
                     path,
                     address: endpoint.Address,

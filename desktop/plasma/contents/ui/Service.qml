@@ -25,7 +25,7 @@ QtObject {
     signal arrived
     signal left
 
-    readonly property list<QtObject> buses: [
+    readonly property list<QtObject> both: [
         Bus {
             kind: "system"
             type: DBus.BusType.System
@@ -41,6 +41,9 @@ QtObject {
             onChanged: service.choose()
         }
     ]
+
+    /** In Qt 5, which the widget for Plasma 5.27 is made for of these sources, a list is no array. */
+    readonly property var buses: Array.from(both)
 
     /** Calls a method: `answer` gets what it returns as plain values, `refused` {name, message, answered}. */
     function call(path, iface, member, signature, given, answer, refused) {
@@ -100,15 +103,15 @@ QtObject {
         if (buses.some(bus => !bus.known))
             return;
         const bus = chosen();
-        if (presence === "present" && bus?.owned && bus.kind === kind)
+        if (presence === "present" && bus && bus.owned && bus.kind === kind)
             return;
         if (presence === "present") {
             life += 1;
             presence = "searching";
             left();
         }
-        kind = bus?.kind ?? "";
-        if (bus?.owned) {
+        kind = bus ? bus.kind : "";
+        if (bus && bus.owned) {
             started = true;
             presence = "present";
             arrived();
