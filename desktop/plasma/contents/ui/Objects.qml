@@ -76,7 +76,8 @@ QtObject {
                     history: remember(path, relay.Rate),
                 });
             } else if (endpoint) {
-                const depth = part(path, "Stream").Depth ?? part(path, "Messages").Depth ?? null;
+                const stream = interfaces["org.example.IPC.Stream"];
+                const depth = (stream ?? part(path, "Messages")).Depth ?? null;
                 freshEndpoints.push({
                     path,
                     address: endpoint.Address,
