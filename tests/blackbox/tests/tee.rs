@@ -141,14 +141,24 @@ async fn what_cannot_be(stage: Stage) {
     let cases = [
         (&one, tee(std::slice::from_ref(&one), []), "InvalidArgument", "is a sink of the relay already"),
         (&one, tee(std::slice::from_ref(&source), []), "InvalidArgument", "would come back"),
-        (&one, tee(std::slice::from_ref(&queue), []), "InvalidArgument", "the first sink is a stream of bytes"),
+        (
+            &one,
+            tee(std::slice::from_ref(&queue), []),
+            "InvalidArgument",
+            "the first sink is a stream of bytes",
+        ),
         (
             &queue,
             tee(std::slice::from_ref(&one), [("framing", "line".into())]),
             "InvalidArgument",
             "the first sink takes messages",
         ),
-        (&one, tee(std::slice::from_ref(&two), [("count", 3u64.into())]), "InvalidArgument", "\"bytes\" counts"),
+        (
+            &one,
+            tee(std::slice::from_ref(&two), [("count", 3u64.into())]),
+            "InvalidArgument",
+            "\"bytes\" counts",
+        ),
         (&one, tee(std::slice::from_ref(&two), [("both", true.into())]), "InvalidArgument", "one direction"),
     ];
     for (sink, given, name, phrase) in cases {
@@ -175,8 +185,9 @@ async fn a_file_names_further_sinks() {
     let client = Client::of_bus(connect(&service).await);
     let relay = running(&client, "relay.all").await;
     let names = ["one", "log", "two"];
-    let _readers =
-        names.map(|name| ipc_harness::sh(&format!("exec cat {} > {}", place(name), place(&format!("{name}.out")))));
+    let _readers = names.map(|name| {
+        ipc_harness::sh(&format!("exec cat {} > {}", place(name), place(&format!("{name}.out"))))
+    });
     let written = ipc_harness::sh(&format!("echo hello > {}", place("in"))).finish();
     written.success();
     let arrives = async {
@@ -199,9 +210,7 @@ async fn running(client: &Client, name: &str) -> String {
         loop {
             let rows = client.property(PATH, "", "Declared").await.expect("the property Declared");
             let rows: Vec<BTreeMap<String, OwnedVariant>> = rows.try_into().expect("dictionaries");
-            let has = |row: &BTreeMap<String, OwnedVariant>, key: &str, text: &str| {
-                matches!(&*row[key], Variant::Str(found) if found.as_str() == text)
-            };
+            let has = |row: &BTreeMap<String, OwnedVariant>, key: &str, text: &str| matches!(&*row[key], Variant::Str(found) if found.as_str() == text);
             let found = rows.into_iter().find(|row| has(row, "name", name) && has(row, "state", "running"));
             if let Some(Variant::Str(object)) = found.as_ref().map(|row| &*row["object"]) {
                 return object.to_string();

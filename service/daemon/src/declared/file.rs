@@ -251,7 +251,8 @@ impl Reader<'_> {
     /// `source`, `sink`, `tee`, `restart`, and options.
     fn relay(&mut self, name: &str, at: Range<usize>, entry: &DeTable<'_>) {
         let wrong = self.problems.len();
-        let own = |(key, _): &Pair<'_, '_>| ["source", "sink", "tee", "restart"].contains(&key.get_ref().as_ref());
+        let own =
+            |(key, _): &Pair<'_, '_>| ["source", "sink", "tee", "restart"].contains(&key.get_ref().as_ref());
         let options: Vec<_> = entry.iter().filter(|pair| !own(pair)).collect();
         let options = self.options(&options);
         self.misfits(declared::relay_misfits(&values(&options)), at.clone(), entry);
@@ -264,8 +265,9 @@ impl Reader<'_> {
             match entry.get(which) {
                 Some(end) => found.push(self.end(name, which, which, end)),
                 None => {
-                    let text =
-                        format!("{name} has no {which}: {which} = \"NAME\" of an [endpoint.NAME], or an address");
+                    let text = format!(
+                        "{name} has no {which}: {which} = \"NAME\" of an [endpoint.NAME], or an address"
+                    );
                     self.problem(at.clone(), text);
                 }
             }
@@ -286,7 +288,9 @@ impl Reader<'_> {
             Some(ends) if !ends.is_empty() => {
                 let numbered = ends.iter().enumerate();
                 numbered
-                    .map(|(index, end)| self.end(relay, &format!("tee.{}", index + 1), "an element of tee", end))
+                    .map(|(index, end)| {
+                        self.end(relay, &format!("tee.{}", index + 1), "an element of tee", end)
+                    })
                     .collect()
             }
             _ => {
