@@ -122,11 +122,6 @@ pub fn relay_misfits(values: &Dict) -> Vec<Misfit> {
         let checked = Parameters::check(row, &[], &Address::new("a relay"), &option);
         found.extend(checked.err().map(|error| Misfit::of(key, error)));
     }
-    if values.contains_key("tee") {
-        let text = "the option \"tee\" has object paths, which a file cannot know: a declared relay has one sink; call \
-                    Relay for several";
-        found = vec![Misfit::of("tee", Error::not_supported(text))];
-    }
     if found.is_empty() {
         found.extend(relay::options::Options::parse(values).err().map(|error| Misfit { key: None, error }));
     }

@@ -175,6 +175,18 @@ taken from the source, so a pipe fills and its writer waits. Bytes come in porti
 however large it is, and those behind it wait for what it was too much. With both=true each way has the rate for itself.
 Both options together are both kept to. splice(2) goes on moving the bytes.
 
+## One source, several sinks
+
+With `tee` everything goes into the sink and into further ones, as by tee(1): bytes into streams and memory, messages into queues
+and other sinks of messages, and messages with `framing` into streams. All sinks take bytes, or all messages. What a sink that is
+full does not take, holds up the others: a portion of bytes (at most relay-buffer, or 64 KiB) or a message leaves the source when
+all have it, and the next one is taken then. `Bytes` and `Messages` count what all have; so do `bytes`, `count`, the rates and
+`idle-ms`. Where the source and all sinks are pipes or FIFOs, the bytes are not copied (`splice and tee` in `Inspect`).
+
+When one sink fails, has no reader or is closed, the relay ends and names it. What not all have is kept at the source, and
+`Finished` says who has it already: `of the bytes that were kept at the source 4096 are in fifo:path=/x`. The end of stream is
+passed on to all. There is no both=true, no fds=true between streams, and no sink that is connected again.
+
 ## A peer that leaves and comes back
 
 With `reconnect=true` a relay does not end when the peer of a socket has left. It connects to the same address again, with the

@@ -39,12 +39,11 @@ pub struct Wanted {
 /// A relay, with all that its ends are made of: it is made anew when they change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WantedRelay {
-    /// The names of the endpoints, as [`Declarations`] has them.
-    pub source: String,
-    pub sink: String,
+    /// The names of its ends, as [`Declarations`] has them: the source, the sink, and further sinks.
+    pub names: Vec<String>,
     pub restart: Restart,
     options: Vec<(String, Given)>,
-    ends: [Wanted; 2],
+    ends: Vec<Wanted>,
 }
 
 /// When a relay that has ended is started again; Restart= of systemd.service(5).
@@ -249,10 +248,11 @@ impl Reader<'_> {
         }
     }
 
-    /// `source`, `sink`, `restart`, and options.
+    /// `source`, `sink`, `tee`, `restart`, and options.
     fn relay(&mut self, name: &str, at: Range<usize>, entry: &DeTable<'_>) {
         let wrong = self.problems.len();
-        let own = |(key, _): &Pair<'_, '_>| ["source", "sink", "restart"].contains(&key.get_ref().as_ref());
+        let own =
+            |(key, _): &Pair<'_, '_>| ["source", "sink", "tee", "restart"].contains(&key.get_ref().as_ref());
         let options: Vec<_> = entry.iter().filter(|pair| !own(pair)).collect();
         let options = self.options(&options);
         self.misfits(declared::relay_misfits(&values(&options)), at.clone(), entry);
@@ -260,27 +260,55 @@ impl Reader<'_> {
             self.lifetime(at.clone(), entry);
         }
         let restart = self.restart(entry);
-        let mut end = |which: &str| match entry.get(which) {
-            Some(end) => self.end(name, which, end),
-            None => {
-                let text =
-                    format!("{name} has no {which}: {which} = \"NAME\" of an [endpoint.NAME], or an address");
-                self.problem(at.clone(), text);
-                None
+        let mut found = Vec::new();
+        for which in ["source", "sink"] {
+            match entry.get(which) {
+                Some(end) => found.push(self.end(name, which, which, end)),
+                None => {
+                    let text = format!(
+                        "{name} has no {which}: {which} = \"NAME\" of an [endpoint.NAME], or an address"
+                    );
+                    self.problem(at.clone(), text);
+                }
             }
-        };
-        let (source, sink) = (end("source"), end("sink"));
-        if let (Some(source), Some(sink)) = (source, sink)
-            && self.problems.len() == wrong
-        {
-            let ends = [source.1, sink.1];
-            let relay = WantedRelay { source: source.0, sink: sink.0, restart, options, ends };
+        }
+        if let Some(tee) = entry.get("tee") {
+            found.extend(self.tee(name, tee));
+        }
+        let (names, ends) = found.into_iter().flatten().unzip();
+        if self.problems.len() == wrong {
+            let relay = WantedRelay { names, restart, options, ends };
             self.found.insert(name.to_owned(), Declaration::Relay(relay.into()));
         }
     }
 
+    /// Further sinks.
+    fn tee(&mut self, relay: &str, tee: &Spanned<DeValue<'_>>) -> Vec<Option<(String, Wanted)>> {
+        match tee.get_ref().as_array() {
+            Some(ends) if !ends.is_empty() => {
+                let numbered = ends.iter().enumerate();
+                numbered
+                    .map(|(index, end)| {
+                        self.end(relay, &format!("tee.{}", index + 1), "an element of tee", end)
+                    })
+                    .collect()
+            }
+            _ => {
+                let text = "tee must be an array of further sinks: names of endpoints, addresses, or tables";
+                self.problem(tee.span(), text);
+                Vec::new()
+            }
+        }
+    }
+
     /// An end of a relay: the name of an endpoint, an address to attach to, or a table as that of an endpoint.
-    fn end(&mut self, relay: &str, which: &str, end: &Spanned<DeValue<'_>>) -> Option<(String, Wanted)> {
+    fn end(
+        &mut self,
+        relay: &str,
+        which: &str,
+        called: &str,
+        end: &Spanned<DeValue<'_>>,
+    ) -> Option<(String, Wanted)> {
         let own = format!("{relay}.{which}");
         let name = match end.get_ref() {
             DeValue::String(text) if text.contains(':') => {
@@ -302,7 +330,7 @@ impl Reader<'_> {
             }
             _ => {
                 let text = format!(
-                    "{which} must be the name of an endpoint, an address, or a table with create or attach"
+                    "{called} must be the name of an endpoint, an address, or a table with create or attach"
                 );
                 self.problem(end.span(), text);
                 return None;

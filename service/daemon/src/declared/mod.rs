@@ -187,10 +187,10 @@ impl Keeper {
             }
             Declaration::Relay(wanted) => {
                 let place = |name: &String| self.running.get(&(key.0.clone(), name.clone()))?.place.clone();
-                // The reader of the file has found both.
-                let (Some(source), Some(sink)) = (place(&wanted.source), place(&wanted.sink)) else { return };
+                // The reader of the file has found all of them.
+                let Some(ends) = wanted.names.iter().map(place).collect::<Option<Vec<_>>>() else { return };
                 self.tasks.spawn(async move {
-                    task.keep_relay(*wanted, [source, sink]).await;
+                    task.keep_relay(*wanted, ends).await;
                     over.set();
                 });
                 None

@@ -147,20 +147,23 @@ impl Unit {
     }
 
     /// Keeps the relay running until it is not declared any more.
-    pub async fn keep_relay(self: Arc<Self>, wanted: WantedRelay, mut ends: [Place; 2]) {
+    pub async fn keep_relay(self: Arc<Self>, wanted: WantedRelay, mut ends: Vec<Place>) {
         let mut pause = Pause(FIRST_PAUSE);
         loop {
-            let [source, sink] = &mut ends;
-            let names = [&wanted.source, &wanted.sink];
-            let both =
-                async { Some([self.there(source, names[0]).await?, self.there(sink, names[1]).await?]) };
+            let all = async {
+                let mut found = Vec::new();
+                for (place, name) in ends.iter_mut().zip(&wanted.names) {
+                    found.push(self.there(place, name).await?);
+                }
+                Some(found)
+            };
             let found = tokio::select! {
-                found = both => found,
+                found = all => found,
                 () = self.gone.wait() => None,
             };
-            let Some([source, sink]) = found else { break };
+            let Some(ends) = found else { break };
             let started = Instant::now();
-            let next = match self.start(&wanted, source.clone(), sink.clone()).await {
+            let next = match self.start(&wanted, &ends).await {
                 Ok(relay) => {
                     self.says("running", "", Some(Object::Relay(relay.clone())));
                     self.finish_of(&relay, wanted.restart).await
@@ -169,12 +172,12 @@ impl Unit {
             };
             // A relay on what has gone would fail again: its ends are made anew.
             if matches!(next, Next::Retry(_)) {
-                for end in [&source, &sink].into_iter().filter(|end| end.is_over()) {
+                for end in ends.iter().filter(|end| end.is_over()) {
                     self.engine().close(end, "what it was connected to has gone");
                 }
             }
             // To end with its ends is no failure: they come back, or say why not.
-            let ended = source.closed.is_set() || sink.closed.is_set();
+            let ended = ends.iter().any(|end| end.closed.is_set());
             if ended && matches!(next, Next::Retry(_) | Next::Rest("finished", _)) {
                 continue;
             }
@@ -195,14 +198,13 @@ impl Unit {
         place.wait_for(is_there).await.ok()?.clone()
     }
 
-    async fn start(
-        &self,
-        wanted: &WantedRelay,
-        source: Arc<Endpoint>,
-        sink: Arc<Endpoint>,
-    ) -> Result<Arc<Relay>, Error> {
+    async fn start(&self, wanted: &WantedRelay, ends: &[Arc<Endpoint>]) -> Result<Arc<Relay>, Error> {
+        let [source, sink, tee @ ..] = ends else {
+            return Err(Error::invalid("a relay needs a source and a sink"));
+        };
+        let (source, sink, tee) = (source.clone(), sink.clone(), tee.to_vec());
         let call = self.call()?;
-        let relay = self.engine().start_relay(&call, source, sink, wanted.options()).await?;
+        let relay = self.engine().start_tee(&call, source, sink, tee, wanted.options()).await?;
         self.enter(Object::Relay(relay.clone())).await?;
         Ok(relay)
     }

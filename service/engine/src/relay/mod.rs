@@ -196,7 +196,7 @@ impl Engine {
         tee: Vec<Arc<Endpoint>>,
         options: Dict,
     ) -> Result<Arc<Relay>> {
-        let options = Options::parse(&options)?;
+        let options = Options::parse(&options)?.with_tee(!tee.is_empty());
         let mut plans = checks::check(self, &source, &sink, &tee, &options)?;
         if plans.forth.from == Origin::Wakes {
             plans.forth.value = Some(self.on_futex(&source, |word| word.load()).await?);

@@ -282,6 +282,13 @@ impl Options {
         !bounded && !self.skip && self.filter.is_empty() && self.attributes.is_empty()
     }
 
+    /// Whether there are further sinks is known by themselves: a file names them in another way.
+    pub fn with_tee(mut self, tee: bool) -> Self {
+        self.given.retain(|key| *key != "tee");
+        self.given.extend(tee.then_some("tee"));
+        self
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.given.contains(&key)
     }

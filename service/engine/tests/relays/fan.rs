@@ -16,10 +16,8 @@ async fn tee_of(
     sinks: &[Arc<Endpoint>],
     options: Dict,
 ) -> Result<Arc<Relay>, Error> {
-    let mut all = dict! { "tee" => vec!["/resolved/by/the/bus".to_owned()] };
-    all.extend(options);
     let (sink, further) = sinks.split_first().unwrap();
-    world.engine.start_tee(&world.call, source.clone(), sink.clone(), further.to_vec(), all).await
+    world.engine.start_tee(&world.call, source.clone(), sink.clone(), further.to_vec(), options).await
 }
 
 /// What tee(1) makes of it: its output, and two files.

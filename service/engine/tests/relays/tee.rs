@@ -13,10 +13,8 @@ pub(super) async fn tee(
     sinks: [&Arc<Endpoint>; 2],
     options: Dict,
 ) -> Result<Arc<Relay>, Error> {
-    let mut all = dict! { "tee" => vec!["/resolved/by/the/bus".to_owned()] };
-    all.extend(options);
     let [sink, further] = sinks.map(Arc::clone);
-    world.engine.start_tee(&world.call, source.clone(), sink, vec![further], all).await
+    world.engine.start_tee(&world.call, source.clone(), sink, vec![further], options).await
 }
 
 /// The second sink has room for one; a pause in the middle of a message sends nothing twice.
