@@ -7,6 +7,8 @@ use zbus::{
     Address, Connection, MatchRule, MessageStream, connection::Builder, fdo::DBusProxy, message::Type,
 };
 
+pub use crate::arguments::Choice;
+
 pub const NAME: &str = "org.example.IPC";
 
 /// Signals that wait while the tray does something else; it does nothing that takes long.
@@ -14,27 +16,6 @@ const QUEUED: Option<NonZeroUsize> = NonZeroUsize::new(4096);
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(25);
-
-/// The option `--bus`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
-    System,
-    Session,
-    Address(String),
-}
-
-impl FromStr for Choice {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "system" => Ok(Self::System),
-            "session" => Ok(Self::Session),
-            address if address.contains(':') => Ok(Self::Address(address.to_owned())),
-            _ => Err("expected system, session or a D-Bus address such as unix:path=/run/bus".to_owned()),
-        }
-    }
-}
 
 impl Choice {
     /// As the menu says it.
