@@ -277,6 +277,30 @@ kept fourth
 create_pipe fifth
 kept fifth
 
+step "the package for desktops: all of it is where desktops look, and goes again"
+files >/tmp/without
+dpkg --install /package/desktop.deb
+share=/usr/share
+for file in $share/gnome-shell/extensions/ipc@example.org/metadata.json \
+    $share/gnome-shell/extensions/ipc@example.org/schemas/gschemas.compiled \
+    $share/gnome-shell/extensions/ipc@example.org/locale/de/LC_MESSAGES/ipc@example.org.mo \
+    $share/plasma/plasmoids/$name/metadata.json $share/plasma/plasmoids/$name/contents/ui/main.qml \
+    $share/applications/$name.desktop $share/applications/$name.Tray.desktop $share/metainfo/$name.metainfo.xml \
+    $share/icons/hicolor/scalable/apps/$name.svg $share/icons/hicolor/symbolic/apps/$name-symbolic.svg; do
+    [ -f "$file" ] || fail "$file is missing"
+    as alice test -r "$file" || fail "alice cannot read $file"
+done
+for file in $share/applications/$name*.desktop; do
+    as alice sh -c "command -v $(sed -n 's/^Exec=\([^ ]*\).*/\1/p' "$file")" >/dev/null || fail "the program of $file is missing"
+done
+as alice ipc-tray --version || fail "ipc-tray does not run"
+as alice dbus-run-session -- busctl --user call $name $manager org.freedesktop.DBus.Peer Ping ||
+    fail "a session bus does not start the service"
+refused "the removal of what it needs" dpkg --remove ipcd
+dpkg --purge ipcd-desktop
+files >/tmp/again
+diff /tmp/without /tmp/again || fail "files of the package for desktops are left"
+
 step "without systemd the bus starts it by itself, and one signal ends it"
 # A second system bus, at the same place for those who see other mounts.
 unshare --mount sh -euc '

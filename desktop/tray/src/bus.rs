@@ -10,6 +10,7 @@ use zbus::{
     message::Type,
 };
 
+pub use crate::arguments::Choice;
 use crate::signals::Interfaces;
 
 pub const NAME: &str = "org.example.IPC";
@@ -19,27 +20,6 @@ const QUEUED: Option<NonZeroUsize> = NonZeroUsize::new(4096);
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(25);
-
-/// The option `--bus`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
-    System,
-    Session,
-    Address(String),
-}
-
-impl FromStr for Choice {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "system" => Ok(Self::System),
-            "session" => Ok(Self::Session),
-            address if address.contains(':') => Ok(Self::Address(address.to_owned())),
-            _ => Err("expected system, session or a D-Bus address such as unix:path=/run/bus".to_owned()),
-        }
-    }
-}
 
 impl Choice {
     /// As the menu says it.

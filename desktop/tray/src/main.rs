@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod bus;
 mod commands;
 mod menu;
@@ -22,30 +23,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use self::{bus::Choice, menu::Tray, notifier::Notifier};
+use self::{arguments::Arguments, menu::Tray, notifier::Notifier};
 
 /// As many choices of the user may wait; a menu gives one at a time.
 const COMMANDS: usize = 16;
-
-/// Shows network interfaces, events of the kernel, endpoints and relays of org.example.IPC in the panel.
-#[derive(Debug, Parser)]
-#[command(version, about, long_about = LONG)]
-struct Arguments {
-    /// The bus of the service: system, session, or a D-Bus address. Without it: the system bus if the
-    /// service is there or can be started there, else the session bus.
-    #[arg(long, value_name = "system|session|ADDRESS")]
-    bus: Option<Choice>,
-
-    /// Tells nothing outside the menu.
-    #[arg(long)]
-    no_notifications: bool,
-}
-
-const LONG: &str = "\
-Shows network interfaces, events of the kernel, endpoints and relays of org.example.IPC in the panel.
-
-It needs a panel that shows StatusNotifierItems (KDE Plasma, Xfce, LXQt, Cinnamon, waybar, GNOME with the \
-extension AppIndicator), and waits for one. Notifications go to org.freedesktop.Notifications.";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {

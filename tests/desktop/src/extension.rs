@@ -29,6 +29,15 @@ pub enum Variant {
 impl Variant {
     pub const ALL: [Variant; 2] = [Variant::Legacy, Variant::Modules];
 
+    /// For the GNOME Shell of this machine, as gnome-extensions(1), which is a part of it, says.
+    pub fn here() -> Result<Variant> {
+        let said = Command::new("gnome-extensions").arg("version").output().context("gnome-extensions")?;
+        let said = String::from_utf8_lossy(&said.stdout);
+        let major = said.trim().split('.').next().unwrap_or_default();
+        let major: u32 = major.parse().with_context(|| format!("gnome-extensions version: {said}"))?;
+        Ok(if major < 45 { Variant::Legacy } else { Variant::Modules })
+    }
+
     /// The first version, which names the archive.
     fn first(self) -> &'static str {
         match self {

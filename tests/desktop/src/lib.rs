@@ -12,6 +12,7 @@ pub mod next;
 pub mod plasmoid;
 mod preferences;
 mod shell;
+pub mod staged;
 
 use std::fs;
 use std::path::{Path, PathBuf};

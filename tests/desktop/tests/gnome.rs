@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Instant;
 
-use ipc_desktop::{Desktop, Shell};
+use ipc_desktop::{Desktop, Shell, staged};
 use ipc_harness::{Bus, Launch, Monitor, Process, Service, busctl, busctl_monitor, object_path, or_skip, sh};
 
 const ENTRY_FOLDER: &str = "Path of a folder";
@@ -193,6 +193,21 @@ async fn a_service_that_comes_back_is_used_again() {
     let session = made_on(&desktop.session);
     drop(preferred);
     session.wait_for_all(&["/org/example/IPC/inotify/"]);
+}
+
+/// As the package for desktops has it, and not in anybody's home: with its settings, texts and icon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_runs_where_a_package_installs_it() {
+    let desktop = or_skip!(Desktop::new());
+    let home = desktop.home();
+    fs::remove_dir_all(home.join(".local/share/gnome-shell/extensions")).expect("what was installed");
+    staged::stage(&home.join("share")).unwrap_or_else(|error| panic!("{error:#}"));
+    let data = format!("{}/share:/usr/local/share:/usr/share", home.display());
+    let mut shell = desktop.start(&[("XDG_DATA_DIRS", &data), ("LANGUAGE", "de")]).await;
+    shell.set("events-shown", "uint32 3").await;
+    shell.until(|state| (state["settings"]["events-shown"] == "3").then_some(())).await;
+    shell.open(true).await;
+    shell.row(|row| begins(row, "Der IPC-Dienst ist nicht installiert")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@
 //! | `interfaces/proxy/src/*.rs` but lib.rs | the same |
 //! | `docs/reference/*.md` | the same, the tables of mechanisms, options, limits and errors, and the markers of tests |
 //! | `dbus-policy/org.example.IPC.conf` and an example | the same, and the limit of fds |
-//! | `docs/ipcd.1` | the command line |
+//! | `docs/*.1` | the command lines |
 //!
 //! [`stale`] compares without writing; a test holds it to be empty.
 
@@ -95,7 +95,7 @@ fn files() -> Result<BTreeMap<String, String>> {
         files.insert(format!("docs/reference/{name}"), text);
     }
     files.extend(policy::files(&interfaces)?);
-    files.insert("docs/ipcd.1".to_owned(), manual::page()?);
+    files.extend(manual::pages()?.map(|(name, text)| (format!("docs/{name}"), text)));
     Ok(files)
 }
 

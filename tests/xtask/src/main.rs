@@ -91,10 +91,10 @@ enum Task {
         /// Only the checks whose name contains this.
         name: Option<String>,
     },
-    /// Builds the Debian package, with cargo-deb, which is installed if it is missing; checks it with
+    /// Builds the Debian packages, with cargo-deb, which is installed if it is missing; checks them with
     /// lintian.
     Package {
-        /// Also installs, uses, upgrades and purges it in a container with a real systemd, once with
+        /// Also installs, uses, upgrades and purges them in a container with a real systemd, once with
         /// each message bus. Needs root, mmdebstrap and systemd-nspawn; takes minutes.
         #[arg(long)]
         test: bool,

@@ -1,6 +1,7 @@
-//! `cargo xtask package`: the Debian package, and its life on a machine with a real systemd.
+//! `cargo xtask package`: the Debian packages, and their life on a machine with a real systemd.
 //!
-//! What goes into it stands in service/daemon/Cargo.toml, for cargo-deb. The test starts a minimal Debian in a
+//! There are two: ipcd, which is all that a server wants, and ipcd-desktop. What goes into them stands in
+//! service/daemon/Cargo.toml and desktop/tray/Cargo.toml, for cargo-deb. The test starts a minimal Debian in a
 //! container, once with each message bus, and runs tests/package/scenario.sh in it as a unit; the container powers
 //! off when the script ends. The root file system is made once and kept under target/.
 
@@ -11,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use ipc_desktop::staged;
 use ipc_harness::{Kind, has_tool};
 
 use crate::{cargo, root};
@@ -40,9 +42,13 @@ pub fn package(test: bool) -> Result<()> {
     let directory = root().join("target/package");
     fs::create_dir_all(&directory)?;
     need_cargo_deb()?;
-    let package = build(&directory, &[])?;
-    println!("built {}", package.display());
-    lint(&package)?;
+    let package = build(&directory, "ipcd", &[])?;
+    staged::stage(&directory.join("staged"))?;
+    let desktop = build(&directory, "ipc-tray", &[])?;
+    for package in [&package, &desktop] {
+        println!("built {}", package.display());
+        lint(package)?;
+    }
     if !test {
         return Ok(());
     }
@@ -52,11 +58,16 @@ pub fn package(test: bool) -> Result<()> {
     }
     // The same program under a higher version: what an upgrade does is for the scripts to show.
     let higher = concat!(env!("CARGO_PKG_VERSION"), "-1+upgrade");
-    let upgrade = build(&directory, &["--no-build", "--deb-version", higher])?;
+    let upgrade = build(&directory, "ipcd", &["--no-build", "--deb-version", higher])?;
     let system = root_file_system(&directory)?;
     for bus in Kind::ALL {
         println!("==> the package with {bus}");
-        live(&directory, &system, bus, &[(&package, "old.deb"), (&upgrade, "new.deb")])?;
+        live(
+            &directory,
+            &system,
+            bus,
+            &[(&package, "old.deb"), (&upgrade, "new.deb"), (&desktop, "desktop.deb")],
+        )?;
     }
     fs::remove_file(upgrade).context("removing the package of the upgrade")
 }
@@ -70,17 +81,18 @@ fn need_cargo_deb() -> Result<()> {
     run(cargo().args(["install", "--locked", "cargo-deb"]))
 }
 
-/// Where cargo-deb says that it put the package.
-fn build(directory: &Path, more: &[&str]) -> Result<PathBuf> {
+/// Where cargo-deb says that it put the package that is made of this crate.
+fn build(directory: &Path, name: &str, more: &[&str]) -> Result<PathBuf> {
     let mut deb = cargo();
-    deb.args(["deb", "--quiet", "--package", "ipcd", "--strip", "--output"]).arg(directory).args(more);
+    deb.args(["deb", "--quiet", "--package", name, "--strip", "--output"]).arg(directory).args(more);
     let output = deb.stderr(Stdio::inherit()).output().context("cargo deb")?;
     ensure!(output.status.success(), "{deb:?}: {}", output.status);
     let printed = String::from_utf8_lossy(&output.stdout);
     Ok(printed.lines().last().context("cargo deb names no package")?.into())
 }
 
-/// Everything that lintian knows to say is a failure; dbus-policy/debian/lintian-overrides has the exceptions.
+/// Everything that lintian knows to say is a failure; the lintian-overrides in dbus-policy/debian and desktop/debian have the
+/// exceptions.
 fn lint(package: &Path) -> Result<()> {
     if !has_tool("lintian") {
         println!("SKIPPED  lintian is not installed");
