@@ -117,7 +117,7 @@ async fn relays_are_shown_paused_and_stopped() {
     let (_, sink) = (create("unix:pair"), create("unix:pair"));
     let relay = bus.manager("Relay", "ooa{sv}", &[&source, &sink, "0"]).expect("Relay");
     let relay = object_path(&relay);
-    let queue = create("sysvmq:key=private");
+    let queue = create("sysvmq:key=private,remove-on-close");
     for word in ["one", "two"] {
         bus.call(&queue, "org.example.IPC.Messages", "SendText", "sa{sv}u", &[word, "0", "1000"])
             .expect("SendText");
