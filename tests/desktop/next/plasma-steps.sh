@@ -79,12 +79,18 @@ xdotool search --name 'IPC Settings' windowclose
 sleep 1
 
 # On the desktop, where it is typed into. Devices are those of the whole machine: what happens to them would move lines.
+lines=$(wc -l <"$log")
 evaluate "
     const widget = desktops()[0].addWidget('org.example.IPC', 700, 40, 440, 660);
     widget.currentConfigGroup = ['General'];
     widget.writeConfig('feedDevices', false);
     widget.reloadConfig();
 " || fail "no widget on the desktop"
+# It is the only one that is open, and has all its lines when it knows the relay.
+filled() {
+    tail --lines=+$((lines + 1)) "$log" | grep --quiet 'ipc: relay .* running'
+}
+until_true filled
 waiting
 before=$(notified)
 sleep 4
