@@ -135,7 +135,16 @@ impl Next {
             mount --bind \"$2\" ipc; mount --bind \"$3\" pictures; ip link set lo up; folder=$1; shift 3
             exec chroot \"$folder\" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \"$@\"";
         let mut command = Command::new("unshare");
-        command.args(["--net", "--ipc", "--pid", "--mount", "--propagation", "private", "--fork", "--kill-child"]);
+        command.args([
+            "--net",
+            "--ipc",
+            "--pid",
+            "--mount",
+            "--propagation",
+            "private",
+            "--fork",
+            "--kill-child",
+        ]);
         command
             .args(["sh", "-c", INSIDE, "sh"])
             .arg(&self.folder)
