@@ -77,7 +77,8 @@ pub trait Messages {
     #[zbus(signal)]
     fn ready(&self, seq: u64) -> zbus::Result<()>;
 
-    /// How many messages wait; not there where the kernel does not tell.
+    /// How many messages wait: those that the kernel has, and those that were taken and given back. Not there where
+    /// the kernel does not tell.
     #[zbus(property(emits_changed_signal = "false"))]
     fn depth(&self) -> zbus::Result<u64>;
 

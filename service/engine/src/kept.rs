@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipc_kernel::{
-    Attempt, Dict, Readiness, Result,
+    Attempt, Dict, Error, Readiness, Result,
     datagrams::Batch,
     shape::{Message, Messages, Shape},
 };
@@ -144,6 +144,16 @@ impl Endpoint {
             Err(_) if kept > 0 => Ok(kept as u64),
             Err(error) => Err(error),
         }
+    }
+
+    /// How many messages can be received now, likewise.
+    pub fn messages_depth(&self) -> Result<u64> {
+        let (kept, _) = self.kept_count();
+        let waiting = self
+            .messages()?
+            .depth()
+            .ok_or_else(|| Error::not_supported("the kernel does not tell how many messages wait here"))?;
+        Ok(waiting + kept as u64)
     }
 
     /// What was taken and never delivered goes back, where the kernel's object outlives this endpoint

@@ -170,6 +170,8 @@ async fn what_a_caller_who_left_did_not_get_goes_back_on_close() {
     world.send(&queue, 9, b"for nobody", 0).await.unwrap();
     assert_eq!(kind(world.engine.receive(&leaver, &other, &Dict::new(), 1000).await), Kind::Cancelled);
     assert_eq!(other.kept_count().0, 1);
+    // The kernel has it no more; whoever receives here still gets it.
+    assert_eq!((queue.messages_depth().unwrap(), other.messages_depth().unwrap()), (0, 1));
     world.engine.close(&other, "closed");
     drop(other);
     let back = async {

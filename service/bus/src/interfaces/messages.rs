@@ -214,11 +214,10 @@ impl Messages {
         Ok(self.endpoint.messages()?.max_message_size())
     }
 
-    /// How many messages wait; not there where the kernel does not tell.
+    /// How many messages wait: those that the kernel has, and those that were taken and given back. Not there where
+    /// the kernel does not tell.
     #[zbus(property(emits_changed_signal = "false"))]
     fn depth(&self) -> Result<u64> {
-        let depth = self.endpoint.messages()?.depth();
-        Ok(depth
-            .ok_or_else(|| Error::not_supported("the kernel does not tell how many messages wait here"))?)
+        Ok(self.endpoint.messages_depth()?)
     }
 }
