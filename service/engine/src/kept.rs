@@ -9,7 +9,7 @@ use std::{
 use ipc_kernel::{
     Attempt, Dict, Error, Readiness, Result,
     datagrams::Batch,
-    shape::{Message, Messages, Shape},
+    shape::{Message, Messages},
 };
 
 use crate::endpoint::Endpoint;
@@ -47,14 +47,17 @@ impl Endpoint {
         Ok(attempt)
     }
 
-    /// One attempt to receive several datagrams from the kernel; what is kept here is not looked at.
-    pub fn attempt_batch(&self, batch: &mut Batch) -> Result<Attempt<()>> {
-        let source = self.messages()?.datagram_source().ok_or_else(|| self.lacks(Shape::Messages))?;
+    /// One attempt to receive several datagrams from the kernel; what is kept here is not looked at. None: they come
+    /// one by one.
+    pub fn attempt_batch(&self, batch: &mut Batch) -> Result<Option<Attempt<()>>> {
+        let Some(source) = self.messages()?.datagram_source() else {
+            return Ok(None);
+        };
         let attempt = source.receive(batch)?;
         if matches!(attempt, Attempt::Done(())) {
             self.taken(batch.len() as u64);
         }
-        Ok(attempt)
+        Ok(Some(attempt))
     }
 
     fn taken(&self, count: u64) {

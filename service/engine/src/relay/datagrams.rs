@@ -76,15 +76,7 @@ impl Datagrams {
     /// Takes what there is, and waits where there is nothing. False: the source has come to its end.
     async fn take(&mut self) -> Result<bool> {
         loop {
-            if self.source.kept_count().0 > 0
-                && let Attempt::Done(message) = self.source.attempt_receive(&Dict::new())?
-            {
-                self.kept = Some(message);
-                return Ok(true);
-            }
-            let size = self.size;
-            let batch = self.batch.get_or_insert_with(|| Batch::new(buffers::take(size)));
-            let readiness = match self.source.attempt_batch(batch) {
+            let readiness = match self.attempt() {
                 Ok(Attempt::Done(())) => return Ok(true),
                 Ok(Attempt::Wait(readiness)) => readiness,
                 Err(error) if error.kind == Kind::Closed => return Ok(false),
@@ -93,6 +85,20 @@ impl Datagrams {
             self.put_buffer();
             self.incoming.until(readiness).await?;
         }
+    }
+
+    /// What was given back comes first and by itself, and so does all where somebody else who has the socket has asked
+    /// for the times of datagrams meanwhile.
+    fn attempt(&mut self) -> Result<Attempt<()>> {
+        if self.source.kept_count().0 == 0 {
+            let size = self.size;
+            let batch = self.batch.get_or_insert_with(|| Batch::new(buffers::take(size)));
+            if let Some(attempt) = self.source.attempt_batch(batch)? {
+                return Ok(attempt);
+            }
+        }
+        let attempt = self.source.attempt_receive(&Dict::new())?;
+        Ok(attempt.map(|message| self.kept = Some(message)))
     }
 
     /// Sends until all that was taken has gone.

@@ -9,6 +9,9 @@ use super::*;
 
 const TOGETHER: &str = "recvmmsg and sendmmsg";
 
+/// asm-generic/socket.h.
+const SO_TIMESTAMPNS: i32 = 35;
+
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -146,6 +149,24 @@ async fn what_came_back_goes_with_the_next_relay() {
     let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
     until("all went", || relay.messages() == 3).await;
     assert_eq!((relay.method(), received(&output)), (TOGETHER, vec![0, 1, 2]));
+}
+
+/// Somebody else who has the socket asks for times: then each comes by itself, and nothing is lost.
+#[tokio::test]
+async fn times_that_are_asked_for_meanwhile_do_no_harm() {
+    let world = World::new();
+    let (ours, input) = (socket(), socket());
+    input.connect(ours.local_addr().unwrap()).unwrap();
+    let other = ours.try_clone().unwrap();
+    let (source, (sink, output)) = (world.adopt(ours).await, unix_sink(&world).await);
+    let relay = world.relay(&source, &sink, Dict::new()).await.unwrap();
+    for (number, timed) in [false, true, false, true].into_iter().enumerate() {
+        ipc_kernel::socket_options::set_flag(&other, SO_TIMESTAMPNS, timed).unwrap();
+        input.send(&[number as u8]).unwrap();
+        until("it went", || relay.messages() == number as u64 + 1).await;
+    }
+    assert_eq!(received(&output), [0, 1, 2, 3]);
+    running(&relay);
 }
 
 /// Whatever is asked of each message has it go by itself, and so does a sink that cannot take every one.
