@@ -203,11 +203,9 @@ impl Messages for Dialed {
 
 impl DatagramSink for Dialed {
     fn send(&self, datagrams: &[&[u8]]) -> Result<Attempt<usize>> {
-        let send = |messages: &dyn Messages| messages.datagram_sink().map(|sink| sink.send(datagrams));
-        // One that has lost its peer says so when it is asked for it.
-        self.on_messages(|messages| match send(messages) {
-            Some(sent) => sent,
-            None => messages.check_attributes(&Dict::new()).map(|()| Attempt::Done(0)),
+        self.on_messages(|messages| match messages.datagram_sink() {
+            Some(sink) => sink.send(datagrams),
+            None => Err(Error::not_supported("the socket has no peer")),
         })
     }
 }

@@ -117,10 +117,8 @@ impl Datagrams {
                     continue;
                 }
             };
-            for datagram in rest.iter().take(gone) {
-                lane.meter.add_bytes(datagram.len());
-                lane.meter.add_message();
-            }
+            let bytes = rest.iter().take(gone).map(|datagram| datagram.len()).sum();
+            lane.meter.add_messages(gone as u64, bytes);
             match &mut self.batch {
                 Some(batch) if self.kept.is_none() => batch.went(gone),
                 _ => self.kept = self.kept.take().filter(|_| gone == 0),

@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use futures_util::{FutureExt, future::select_all};
 use ipc_kernel::{
     Attempt, Error, Fd, Kind, Result, error,
     mechanism::{End, EndKind},
@@ -13,7 +14,7 @@ use ipc_kernel::{
 };
 use rustix::{event::PollFlags, io::Errno};
 
-use super::{Lane, buffers};
+use super::{Lane, buffers, task::Ended};
 use crate::{
     endpoint::Endpoint,
     wait::{Watched, until},
@@ -274,14 +275,14 @@ impl Outlet {
     }
 
     /// Completes when nobody is left on the other side.
-    pub async fn gone(&mut self) -> Result<()> {
+    pub async fn gone(&mut self) -> Result<Ended> {
         let Some(gone) = &mut self.gone else {
             return std::future::pending().await;
         };
         loop {
             gone.ready().await?;
             if relay_io::gone(&self.cursor) {
-                return Ok(());
+                return Ok(Ended::SinkGone(self.closed(None)));
             }
         }
     }
@@ -305,6 +306,17 @@ impl Outlet {
             Kind::Closed,
             format!("the sink was closed: nobody reads from {} any more{name}", self.address),
         )
+    }
+}
+
+/// Completes when one of these sinks, of which there is at least one, has nobody left on the other side.
+pub(super) async fn first_gone<'a>(mut outlets: impl Iterator<Item = &'a mut Outlet>) -> Result<Ended> {
+    match (outlets.next(), outlets.next()) {
+        (Some(only), None) => only.gone().await,
+        (one, other) => {
+            let several = one.into_iter().chain(other).chain(outlets);
+            select_all(several.map(|outlet| outlet.gone().boxed())).await.0
+        }
     }
 }
 

@@ -15,11 +15,10 @@ use ipc_kernel::{
     mechanism::EndKind,
     relay_io::{self, Cursor},
 };
-use rustix::io::Errno;
 
 use super::{
     Lane, buffers,
-    ends::{Intake, Outlet},
+    ends::{Intake, Outlet, first_gone},
     flow::{Bound, Flow},
     options::Options,
     reconnect::Side,
@@ -150,7 +149,7 @@ impl Fan {
                         Some(Bound::Later(then)) => {
                             tokio::select! {
                                 biased;
-                                ended = gone(&mut self.branches) => return ended,
+                                ended = first_gone(outlets(&mut self.branches)) => return ended,
                                 () = tokio::time::sleep_until(then) => continue,
                             }
                         }
@@ -173,7 +172,7 @@ impl Fan {
                         tokio::select! {
                             biased;
                             ready = self.intake.ready() => ready?,
-                            ended = gone(&mut self.branches) => return ended,
+                            ended = first_gone(outlets(&mut self.branches)) => return ended,
                         }
                     }
                     Step::SinksBlocked => {
@@ -300,7 +299,7 @@ impl Fan {
             self.branches.iter_mut().partition(|branch| branch.written < self.length);
         let ready =
             behind.into_iter().map(|branch| branch.outlet.ready().map(|it| it.map(|()| None)).boxed());
-        let gone = level.into_iter().map(|branch| branch_gone(branch).map(|it| it.map(Some)).boxed());
+        let gone = level.into_iter().map(|branch| branch.outlet.gone().map(|it| it.map(Some)).boxed());
         select_all(ready.chain(gone)).await.0
     }
 
@@ -364,12 +363,6 @@ impl Fan {
     }
 }
 
-/// Completes when one of the sinks has nobody who reads from it any more.
-async fn gone(branches: &mut [Branch]) -> Result<Ended> {
-    select_all(branches.iter_mut().map(|branch| branch_gone(branch).boxed())).await.0
-}
-
-async fn branch_gone(branch: &mut Branch) -> Result<Ended> {
-    branch.outlet.gone().await?;
-    Ok(Ended::SinkGone(branch.outlet.closed(None::<Errno>)))
+fn outlets(branches: &mut [Branch]) -> impl Iterator<Item = &mut Outlet> {
+    branches.iter_mut().map(|branch| &mut branch.outlet)
 }

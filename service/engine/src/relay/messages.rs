@@ -60,8 +60,7 @@ impl Messages {
                 };
                 match self.to.send(&taken.data, &taken.attributes, &taken.fds, &lane.skips).await {
                     Ok(true) => {
-                        lane.meter.add_bytes(taken.data.len());
-                        lane.meter.add_message();
+                        lane.meter.add_messages(1, taken.data.len());
                     }
                     Ok(false) => {}
                     Err(error) => lane.skips.refuse(error)?,
@@ -85,8 +84,7 @@ impl Messages {
         if self.to.arrived().await
             && let Some(taken) = self.taken.take()
         {
-            lane.meter.add_bytes(taken.data.len());
-            lane.meter.add_message();
+            lane.meter.add_messages(1, taken.data.len());
         }
         let torn = self.taken.as_ref().and_then(|_| self.to.torn());
         self.from.finish(self.taken).await;
@@ -227,8 +225,7 @@ impl Framed {
     /// What is on its way is in the sink.
     fn arrived(&mut self, lane: &Lane) {
         if let Some((total, length)) = self.sending.take() {
-            lane.meter.add_bytes(length);
-            lane.meter.add_message();
+            lane.meter.add_messages(1, length);
             self.start += total;
         }
     }

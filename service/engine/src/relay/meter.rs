@@ -47,6 +47,12 @@ impl Meter {
         self.add_recent(self.started.elapsed(), bytes as u64);
     }
 
+    /// So many messages have arrived in the sink, with so many bytes together.
+    pub fn add_messages(&self, count: u64, bytes: usize) {
+        self.add_bytes(bytes);
+        self.messages.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// A message has arrived in the sink; its bytes are counted by [`add_bytes`](Self::add_bytes).
     pub fn add_message(&self) {
         self.messages.fetch_add(1, Ordering::Relaxed);

@@ -137,10 +137,7 @@ impl Streams {
                 Some(Bound::Later(then)) => {
                     tokio::select! {
                         biased;
-                        gone = self.outlet.gone() => {
-                            gone?;
-                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
-                        }
+                        ended = self.outlet.gone() => return ended,
                         () = tokio::time::sleep_until(then) => continue,
                     }
                 }
@@ -169,10 +166,7 @@ impl Streams {
                     tokio::select! {
                         biased;
                         ready = self.intake.ready() => ready?,
-                        gone = self.outlet.gone() => {
-                            gone?;
-                            return Ok(Ended::SinkGone(self.outlet.closed(None)));
-                        }
+                        ended = self.outlet.gone() => return ended,
                     }
                     (bytes, operations) = (0, 0);
                 }

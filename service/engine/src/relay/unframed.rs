@@ -5,13 +5,12 @@
 
 use std::{fmt::Write, sync::Arc};
 
-use futures_util::{FutureExt, future::select_all};
 use ipc_kernel::{Error, Result};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Lane,
-    ends::Outlet,
+    ends::{Outlet, first_gone},
     flow::Flow,
     kinds::Origin,
     messages::TURN,
@@ -80,7 +79,7 @@ impl Unframed {
                     let ended = tokio::select! {
                         biased;
                         ended = flow.next(&lane.meter) => ended,
-                        gone = gone(&mut self.streams) => return gone,
+                        gone = first_gone(self.streams.iter_mut().map(|stream| &mut stream.outlet)) => return gone,
                     };
                     if let Some(ended) = ended {
                         return Ok(ended);
@@ -90,7 +89,7 @@ impl Unframed {
                     let taken = tokio::select! {
                         biased;
                         taken = self.from.next(lane) => taken?,
-                        gone = gone(&mut self.streams) => return gone,
+                        gone = first_gone(self.streams.iter_mut().map(|stream| &mut stream.outlet)) => return gone,
                     };
                     let Some(taken) = taken else {
                         return Ok(Ended::EndOfStream);
@@ -183,18 +182,6 @@ impl Unframed {
                 write!(torn, "{and}{written} of {} bytes of a message are in {place}", self.bytes.len());
         }
         (!torn.is_empty()).then(|| format!("{torn}; it was kept whole at the source"))
-    }
-}
-
-/// Completes when one of the sinks has nobody who reads from it any more.
-async fn gone(streams: &mut [Stream]) -> Result<Ended> {
-    let one = async |stream: &mut Stream| {
-        stream.outlet.gone().await?;
-        Ok(Ended::SinkGone(stream.outlet.closed(None)))
-    };
-    match streams {
-        [stream] => one(stream).await,
-        several => select_all(several.iter_mut().map(|stream| one(stream).boxed())).await.0,
     }
 }
 

@@ -66,7 +66,7 @@ impl Messages for UnixEndpoint {
     }
 
     fn datagram_sink(&self) -> Option<&dyn DatagramSink> {
-        self.addressee(&Dict::new()).is_ok_and(|to| to.is_none()).then_some(self)
+        (self.role != Role::Unconnected).then_some(self)
     }
 }
 
