@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ipc_engine::{Endpoint, Engine, Object, Relay};
+use ipc_engine::{Endpoint, Engine, Object, Relay, relay::of_tee};
 use ipc_kernel::{Dict, Error, Kind, Value};
 use zbus::{ObjectPath, OwnedObjectPath};
 
@@ -50,8 +50,7 @@ pub fn find_endpoint(engine: &Engine, path: &ObjectPath<'_>) -> Result<Arc<Endpo
 /// The endpoints that the option `tee` of Relay names. A value of another type is refused with the other options.
 pub fn find_tee(engine: &Engine, options: &Dict) -> Result<Vec<Arc<Endpoint>>> {
     let Some(Value::Texts(paths)) = options.get("tee") else { return Ok(Vec::new()) };
-    let named = |error: Error| Error { text: format!("the option \"tee\": {}", error.text), ..error };
-    let found = paths.iter().map(|path| endpoint_at(engine, path).map_err(named));
+    let found = paths.iter().map(|path| endpoint_at(engine, path).map_err(of_tee));
     Ok(found.collect::<ipc_kernel::Result<_>>()?)
 }
 

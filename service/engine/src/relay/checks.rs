@@ -74,7 +74,8 @@ pub(super) fn check(
     Ok(plans)
 }
 
-fn of_tee(error: Error) -> Error {
+/// Says that the error is about a further sink.
+pub fn of_tee(error: Error) -> Error {
     Error { text: format!("the option \"tee\": {}", error.text), ..error }
 }
 

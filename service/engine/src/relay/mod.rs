@@ -47,6 +47,7 @@ use ipc_kernel::{Dict, Error, Kind, Result, dict};
 
 use crate::{Engine, Object, client::Call, endpoint::Endpoint, flag::Flag};
 
+pub use self::{checks::of_tee, options::RELAY_OPTIONS, task::Finished};
 use self::{
     control::{Control, Order},
     kinds::Origin,
@@ -55,7 +56,6 @@ use self::{
     reconnect::Told,
     skip::Skips,
 };
-pub use self::{options::RELAY_OPTIONS, task::Finished};
 pub(crate) use self::{reconnect::Connections, turns::Turns};
 
 /// A relay that runs, or has run.
